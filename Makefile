@@ -1,0 +1,70 @@
+# Each target makes the virtual environment it needs; a stamp inside says what has been installed already.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+LINTERS := ruff==0.17.6 clang-format==19.1.7
+# The CUDA library compiles without a GPU, so a development build includes it wherever nvcc is.
+EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
+export EQK_CUDA
+
+BIN := $(abspath $(VENV))/bin
+BENCHES ?= $(wildcard bench/[a-z]*.py)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# pip and the build call cmake and ninja by name.
+WITH_PATH := PATH="$(BIN):$$PATH"
+
+.PHONY: demo test sanitize bench lint format clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/sevennet_demo.py
+
+# Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py builds
+# once and asks at its end whether every kernel has run.
+test: $(VENV)/.installed-test build/e3nn
+	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# 10 000 mutated calls under AddressSanitizer and UBSan; builds the library once more.
+sanitize: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -m sanitizer $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-bench
+	@test -n "$(BENCHES)" || { echo "make bench: no benchmark in bench/" >&2; exit 1; }
+	set -e; for file in $(BENCHES); do $(BIN)/python $$file $(BENCH_ARGS); done
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.linters
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info python/*.egg-info python/eqk/lib
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit("eqk needs Python 3.10 or newer, got " + sys.version if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.python Makefile
+	$(BIN)/python -m pip install --quiet $(LINTERS)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.python Makefile
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" "cmake>=3.22" ninja
+	touch $@
+
+# Without isolation, so that the library is built against the torch that it will run with.
+$(VENV)/.installed-%: $(VENV)/.torch $(SOURCES)
+	$(WITH_PATH) $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+	touch $@
+
+# e3nn's own tests are in its source distribution alone.
+build/e3nn: $(VENV)/.installed-test
+	$(BIN)/python -m pip download --quiet e3nn==0.6.0 --no-binary :all: --no-deps --no-build-isolation --dest $@

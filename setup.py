@@ -1,0 +1,74 @@
+"""Runs CMake for the libraries and finds the packages; all else is in pyproject.toml and CMakeLists.txt."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def cuda_wanted() -> bool:
+    """EQK_CUDA=0 or 1 decides; by default the CUDA library is built where torch has CUDA and nvcc is on PATH."""
+    asked = os.environ.get("EQK_CUDA")
+    if asked is not None:
+        return asked not in ("", "0")
+    return torch.version.cuda is not None and shutil.which("nvcc") is not None
+
+
+def packages() -> list[str]:
+    """What is under python/, and eqk.triton_kernels from its own directory, linked into python/eqk or not."""
+    found = [p for p in find_packages(ROOT / "python") if not p.startswith("eqk.triton_kernels")]
+    return found + ["eqk.triton_kernels"] * (ROOT / "triton_kernels" / "__init__.py").is_file()
+
+
+class CMakeBuild(build_ext):
+    """One CMake build for all libraries, so run() replaces setuptools' loop over extension modules."""
+
+    def run(self) -> None:
+        package = ROOT / "python" / "eqk" if self.inplace else Path(self.build_lib).resolve() / "eqk"
+        build = ROOT / "build" / "cmake"
+        options = {
+            "EQK_TORCH_DIR": Path(torch.__file__).parent,
+            "EQK_CUDA": "ON" if cuda_wanted() else "OFF",
+            "EQK_SANITIZE": os.environ.get("EQK_SANITIZE", ""),
+            "Python_EXECUTABLE": sys.executable,
+        }
+        ninja = shutil.which("ninja")
+        if ninja:
+            # An isolated build has a ninja of its own; the path in CMake's cache would outlive it.
+            options["CMAKE_MAKE_PROGRAM"] = ninja
+        definitions = [f"-D{key}={value}" for key, value in options.items()]
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
+        generator = ["-G", "Ninja"] if ninja else []
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, *generator, *definitions], check=True)
+        subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True)
+        subprocess.run(["cmake", "--install", build, "--prefix", package / "lib"], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return [] if self.inplace else [str(path) for path in (Path(self.build_lib) / "eqk" / "lib").glob("*")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The libraries use torch's stable ABI and no Python: one wheel per platform serves every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    packages=packages(),
+    package_dir={"eqk": "python/eqk", "eqk.triton_kernels": "triton_kernels"},
+    # A name only: it makes the wheel one for a platform; CMakeBuild knows what is built.
+    ext_modules=[Extension("eqk.lib", [])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+)
