@@ -1,0 +1,140 @@
+#pragma once
+// Registers <-> memory for W channels of D components, D odd: mul_ir (components adjacent) against one vector for each
+// component. Since D is coprime to W, lane L of the D memory vectors meets each component once: a rotation of the
+// registers by L, done in log2(D) blends, and one permutation of lanes replace a gather.
+#include <cstdint>
+#include <cstring>
+
+#include "core/lanes.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace eqk {
+inline namespace EQK_ISA {
+
+// A store that bypasses the caches; p is aligned to the vector.
+template <class T, int W>
+EQK_HD void stream(T* p, Vector<T, W> v) {
+#if defined(__AVX512F__)
+  if constexpr (W * sizeof(T) == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), __builtin_bit_cast(__m512i, v));
+#endif
+#if defined(__AVX__)
+  if constexpr (W * sizeof(T) == 32)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), __builtin_bit_cast(__m256i, v));
+#endif
+#if defined(__x86_64__)
+  if constexpr (W * sizeof(T) == 16)
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(p), __builtin_bit_cast(__m128i, v));
+#endif
+  store<T, W>(p, v);
+}
+
+EQK_HD void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class T, int W, int D>
+struct Interleave {
+  using V = Vector<T, W>;
+  static_assert(D % 2 == 1);
+
+  // Memory vector r holds component (component_of(r) + L) mod D in lane L.
+  static constexpr int component_of(int r) { return W * r % D; }
+  static constexpr int steps() {
+    int s = 0;
+    while ((1 << s) < D) ++s;
+    return s;
+  }
+  static constexpr int channel_at(int component, int lane) {
+    for (int u = 0; u < W; ++u)
+      if ((u * D + component) % W == lane) return u;
+    return 0;
+  }
+  template <int S, int... L>
+  static EQK_HD V blend(V keep, V rotated, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(keep, rotated, ((((L % D) >> S) & 1) ? W + L : L)...);
+  }
+  template <int C, int... U>
+  static EQK_HD V gather_channels(V v, std::integer_sequence<int, U...>) {
+    return __builtin_shufflevector(v, v, ((U * D + C) % W)...);
+  }
+  template <int C, int... L>
+  static EQK_HD V scatter_channels(V v, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(v, v, channel_at(C, L)...);
+  }
+
+  static EQK_HD void load(const T* p, V* out) {
+    constexpr auto lanes = std::make_integer_sequence<int, W>{};
+    V a[D], b[D];
+    unroll<D>([&](auto r) EQK_LAMBDA { a[component_of(r)] = eqk::load<T, W>(p + r * W); });
+    unroll<steps()>([&](auto s) EQK_LAMBDA {
+      unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[((c - (1 << s)) % D + D) % D], lanes); });
+      unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
+    });
+    unroll<D>([&](auto c) EQK_LAMBDA { out[c] = gather_channels<c>(a[c], lanes); });
+  }
+
+  template <class Store>
+  static EQK_HD void store(T* p, const V* in, Store&& put) {
+    constexpr auto lanes = std::make_integer_sequence<int, W>{};
+    V a[D], b[D];
+    unroll<D>([&](auto c) EQK_LAMBDA { a[c] = scatter_channels<c>(in[c], lanes); });
+    unroll<steps()>([&](auto s) EQK_LAMBDA {
+      unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[(c + (1 << s)) % D], lanes); });
+      unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
+    });
+    unroll<D>([&](auto r) EQK_LAMBDA { put(p + r * W, a[component_of(r)]); });
+  }
+};
+
+template <class T, int W>
+struct Interleave<T, W, 1> {
+  using V = Vector<T, W>;
+  static EQK_HD void load(const T* p, V* out) { out[0] = eqk::load<T, W>(p); }
+  template <class Store>
+  static EQK_HD void store(T* p, const V* in, Store&& put) {
+    put(p, in[0]);
+  }
+};
+
+// n <= W channels of D components at p, either layout; lanes beyond n are zero. ir_mul: components are `pitch` apart.
+template <int D, class T, int W>
+EQK_HD void load_channels(const T* p, bool mul_ir, std::int64_t pitch, std::int64_t n, Vector<T, W>* out) {
+  if (mul_ir) {
+    if (n >= W) [[likely]]
+      return Interleave<T, W, D>::load(p, out);
+    alignas(64) T tmp[D * W] = {};
+    std::memcpy(tmp, p, n * D * sizeof(T));
+    Interleave<T, W, D>::load(tmp, out);
+  } else {
+    unroll<D>([&](auto c) EQK_LAMBDA { out[c] = load_n<T, W>(p + c * pitch, n); });
+  }
+}
+
+template <int D, class T, int W>
+EQK_HD void store_channels(T* p, bool mul_ir, std::int64_t pitch, std::int64_t n, const Vector<T, W>* in,
+                           bool streamed) {
+  const auto plain = [](T* q, Vector<T, W> v) EQK_LAMBDA { eqk::store<T, W>(q, v); };
+  const auto bypass = [](T* q, Vector<T, W> v) EQK_LAMBDA { stream<T, W>(q, v); };
+  if (mul_ir) {
+    if (n >= W) [[likely]]
+      return streamed ? Interleave<T, W, D>::store(p, in, bypass) : Interleave<T, W, D>::store(p, in, plain);
+    alignas(64) T tmp[D * W];
+    Interleave<T, W, D>::store(tmp, in, plain);
+    std::memcpy(p, tmp, n * D * sizeof(T));
+  } else {
+    unroll<D>([&](auto c) EQK_LAMBDA {
+      if (streamed)
+        stream<T, W>(p + c * pitch, in[c]);
+      else
+        store_n<T, W>(p + c * pitch, in[c], n);
+    });
+  }
+}
+
+}  // namespace EQK_ISA
+}  // namespace eqk

@@ -1,0 +1,150 @@
+#pragma once
+// SIMD vectors for the CPU kernels: the vector extension of gcc and clang. Included by code compiled once per
+// instruction set, inside that instruction set's namespace, so that the linker never mixes two versions of a function.
+#include <cstdint>
+#include <cstring>
+
+#include "core/macros.h"
+#include "core/scalar.h"
+
+namespace eqk {
+inline namespace EQK_ISA {
+
+template <class T, int W>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(W * sizeof(T))));
+  typedef T unaligned __attribute__((vector_size(W * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+template <class T, int W>
+using Vector = typename VectorOf<T, W>::type;
+
+template <class T, int W>
+EQK_HD Vector<T, W> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T, W>::unaligned*>(p);
+}
+
+template <class T, int W>
+EQK_HD void store(T* p, Vector<T, W> v) {
+  *reinterpret_cast<typename VectorOf<T, W>::unaligned*>(p) = v;
+}
+
+template <class T, int W>
+EQK_HD Vector<T, W> splat(T s) {
+  return Vector<T, W>{} + s;
+}
+
+// 16-bit storage types; arithmetic happens in float.
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+EQK_HD float to_float(BFloat16 b) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(b.bits) << 16); }
+
+EQK_HD float to_float(Half h) {
+  const std::uint32_t sign = (h.bits & 0x8000u) << 16, magnitude = h.bits & 0x7fffu;
+  // Shift exponent and mantissa into place, then scale by 2^112 to correct the exponent bias; right for subnormals too.
+  const float scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+  const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, scaled) | special | sign);
+}
+
+EQK_HD BFloat16 to_storage(float f, BFloat16) {
+  const std::uint32_t u = __builtin_bit_cast(std::uint32_t, f);
+  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // round to nearest even
+  return {static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded)};
+}
+
+EQK_HD Half to_storage(float f, Half) {
+  const std::uint32_t u = __builtin_bit_cast(std::uint32_t, f), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {  // subnormal in half: adding 1/2 aligns the last place of the sum with half's
+    const float sum = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return {static_cast<std::uint16_t>(sign | (__builtin_bit_cast(std::uint32_t, sum) - 0x3f000000u))};
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23);
+  return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
+}
+
+EQK_HD float to_float(float f) { return f; }
+
+template <class T, class Storage>
+EQK_HD T from_storage(Storage s) {
+  if constexpr (std::is_same_v<T, Storage>)
+    return s;
+  else
+    return to_float(s);
+}
+
+template <class Storage, class T>
+EQK_HD Storage as_storage(T value) {
+  if constexpr (std::is_same_v<T, Storage>)
+    return value;
+  else
+    return to_storage(value, Storage{});
+}
+
+// The first n <= W elements at p, zero beyond.
+template <class T, int W, class Storage>
+EQK_HD Vector<T, W> load_n(const Storage* p, std::int64_t n) {
+  if constexpr (std::is_same_v<T, Storage>) {
+    if (n >= W) [[likely]]
+      return load<T, W>(p);
+  }
+  alignas(Vector<T, W>) T tmp[W] = {};
+  for (int i = 0; i < W; ++i)
+    if (i < n) tmp[i] = from_storage<T>(p[i]);
+  return load<T, W>(tmp);
+}
+
+template <class T, int W, class Storage>
+EQK_HD void store_n(Storage* p, Vector<T, W> v, std::int64_t n) {
+  if constexpr (std::is_same_v<T, Storage>) {
+    if (n >= W) [[likely]] {
+      store<T, W>(p, v);
+      return;
+    }
+  }
+  for (int i = 0; i < W; ++i)
+    if (i < n) p[i] = as_storage<Storage>(v[i]);
+}
+
+namespace detail {
+// One butterfly of the transposition: swaps the off-diagonal H x H blocks of rows a and b.
+template <int H, bool High, class V, int... L>
+EQK_HD V exchange(V a, V b, std::integer_sequence<int, L...>) {
+  constexpr int W = sizeof...(L);
+  return __builtin_shufflevector(a, b, (High ? ((L & H) ? W + L : L + H) : ((L & H) ? W + L - H : L))...);
+}
+template <int H, int W, class V>
+EQK_HD void transpose_stage(V* r) {
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  unroll<W>([&](auto i) EQK_LAMBDA {
+    if constexpr (!(i & H)) {
+      const V a = r[i], b = r[i + H];
+      r[i] = exchange<H, false>(a, b, lanes);
+      r[i + H] = exchange<H, true>(a, b, lanes);
+    }
+  });
+  if constexpr (H > 1) transpose_stage<H / 2, W>(r);
+}
+}  // namespace detail
+
+// r[i][j] <-> r[j][i]
+template <class T, int W>
+EQK_HD void transpose(Vector<T, W>* r) {
+  if constexpr (W > 1) detail::transpose_stage<W / 2, W>(r);
+}
+
+template <class T, int W>
+EQK_HD T sum_lanes(Vector<T, W> v) {
+  T s = 0;
+  for (int i = 0; i < W; ++i) s += v[i];
+  return s;
+}
+
+}  // namespace EQK_ISA
+}  // namespace eqk

@@ -1,0 +1,32 @@
+#pragma once
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#if defined(__CUDACC__)
+#define EQK_HD __host__ __device__ __forceinline__
+#define EQK_LAMBDA
+#define EQK_UNROLL _Pragma("unroll")
+#else
+#define EQK_HD inline __attribute__((always_inline))
+#define EQK_LAMBDA __attribute__((always_inline))
+#define EQK_UNROLL
+#endif
+
+namespace eqk {
+
+template <int N>
+using constant = std::integral_constant<int, N>;
+
+template <class F, int... I>
+EQK_HD constexpr void unroll_sequence(F&& f, std::integer_sequence<int, I...>) {
+  (f(constant<I>{}), ...);
+}
+
+// Calls f(constant<0>{}), ..., f(constant<N - 1>{}): the index is a compile-time value inside f.
+template <int N, class F>
+EQK_HD constexpr void unroll(F&& f) {
+  unroll_sequence(f, std::make_integer_sequence<int, N>{});
+}
+
+}  // namespace eqk

@@ -1,0 +1,79 @@
+#pragma once
+// The only header that includes torch, and of torch only the stable ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/DeviceType.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace eqk {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) [[likely]]
+    return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_string(const Tensor& t) {
+  std::string s = "[";
+  for (int d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
+  return s + "]";
+}
+
+inline std::string dtype_string(ScalarType type) {
+  std::ostringstream s;
+  s << type;
+  return s.str();
+}
+
+inline Dtype kernel_dtype(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    default:
+      break;
+  }
+  check(false, "eqk::", op, ": x: expected dtype float32, float64, float16 or bfloat16, got ",
+        dtype_string(x.scalar_type()));
+  return {};
+}
+
+inline std::string device_string(const Tensor& t) {
+  const auto d = t.device();
+  const char* const name = d.is_cpu() ? "cpu" : d.is_cuda() ? "cuda" : "another kind";
+  return name + (d.has_index() ? ":" + std::to_string(d.index()) : std::string());
+}
+
+// Kernels read rows through a row stride; only the elements of a row have to be adjacent.
+inline Tensor with_adjacent_columns(const Tensor& t) {
+  const int last = static_cast<int>(t.dim()) - 1;
+  return t.numel() == 0 || t.size(last) == 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()));
+}
+
+}  // namespace eqk

@@ -1,0 +1,24 @@
+#include "core/tensor.h"
+#include "core/wigner_3j.h"
+
+namespace {
+
+eqk::Tensor wigner_3j(int64_t l1, int64_t l2, int64_t l3) {
+  for (const int64_t l : {l1, l2, l3})
+    eqk::check(l >= 0 && l <= eqk::kMaxDegree, "eqk::wigner_3j: expected degrees 0 to ", eqk::kMaxDegree, ", got (", l1,
+               ", ", l2, ", ", l3, ")");
+  eqk::check(l3 >= std::abs(l1 - l2) && l3 <= l1 + l2, "eqk::wigner_3j: expected |l1 - l2| <= l3 <= l1 + l2, got (", l1,
+             ", ", l2, ", ", l3, ")");
+  const auto c = eqk::wigner_3j(static_cast<int>(l1), static_cast<int>(l2), static_cast<int>(l3));
+  const std::vector<int64_t> size{2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1};
+  auto t = torch::stable::empty(size, eqk::ScalarType::Double, std::nullopt,
+                                torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  std::copy(c.begin(), c.end(), static_cast<double*>(t.mutable_data_ptr()));
+  return t;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(eqk, m) { m.def("wigner_3j(int l1, int l2, int l3) -> Tensor"); }
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) { m.impl("wigner_3j", TORCH_BOX(&wigner_3j)); }
