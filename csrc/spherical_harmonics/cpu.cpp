@@ -1,0 +1,65 @@
+#include <algorithm>
+
+#include "core/cpu_dispatch.h"
+#include "spherical_harmonics/plan.h"
+
+namespace eqk::spherical_harmonics {
+
+template <class T>
+const SolidCoefficients<T>& solid_coefficients() {
+  static const SolidCoefficients<T> coefficients;
+  return coefficients;
+}
+template const SolidCoefficients<float>& solid_coefficients<float>();
+template const SolidCoefficients<double>& solid_coefficients<double>();
+
+namespace {
+
+constexpr std::int64_t kGrain = 256;  // rows that are worth a thread; a multiple of every kernel's vector
+
+Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::string& plan_text) {
+  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  const auto plan = cached_plan(plan_text);
+  const auto columns = static_cast<std::int64_t>(plan->index.size());
+  Problem problem;
+  problem.plan = plan.get();
+  problem.dtype = kernel_dtype(op, x);
+  check(x.dim() == 2 && x.size(1) == 3, "eqk::", op, ": x: expected shape [rows, 3], got ", shape_string(x));
+  problem.rows = x.size(0);
+  const Tensor kept_x = with_adjacent_columns(x);
+  problem.x = kept_x.const_data_ptr();
+  problem.x_stride = kept_x.stride(0);
+  Tensor kept_g;
+  if (g) {
+    check(g->dim() == 2 && g->size(0) == problem.rows && g->size(1) == columns, "eqk::", op, ": g: expected shape [",
+          problem.rows, ", ", columns, "], got ", shape_string(*g));
+    check(g->scalar_type() == x.scalar_type(), "eqk::", op, ": g: expected dtype ", dtype_string(x.scalar_type()),
+          " as x has, got ", dtype_string(g->scalar_type()));
+    check(g->device() == x.device(), "eqk::", op, ": g: expected device ", device_string(x), " as x has, got ",
+          device_string(*g));
+    kept_g = with_adjacent_columns(*g);
+    problem.g = kept_g.const_data_ptr();
+    problem.g_stride = kept_g.stride(0);
+  }
+  Tensor out = empty(x, {problem.rows, g ? 3 : columns});
+  problem.out = out.mutable_data_ptr();
+  if (g && columns == 0) return torch::stable::zero_(out);
+  torch::stable::parallel_for(0, (problem.rows + kGrain - 1) / kGrain, 1, [&](std::int64_t begin, std::int64_t end) {
+    kernel(problem, begin * kGrain, std::min(end * kGrain, problem.rows));
+  });
+  return out;
+}
+
+Tensor forward(const Tensor& x, const std::string& plan) { return launch("spherical_harmonics", x, nullptr, plan); }
+
+Tensor backward(const Tensor& x, const Tensor& g, const std::string& plan) {
+  return launch("spherical_harmonics_backward", x, &g, plan);
+}
+
+}  // namespace
+}  // namespace eqk::spherical_harmonics
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
+  m.impl("spherical_harmonics", TORCH_BOX(&eqk::spherical_harmonics::forward));
+  m.impl("spherical_harmonics_backward", TORCH_BOX(&eqk::spherical_harmonics::backward));
+}

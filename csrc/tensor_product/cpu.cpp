@@ -1,0 +1,100 @@
+#include <algorithm>
+#include <cstring>
+
+#include "tensor_product/cpu_kernels.h"
+#include "tensor_product/cpu_matmul.h"
+
+#define EQK_ISA host
+#include "core/cpu_dispatch.h"
+#include "core/lanes.h"
+#include "tensor_product/op.h"
+
+namespace eqk::tensor_product {
+namespace {
+
+struct CpuPlan {
+  Lowered lowered;
+  std::unique_ptr<const MatmulPlan> matmul;
+};
+
+const CpuPlan& cached_lowering(const Plan& plan) {
+  static std::mutex mutex;
+  static std::unordered_map<const Plan*, std::unique_ptr<const CpuPlan>> cache;  // plans are never freed
+  const std::lock_guard lock(mutex);
+  auto& slot = cache[&plan];
+  if (!slot) slot.reset(new CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)});
+  return *slot;
+}
+
+template <class T, class Storage>
+void reduce_partials(const T* partial, std::int64_t parts, std::int64_t numel, void* out) {
+  torch::stable::parallel_for(0, numel, 4096, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t q = begin; q < end; ++q) {
+      T sum = 0;
+      for (std::int64_t p = 0; p < parts; ++p) sum += partial[p * numel + q];
+      static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
+    }
+  });
+}
+
+void reduce_partials(Dtype dtype, const void* partial, std::int64_t parts, std::int64_t numel, void* out) {
+  switch (dtype) {
+    case Dtype::float32:
+      return reduce_partials<float, float>(static_cast<const float*>(partial), parts, numel, out);
+    case Dtype::float64:
+      return reduce_partials<double, double>(static_cast<const double*>(partial), parts, numel, out);
+    case Dtype::float16:
+      return reduce_partials<float, Half>(static_cast<const float*>(partial), parts, numel, out);
+    case Dtype::bfloat16:
+      return reduce_partials<float, BFloat16>(static_cast<const float*>(partial), parts, numel, out);
+  }
+}
+
+constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own block, so threads split where kernels do
+
+void launch(const Problem& problem, const Tensor& like) {
+  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  const CpuPlan& plan = cached_lowering(*problem.plan);
+  // The library would round what lies between in 16 bits.
+  const bool matmul = plan.matmul && (problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64);
+  const std::int64_t block = matmul ? plan.matmul->block(problem.rows) : kBlock;
+  const std::int64_t blocks = (problem.rows + block - 1) / block;
+  const auto run = [&](std::int64_t first, std::int64_t last, void* weight_partial) {
+    const std::int64_t begin = first * block, end = std::min(last * block, problem.rows);
+    if (begin >= end) return;
+    if (!matmul)
+      kernel(problem, plan.lowered, begin, end, weight_partial);
+    else if (problem.dtype == Dtype::float64)
+      MatmulRows<double>(problem, *plan.matmul, kernel, like, static_cast<double*>(weight_partial)).run(begin, end);
+    else
+      MatmulRows<float>(problem, *plan.matmul, kernel, like, static_cast<float*>(weight_partial)).run(begin, end);
+  };
+  // Outside a parallel region the library would split a product over threads, and its bits change with their number; a
+  // range of one is not made a region.
+  const auto tasks = [&](std::int64_t n) { return matmul ? std::max<std::int64_t>(n, 2) : n; };
+  if (!(problem.out[kW].data && problem.plan->weights == Weights::shared)) {
+    torch::stable::parallel_for(0, tasks(blocks), 1,
+                                [&](std::int64_t begin, std::int64_t end) { run(begin, end, nullptr); });
+    return;
+  }
+  // The gradient of shared weights sums over rows. Its partial sums are cut by the number of rows alone, never by the
+  // number of threads, so that the result is the same bits for any number of threads.
+  constexpr std::int64_t kPartialBytes = 32 << 20, kMaxParts = 16;
+  const std::int64_t numel = problem.plan->weight_numel;
+  const std::int64_t size = problem.dtype == Dtype::float64 ? 8 : 4;
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(std::min(blocks, kPartialBytes / std::max<std::int64_t>(1, numel * size)), 1, kMaxParts);
+  const Tensor scratch =
+      torch::stable::new_zeros(like, {parts, numel}, size == 8 ? ScalarType::Double : ScalarType::Float);
+  char* const partial = static_cast<char*>(scratch.mutable_data_ptr());
+  torch::stable::parallel_for(0, tasks(parts), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < std::min(end, parts); ++p)
+      run(blocks * p / parts, blocks * (p + 1) / parts, partial + p * numel * size);
+  });
+  reduce_partials(problem.dtype, partial, parts, numel, problem.out[kW].data);
+}
+
+}  // namespace
+}  // namespace eqk::tensor_product
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) { eqk::tensor_product::register_impls<&eqk::tensor_product::launch>(m); }

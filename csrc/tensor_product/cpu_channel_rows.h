@@ -1,0 +1,270 @@
+#pragma once
+// Drives the kernels of cpu_channels.h over rows. The rows of a block share the making of M; each row then runs through
+// all paths while its channels and their gradient lie in L1, and reads and writes memory from its first byte to its
+// last.
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#include "core/aligned.h"
+#include "tensor_product/cpu_channels.h"
+#include "tensor_product/cpu_kernels.h"
+
+namespace eqk::tensor_product {
+inline namespace EQK_ISA {
+
+template <class T>
+class ChannelLanes {
+  static constexpr int W = kWidth<T>;
+  using V = Vector<T, W>;
+  using R = Vector<T, kRows>;
+  // Below this a result probably still is in a cache when it is read; above, storing past the caches saves reading it
+  // first.
+  static constexpr std::int64_t kStreamBytes = 8 << 20;
+
+ public:
+  // Whether this kernel is right for the problem, and better than the general one.
+  static bool can_run(const Problem& problem, const Lowered& lowered) {
+    return !lowered.channels.paths.empty() && !problem.in[kG].tangent && lane_utilisation(lowered.channels, W) > 0.3;
+  }
+
+  ChannelLanes(const Problem& problem, const Lowered& lowered, T* weight_partial)
+      : problem_(problem), plan_(lowered.channels), weight_partial_(weight_partial) {
+    c_slot_ = plan_.mirrored ? kY : kX;
+    s_slot_ = plan_.mirrored ? kX : kY;
+    const auto& dim = problem.plan->dim;
+    s_dim_ = dim[s_slot_];
+    const bool gc = problem.out[c_slot_].data, gs = problem.out[s_slot_].data, out = problem.out[kG].data;
+    const std::int64_t duals = problem.dual ? 2 : 1;
+    const std::int64_t row = plan_.max_channels * (2 * EQK_LMAX + 1);
+    const bool forward = !problem.dual && !problem.in[kG].value;
+    std::int64_t pairs = 0;
+    for (const auto& p : plan_.paths) {
+      const ChannelKernels<T>& k = kernels_of(p);
+      steps_.push_back({&p, k.couple, forward ? k.forward : problem.dual ? k.dual : k.backward, pairs});
+      pairs += k.pairs;
+    }
+    Arena sizes{nullptr};
+    for (Arena* arena : {&sizes, &arena_}) {
+      if (arena == &arena_) {
+        memory_ = aligned_array<std::byte>(sizes.used);
+        arena_ = {memory_.get()};
+      }
+      m_ = arena->template take<R>(duals * pairs);
+      c_ = arena->template take<T>(duals * plan_.c_size);
+      shared_ = arena->template take<R>(duals * s_dim_);
+      gc_ = arena->template take<T>(gc ? plan_.c_size : 0);
+      gs_ = arena->template take<V>(gs ? padded(kRows * s_dim_) : 0);
+      out_ = arena->template take<T>(out ? plan_.out_size : 0);
+      g_buffer_ = arena->template take<T>(gs ? row : 0);
+      wc_buffer_ = arena->template take<T>(gs ? row : 0);
+      ones_ = arena->template take<T>(plan_.max_channels);
+      zeros_ = arena->template take<T>(plan_.max_channels);
+    }
+    for (std::int64_t q = 0; q < plan_.max_channels; ++q) ones_[q] = 1, zeros_[q] = 0;
+
+    m_tangent_ = problem.dual ? m_ + pairs : m_;
+    row_.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
+    row_.c = c_;
+    row_.c_tangent = c_ + plan_.c_size;
+    row_.add_gw = weight_partial != nullptr;
+    row_.out_scratch = out_;
+    row_.gc = gc ? gc_ : nullptr;
+    row_.ones = ones_;
+    row_.zeros = zeros_;
+    row_.g_buffer = g_buffer_;
+    row_.wc_buffer = wc_buffer_;
+    for (const auto& p : plan_.paths) {
+      aligned_out_ = aligned_out_ && p.channels % W == 0 && p.out.offset % W == 0;
+      aligned_gw_ = aligned_gw_ && p.channels % W == 0 && p.weight_offset % W == 0;
+    }
+    row_.stream_out = aligned_out_ && streams(kG, dim[2]);
+    row_.stream_gw = aligned_gw_ && !weight_partial && streams(kW, problem.plan->weight_numel);
+    stream_gc_ = streams(c_slot_, dim[c_slot_]);
+    for (const auto& s : plan_.c_segments) stream_gc_ = stream_gc_ && s.mul % W == 0 && s.memory.offset % W == 0;
+  }
+
+  void run(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row += kRows) {
+      const int rows = static_cast<int>(end - row < kRows ? end - row : kRows);
+      couple(row, rows);
+      for (int e = 0; e < rows; ++e) {
+        stage(row + e, e);
+        const T *const m = reinterpret_cast<const T*>(m_) + e, *const mt = reinterpret_cast<const T*>(m_tangent_) + e;
+        for (const Step& s : steps_) s.kernel(*s.path, row_, m + s.m * kRows, mt + s.m * kRows);
+        finish(row + e);
+      }
+      if (gs_) reduce_shared(row, rows);
+    }
+    stream_fence();
+  }
+
+ private:
+  // Hands out aligned pieces; with a null base it only adds up their sizes.
+  struct Arena {
+    std::byte* base;
+    std::size_t used = 0;
+    template <class U>
+    U* take(std::int64_t count) {
+      U* const p = base && count ? reinterpret_cast<U*>(base + used) : nullptr;
+      used += (static_cast<std::size_t>(count) * sizeof(U) + 63) / 64 * 64;
+      return p;
+    }
+  };
+
+  const Problem& problem_;
+  const ChannelPlan& plan_;
+  T* weight_partial_;
+  Arena arena_{nullptr};
+  AlignedArray<std::byte> memory_;
+  Slot c_slot_, s_slot_;
+  std::int64_t s_dim_;
+  struct Step {
+    const ChannelPath* path;
+    Couple<T> couple;
+    ChannelKernel<T> kernel;
+    std::int64_t m;  // its first pair
+  };
+  std::vector<Step> steps_;
+  R *m_, *m_tangent_;
+  T *c_, *gc_, *out_, *g_buffer_, *wc_buffer_, *ones_, *zeros_;
+  R* shared_;
+  V* gs_;
+  bool aligned_out_ = true, aligned_gw_ = true, stream_gc_ = false;
+  ChannelRow<T> row_{};
+
+  bool streams(Slot slot, std::int64_t columns) const {
+    const Result& r = problem_.out[slot];
+    return r.data && reinterpret_cast<std::uintptr_t>(r.data) % sizeof(V) == 0 && r.stride % W == 0 &&
+           problem_.rows * columns * static_cast<std::int64_t>(sizeof(T)) >= kStreamBytes;
+  }
+
+  static const ChannelKernels<T>& kernels_of(const ChannelPath& p) {
+    const ChannelKernels<T>* k = nullptr;
+    unroll<EQK_LMAX + 1>([&](auto l) {
+      if (p.lc == l) k = &channel_kernels<T, l>()[p.ls][p.lo];
+    });
+    return *k;
+  }
+
+  template <class F>
+  static void with_components(int l, F&& f) {
+    unroll<EQK_LMAX + 1>([&](auto degree) {
+      if (l == degree) f(constant<2 * degree + 1>{});
+    });
+  }
+
+  static const T* row_of(const void* base, std::int64_t stride, std::int64_t row) {
+    return static_cast<const T*>(base) + row * stride;
+  }
+
+  void stage_channels(const T* from, T* to) {
+    const bool mul_ir = problem_.plan->layout[c_slot_] == Layout::mul_ir;
+    for (const auto& s : plan_.c_segments)
+      with_components(s.l, [&](auto d) {
+        for (std::int64_t u = 0; u < s.pitch; u += W) {
+          V v[d];
+          const std::int64_t n = s.mul - u;
+          prefetch<d>(from + s.memory.offset + u * d);
+          if (n > 0)
+            load_channels<d, T, W>(from + s.memory.offset + u * s.memory.channel, mul_ir, s.mul, n < W ? n : W, v);
+          else
+            for (V& zero : v) zero = V{};
+          for (int i = 0; i < d; ++i) store<T, W>(to + s.scratch + u * d + i * W, v[i]);
+        }
+      });
+  }
+
+  void stage_shared(const void* base, std::int64_t stride, std::int64_t row, int rows, R* to) {
+    for (std::int64_t j = 0; j < s_dim_; ++j) to[j] = R{};
+    if (!base) return;
+    T* const t = reinterpret_cast<T*>(to);
+    for (int e = 0; e < rows; ++e) {
+      const T* const from = row_of(base, stride, row + e);
+      for (std::int64_t j = 0; j < s_dim_; ++j) t[j * kRows + e] = from[j];
+    }
+  }
+
+  void couple(std::int64_t row, int rows) {
+    const Operand& s = problem_.in[s_slot_];
+    stage_shared(s.value, s.stride, row, rows, shared_);
+    for (const Step& step : steps_) step.couple(*step.path, shared_, m_ + step.m);
+    if (problem_.dual) {
+      stage_shared(s.tangent, s.tangent_stride, row, rows, shared_);
+      for (const Step& step : steps_) step.couple(*step.path, shared_, m_tangent_ + step.m);
+    }
+    if (gs_)
+      for (std::int64_t q = 0; q < padded(kRows * s_dim_); ++q) gs_[q] = V{};
+  }
+
+  void stage(std::int64_t row, int e) {
+    const Operand &c = problem_.in[c_slot_], &w = problem_.in[kW], &g = problem_.in[kG];
+    stage_channels(row_of(c.value, c.stride, row), c_);
+    if (problem_.dual) {
+      T* const tangent = c_ + plan_.c_size;
+      if (c.tangent)
+        stage_channels(row_of(c.tangent, c.tangent_stride, row), tangent);
+      else
+        for (std::int64_t q = 0; q < plan_.c_size; ++q) tangent[q] = 0;
+    }
+    row_.w = w.value ? row_of(w.value, w.stride, row) : nullptr;
+    row_.w_tangent = w.tangent ? row_of(w.tangent, w.tangent_stride, row) : nullptr;
+    row_.g = g.value ? row_of(g.value, g.stride, row) : nullptr;
+    row_.out = row_of_result(kG, row);
+    row_.gw = weight_partial_ ? weight_partial_ : row_of_result(kW, row);
+    row_.gs = gs_ ? gs_ + e * s_dim_ : nullptr;
+    if (row_.gc)
+      for (std::int64_t q = 0; q < plan_.c_size; ++q) gc_[q] = 0;
+  }
+
+  T* row_of_result(Slot slot, std::int64_t row) const {
+    const Result& r = problem_.out[slot];
+    return r.data ? static_cast<T*>(r.data) + row * r.stride : nullptr;
+  }
+
+  void unstage(const std::vector<PaddedSegment>& segments, const T* from, T* to, bool mul_ir, bool streamed) {
+    for (const auto& s : segments)
+      with_components(s.l, [&](auto d) {
+        const T* const f = from + s.scratch;
+        for (std::int64_t u = 0; u < s.mul; u += W) {
+          V v[d];
+          for (int i = 0; i < d; ++i) v[i] = load<T, W>(f + u * d + i * W);
+          const std::int64_t n = s.mul - u < W ? s.mul - u : W;
+          store_channels<d, T, W>(to + s.memory.offset + u * s.memory.channel, mul_ir, s.mul, n, v, streamed && n == W);
+        }
+      });
+  }
+
+  static void clear(const std::vector<std::pair<std::int64_t, std::int64_t>>& ranges, T* row) {
+    for (const auto& [offset, size] : ranges) std::fill_n(row + offset, size, T{});
+  }
+
+  void finish(std::int64_t row) {
+    const auto& layout = problem_.plan->layout;
+    if (row_.out) {
+      unstage(plan_.out_segments, out_, row_.out, row_.out_mul_ir, row_.stream_out);
+      clear(plan_.out_untouched, row_.out);
+    }
+    if (row_.gc) {
+      T* const to = row_of_result(c_slot_, row);
+      unstage(plan_.c_segments, gc_, to, layout[c_slot_] == Layout::mul_ir, stream_gc_);
+      clear(plan_.c_untouched, to);
+    }
+  }
+
+  // Rows of gs are adjacent in the result too: W sums over lanes at a time, by one transposition.
+  void reduce_shared(std::int64_t row, int rows) {
+    T* const to = row_of_result(s_slot_, row);
+    const std::int64_t count = rows * s_dim_;
+    for (std::int64_t q = 0; q < count; q += W) {
+      V tile[W], sum{};
+      for (int r = 0; r < W; ++r) tile[r] = gs_[q + r];
+      transpose<T, W>(tile);
+      for (int r = 0; r < W; ++r) sum += tile[r];
+      store_n<T, W>(to + q, sum, count - q < W ? count - q : W);
+    }
+  }
+};
+
+}  // namespace EQK_ISA
+}  // namespace eqk::tensor_product

@@ -1,0 +1,85 @@
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <memory>
+
+#include "tensor_product/cuda_launch.h"
+#include "tensor_product/op.h"
+
+namespace eqk::tensor_product {
+namespace {
+
+void check_cuda(cudaError_t error, const char* what) {
+  check(error == cudaSuccess, "eqk::tensor_product: ", what, ": ", cudaGetErrorString(error));
+}
+
+// The library is linked without libtorch_cuda, so that it builds beside a torch without CUDA; a process that holds CUDA
+// tensors has that library loaded.
+cudaStream_t current_stream(std::int32_t device) {
+  using Get = AOTITorchError (*)(std::int32_t, void**);
+  static const Get get = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
+    check(library, "eqk::tensor_product: expected libtorch_cuda.so to be loaded, since x is on a CUDA device");
+    void* const symbol = dlsym(library, "aoti_torch_get_current_cuda_stream");
+    check(symbol, "eqk::tensor_product: expected aoti_torch_get_current_cuda_stream in libtorch_cuda.so");
+    return reinterpret_cast<Get>(symbol);
+  }();
+  void* stream = nullptr;
+  check(get(device, &stream) == 0, "eqk::tensor_product: no current stream on cuda:", device);
+  return static_cast<cudaStream_t>(stream);
+}
+
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "capture mode"); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// A plan's tables on one device, kept as plans are. They are complete before the first kernel is enqueued on any
+// stream, and making them touches no stream of the caller: neither the order of streams nor a capture in progress can
+// reach them.
+TableView device_tables(const Plan& plan, bool is_double, std::int32_t device) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const Plan*, bool, std::int32_t>, TableView> cache;
+  const std::lock_guard lock(mutex);
+  const auto key = std::make_tuple(&plan, is_double, device);
+  if (const auto it = cache.find(key); it != cache.end()) return it->second;
+  const Tables tables(plan, is_double);
+  const RelaxedCapture relaxed;
+  void* memory = nullptr;
+  check_cuda(cudaMalloc(&memory, tables.bytes().size()), "tables of the plan");
+  std::unique_ptr<void, void (*)(void*)> freed_on_error(memory, [](void* p) { cudaFree(p); });
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream for the tables of the plan");
+  cudaError_t error =
+      cudaMemcpyAsync(memory, tables.bytes().data(), tables.bytes().size(), cudaMemcpyHostToDevice, stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  check_cuda(error, "copying the tables of the plan");
+  const TableView view = cache.emplace(key, tables.view_at(memory)).first->second;
+  freed_on_error.release();
+  return view;
+}
+
+void launch(const Problem& problem, const Tensor& like) {
+  const std::int32_t device = like.device().index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const bool is_double = problem.dtype == Dtype::float64;
+  const TableView tables = device_tables(*problem.plan, is_double, device);
+  const cudaStream_t stream = current_stream(device);
+  std::optional<Tensor> partial;
+  if (const std::int64_t bytes = scratch_bytes(problem))
+    partial = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+  for (const Launch& l : launches(problem, tables, partial ? partial->mutable_data_ptr() : nullptr))
+    check_cuda(enqueue(l, stream), l.name().c_str());
+}
+
+}  // namespace
+}  // namespace eqk::tensor_product
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) { eqk::tensor_product::register_impls<&eqk::tensor_product::launch>(m); }

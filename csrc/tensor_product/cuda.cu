@@ -1,0 +1,127 @@
+// The general kernels, free of torch: cuda.cpp launches them, and tests run their PTX in an emulator.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "tensor_product/cuda_general.h"
+#include "tensor_product/cuda_launch.h"
+
+namespace eqk::tensor_product {
+namespace {
+
+template <class T, class Storage, bool kDual, Slot slot>
+__device__ __forceinline__ void general(const SlotArguments& a) {
+  const General<T, Storage, kDual, slot> kernel(a);
+  const std::int64_t total = a.rows * a.columns, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < total; n += step) {
+    const std::int64_t row = n / a.columns, column = n % a.columns;
+    static_cast<Storage*>(a.out)[row * a.out_stride + column] =
+        static_cast<Storage>(kernel.element(row, row + 1, column));
+  }
+}
+
+template <class T, class Storage, bool kDual>
+__device__ __forceinline__ void general_partial(const SlotArguments& a) {
+  const General<T, Storage, kDual, kW> kernel(a);
+  const std::int64_t total = a.parts * a.columns, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < total; n += step) {
+    const std::int64_t part = n / a.columns, column = n % a.columns;
+    const std::int64_t each = a.rows / a.parts, more = a.rows % a.parts;
+    const std::int64_t begin = part * each + (part < more ? part : more);
+    static_cast<T*>(a.out)[n] = kernel.element(begin, begin + each + (part < more), column);
+  }
+}
+
+template <class T, class Storage>
+__device__ __forceinline__ void reduce(const ReduceArguments& a) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t q = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; q < a.columns; q += step) {
+    T sum = 0;
+    for (std::int64_t p = 0; p < a.parts; ++p) sum += static_cast<const T*>(a.partial)[p * a.columns + q];
+    static_cast<Storage*>(a.out)[q] = static_cast<Storage>(sum);
+  }
+}
+
+}  // namespace
+
+// Names without mangling, which Launch::name() spells and the tests look up.
+#define EQK_GENERAL(suffix, T, Storage, kDual)                                                 \
+  extern "C" __global__ void __launch_bounds__(128)                                            \
+      eqk_tensor_product_general_x_##suffix(const __grid_constant__ SlotArguments a) {         \
+    general<T, Storage, kDual, kX>(a);                                                         \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(128)                                            \
+      eqk_tensor_product_general_y_##suffix(const __grid_constant__ SlotArguments a) {         \
+    general<T, Storage, kDual, kY>(a);                                                         \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(128)                                            \
+      eqk_tensor_product_general_w_##suffix(const __grid_constant__ SlotArguments a) {         \
+    general<T, Storage, kDual, kW>(a);                                                         \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(128)                                            \
+      eqk_tensor_product_general_w_partial_##suffix(const __grid_constant__ SlotArguments a) { \
+    general_partial<T, Storage, kDual>(a);                                                     \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(128)                                            \
+      eqk_tensor_product_general_g_##suffix(const __grid_constant__ SlotArguments a) {         \
+    general<T, Storage, kDual, kG>(a);                                                         \
+  }
+#define EQK_KERNELS(suffix, T, Storage)                                               \
+  EQK_GENERAL(suffix, T, Storage, false)                                              \
+  EQK_GENERAL(dual_##suffix, T, Storage, true)                                        \
+  extern "C" __global__ void __launch_bounds__(128)                                   \
+      eqk_tensor_product_reduce_##suffix(const __grid_constant__ ReduceArguments a) { \
+    reduce<T, Storage>(a);                                                            \
+  }
+
+EQK_KERNELS(f32, float, float)
+EQK_KERNELS(f64, double, double)
+EQK_KERNELS(f16, float, __half)
+EQK_KERNELS(bf16, float, __nv_bfloat16)
+
+namespace {
+
+const void* kernel_of(const Launch& launch) {
+  if (launch.kernel == Kernel::unrolled) return unrolled_kernel_of(launch);
+#define EQK_CHOOSE(suffix)                                                                                       \
+  if (launch.kernel == Kernel::reduce) return reinterpret_cast<const void*>(eqk_tensor_product_reduce_##suffix); \
+  if (launch.dual) {                                                                                             \
+    EQK_CHOOSE_SLOT(dual_##suffix)                                                                               \
+  } else {                                                                                                       \
+    EQK_CHOOSE_SLOT(suffix)                                                                                      \
+  }
+#define EQK_CHOOSE_SLOT(suffix)                                                                            \
+  switch (launch.slot) {                                                                                   \
+    case kX:                                                                                               \
+      return reinterpret_cast<const void*>(eqk_tensor_product_general_x_##suffix);                         \
+    case kY:                                                                                               \
+      return reinterpret_cast<const void*>(eqk_tensor_product_general_y_##suffix);                         \
+    case kW:                                                                                               \
+      return launch.partial ? reinterpret_cast<const void*>(eqk_tensor_product_general_w_partial_##suffix) \
+                            : reinterpret_cast<const void*>(eqk_tensor_product_general_w_##suffix);        \
+    default:                                                                                               \
+      return reinterpret_cast<const void*>(eqk_tensor_product_general_g_##suffix);                         \
+  }
+  switch (launch.dtype) {
+    case Dtype::float32:
+      EQK_CHOOSE(f32)
+    case Dtype::float64:
+      EQK_CHOOSE(f64)
+    case Dtype::float16:
+      EQK_CHOOSE(f16)
+    case Dtype::bfloat16:
+      EQK_CHOOSE(bf16)
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
+  const void* argument =
+      launch.kernel == Kernel::reduce ? static_cast<const void*>(&launch.reduce) : &launch.slot_arguments;
+  void* arguments[] = {const_cast<void*>(argument)};
+  return cudaLaunchKernel(kernel_of(launch), dim3(static_cast<unsigned>(launch.grid)),
+                          dim3(static_cast<unsigned>(launch.block)), arguments, launch.shared, stream);
+}
+
+}  // namespace eqk::tensor_product

@@ -1,0 +1,76 @@
+// Lets tests run the kernels without a device: the tables and launches of a problem as bytes. Part of no wheel.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+
+#include "tensor_product/cuda_kernels.h"
+
+namespace py = pybind11;
+using namespace eqk::tensor_product;
+using eqk::Dtype;
+
+namespace {
+
+using Addresses = std::array<std::uint64_t, kSlots>;
+
+const void* pointer(std::uint64_t address) { return reinterpret_cast<const void*>(address); }
+
+Dtype dtype_of(const std::string& name) {
+  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16"};
+  for (int n = 0; n < 4; ++n)
+    if (name == kNames[n]) return static_cast<Dtype>(n);
+  throw std::invalid_argument("dtype: expected float32, float64, float16 or bfloat16, got " + name);
+}
+
+// Addresses of 0 stand for operands that are missing and results that are not wanted.
+Problem problem(const std::string& plan, const std::string& dtype, std::int64_t rows, bool dual,
+                const Addresses& values, const Addresses& tangents, const std::array<std::int64_t, kSlots>& strides,
+                const Addresses& results) {
+  Problem p;
+  p.plan = eqk::cached_plan(plan).get();
+  p.dtype = dtype_of(dtype);
+  p.rows = rows;
+  p.dual = dual;
+  const bool shared = p.plan->weights == eqk::Weights::shared;
+  const std::int64_t columns[] = {p.plan->dim[0], p.plan->dim[1], shared ? 0 : p.plan->weight_numel, p.plan->dim[2]};
+  for (int s = 0; s < kSlots; ++s) {
+    p.in[s] = {pointer(values[s]), pointer(tangents[s]), strides[s], strides[s]};
+    p.out[s] = {const_cast<void*>(pointer(results[s])), columns[s]};
+  }
+  return p;
+}
+
+template <class T>
+py::bytes bytes_of(const T& t) {
+  return py::bytes(reinterpret_cast<const char*>(&t), sizeof(t));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(eqk_cuda_launches, m) {
+  py::class_<Problem>(m, "Problem")
+      .def(py::init(&problem), py::arg("plan"), py::arg("dtype"), py::arg("rows"), py::arg("dual"), py::arg("values"),
+           py::arg("tangents"), py::arg("strides"), py::arg("results"))
+      .def_property_readonly("scratch_bytes", &scratch_bytes)
+      .def("tables",
+           [](const Problem& p) {
+             const Tables tables(*p.plan, p.dtype == Dtype::float64);
+             return py::bytes(reinterpret_cast<const char*>(tables.bytes().data()), tables.bytes().size());
+           })
+      .def("launches", [](const Problem& p, std::uint64_t tables, std::uint64_t scratch) {
+        const Tables layout(*p.plan, p.dtype == Dtype::float64);
+        py::list result;
+        for (const Launch& l : launches(p, layout.view_at(pointer(tables)), const_cast<void*>(pointer(scratch)))) {
+          py::dict d;
+          d["name"] = l.name();
+          d["grid"] = l.grid;
+          d["block"] = l.block;
+          d["shared"] = l.shared;
+          d["argument"] = l.kernel == Kernel::reduce ? bytes_of(l.reduce) : bytes_of(l.slot_arguments);
+          result.append(d);
+        }
+        return result;
+      });
+}
