@@ -1,0 +1,743 @@
+# Triton knows no unpacking into a tuple.
+# ruff: noqa: RUF005
+"""The sparse Clebsch-Gordan tensor product in Triton: ``torch.ops.eqk_triton.tensor_product`` and its family.
+
+Every member of the family is a gather: a program owns a block of rows and of the channels of one segment of one result,
+walks the paths that reach it and writes it once. So nothing is atomic, nothing is zeroed beforehand, and results are
+deterministic. The weights of a call that shares them are summed over a chunk of rows by each program, and over the
+chunks by torch.
+
+A path contributes to the slot that is left out, for channels (u, v, c) of x, y and out,
+
+    out[c, k] += w T_k,  T_k = sum_ij C_ijk x_ui y_vj          gw += sum_k T_k g_ck
+    gx[u, i] += sum_jk C_ijk y_vj h_k,  h_k = w g_ck           gy[v, j] += sum_ik C_ijk x_ui h_k
+
+with the coefficient of the path inside C. Where tangents come along, the results are the epsilon parts of the same
+expressions on dual numbers.
+
+The ops are registered with ``torch.library.Library.impl`` and not ``triton_op``: the latter defines schema and autograd
+of its own, and eqk's schemas and :class:`eqk.register.Multilinear` are there already. To torch.compile the ops are
+opaque.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eqk._library import wigner_3j
+from eqk.plan import Plan
+from eqk.register import MaybeTensor, Multilinear
+from eqk.tensor_product import _batch, _check, _shapes
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+# Slots, in the order of the operands; as constexpr because kernels read them.
+_X = tl.constexpr(0)
+_Y = tl.constexpr(1)
+_W = tl.constexpr(2)
+_G = tl.constexpr(3)
+
+_FAN_OUT = ("uvw", "uuw", "u<vw")
+_TILE = 256
+_MAX_CHANNELS = 64
+_MAX_GRID = 2**31 - 1
+_ROW_CHUNKS = 256
+# Straight-line code beyond this many products goes to another kernel, since compile time grows faster than linearly.
+_MAX_TERMS = 3000
+
+
+@dataclass(frozen=True)
+class _View:
+    """Element (u, i) of a segment is at offset + u * channel + i * component."""
+
+    offset: int
+    channel: int
+    component: int
+
+
+@dataclass(frozen=True)
+class _Path:
+    mode: str
+    fan_out: bool
+    ordered: bool
+    weighted: bool
+    m1: int
+    m2: int
+    mo: int
+    outer: int
+    inner: int
+    weight_offset: int
+    x: _View
+    y: _View
+    out: _View
+    d1: int
+    d2: int
+    d3: int
+    terms: tuple
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One segment of one result: programs [begin, end) own ``extent`` channels of ``d`` components each.
+
+    With ``reduce`` a program owns one channel and its lanes are those of the innermost sum.
+    """
+
+    slot: int
+    begin: int
+    end: int
+    extent: int
+    reduce: bool
+    view: _View
+    d: int
+    paths: tuple
+
+
+class _Launch(NamedTuple):
+    key: str
+    blocks: int
+    rows: int
+    channels: int
+    wide: bool
+    over_rows: bool
+    columns: tuple[int, int]
+
+
+_TABLES: dict[str, tuple[_Section, ...]] = {}
+
+
+# Dataclasses, and functions that pick from them, because kernels take a tuple of constants apart into tensors.
+
+
+@triton.constexpr_function
+def _count(key):
+    return len(_TABLES[key])
+
+
+@triton.constexpr_function
+def _section_of(key, s):
+    return _TABLES[key][s]
+
+
+@triton.constexpr_function
+def _path_of(section, p):
+    return section.paths[p]
+
+
+# Host: from a plan to tables.
+
+
+def _trips(slot: int, mode: str, m1: int, m2: int, mo: int) -> tuple[int, int]:
+    """Trip counts of the outer and inner loops of ``_indices``."""
+    if slot == 2 or mode == "uuu":
+        return 1, 1
+    if slot == 3:
+        return {"uvw": (m2, m1), "u<vw": (m2, m1), "uvu": (1, m2)}.get(mode, (1, m1 if mode in ("uvv", "uuw") else 1))
+    other = m2 if slot == 0 else m1
+    return {"uvw": (other, mo), "u<vw": (other, mo), "uuw": (1, mo)}.get(mode, (1, other))
+
+
+@functools.lru_cache(maxsize=4096)
+def _terms(l1: int, l2: int, l3: int, coefficient: float, slot: int) -> tuple:
+    """For each component of the result ``((p, ((q, c), ...)), ...)``: sum of first[p] * sum of c * second[q].
+
+    First and second are x, y for the results out and gw; g and y for gx; g and x for gy.
+    """
+    result, first = {0: (0, 2), 1: (1, 2), 2: (2, 0), 3: (2, 0)}[slot]
+    second = 3 - result - first
+    c = wigner_3j(l1, l2, l3, dtype=torch.float64)
+    terms: list[dict[int, list]] = [{} for _ in range(c.shape[result])]
+    for index in c.nonzero().tolist():
+        value = c[tuple(index)].item() * coefficient
+        terms[index[result]].setdefault(index[first], []).append((index[second], value))
+    return tuple(tuple((p, tuple(q)) for p, q in component.items()) for component in terms)
+
+
+def _views(irreps, layout: str) -> list[_View]:
+    return [
+        _View(columns.start, ir.dim, 1) if layout == "mul_ir" else _View(columns.start, 1, mul)
+        for columns, (mul, ir) in zip(irreps.slices(), irreps, strict=True)
+    ]
+
+
+def _power_of_2(n: int, limit: int) -> int:
+    return min(limit, 1 << max(0, n - 1).bit_length())
+
+
+@functools.lru_cache(maxsize=4096)
+def lower(text: str, slots: tuple[int, ...]) -> tuple[_Launch, ...]:
+    """The launches that compute the results ``slots`` (0 to 3: gx, gy, gw, out) of the plan ``text``."""
+    plan = Plan.parse(text)
+    irreps = (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)
+    layouts = (plan.layout_in1, plan.layout_in2, plan.layout_out)
+    views = [_views(i, layout) for i, layout in zip(irreps, layouts, strict=True)]
+    paths = []
+    at = 0
+    for ins, shape in zip(plan.instructions, plan.path_shapes, strict=True):
+        numel = math.prod(shape) if ins.has_weight else 0
+        if all(i[n].mul for i, n in zip(irreps, ins, strict=False)) and math.prod(shape):
+            paths.append((ins, at, numel))
+        at += numel
+
+    def path(slot: int, ins, offset: int) -> _Path:
+        (m1, ir1), (m2, ir2), (mo, iro) = (i[n] for i, n in zip(irreps, ins, strict=False))
+        mode = ins.connection_mode
+        return _Path(
+            mode,
+            mode in _FAN_OUT,
+            "<" in mode,
+            ins.has_weight,
+            m1,
+            m2,
+            mo,
+            *_trips(slot, mode, m1, m2, mo),
+            offset,
+            *(v[n] for v, n in zip(views, ins, strict=False)),
+            ir1.dim,
+            ir2.dim,
+            iro.dim,
+            _terms(ir1.l, ir2.l, iro.l, ins.coefficient, slot),
+        )
+
+    # Sections without the programs that they get below.
+    sections = []
+    for slot in slots:
+        if slot == 2:
+            for ins, offset, numel in paths:
+                if numel:
+                    sections.append(_Section(2, 0, 0, numel, False, _View(offset, 1, 1), 1, (path(2, ins, offset),)))
+            continue
+        side = min(slot, 2)
+        for n, (mul, ir) in enumerate(irreps[side]):
+            if not mul:
+                continue
+            reaching = tuple(path(slot, ins, offset) for ins, offset, _ in paths if ins[side] == n)
+            # Lanes belong on the longer of the two: the channels of the result or the sum over the others.
+            reduce = any(p.inner > 4 * mul for p in reaching) or (slot != 3 and any(p.fan_out for p in reaching))
+            sections.append(_Section(slot, 0, 0, mul, reduce, views[side][n], ir.dim, reaching))
+
+    wide = max(*(i.dim for i in irreps), plan.weight_numel, 0) >= 2**30
+    launches, group, budget = [], [], 0
+
+    def flush() -> None:
+        nonlocal group, budget
+        if not group:
+            return
+        lanes = max(max((p.inner for p in s.paths), default=1) if s.reduce else s.extent for s in group)
+        channels = _power_of_2(lanes, _MAX_CHANNELS)
+        table, begin = [], 0
+        for s in group:
+            end = begin + (s.extent if s.reduce else -(-s.extent // channels))
+            table.append(replace(s, begin=begin, end=end))
+            begin = end
+        # The content is the key, because Triton's cache on disk outlives this process and this file.
+        key = hashlib.sha256(repr(table).encode()).hexdigest()
+        _TABLES[key] = tuple(table)
+        over_rows = group[0].slot == 2 and plan.weights == "shared"
+        columns = (group[0].view.offset, group[-1].view.offset + group[-1].extent) if over_rows else (0, 0)
+        launches.append(_Launch(key, begin, _TILE // channels, channels, wide, over_rows, columns))
+        group, budget = [], 0
+
+    for section in sections:
+        cost = sum(len(q) for p in section.paths for k in p.terms for _, q in k)
+        changes_rows = group and plan.weights == "shared" and (group[0].slot == 2) != (section.slot == 2)
+        if changes_rows or budget + cost > _MAX_TERMS:
+            flush()
+        group.append(section)
+        budget += cost
+    flush()
+    return tuple(launches)
+
+
+# Device.
+
+
+@triton.jit
+def _pair(u, v, m: tl.constexpr):
+    return u * (2 * m - u - 1) // 2 + v - u - 1
+
+
+@triton.jit
+def _unpair(p, m: tl.constexpr):
+    """The inverse of ``_pair``."""
+    # Lanes beyond the last pair would take the root of a negative number, and NaN makes an index below 0.
+    root = tl.sqrt(tl.maximum((2 * m - 1.0) * (2 * m - 1.0) - 8.0 * p.to(tl.float64), 0.0))
+    u = ((2 * m - 1.0 - root) * 0.5).to(p.dtype)
+    u = tl.where(u * (2 * m - u - 1) // 2 > p, u - 1, u)
+    u = tl.where((u + 1) * (2 * m - u - 2) // 2 <= p, u + 1, u)
+    return u, p - u * (2 * m - u - 1) // 2 + u + 1
+
+
+@triton.jit
+def _indices(own, a, b, slot: tl.constexpr, P: tl.constexpr):
+    """Channels u, v, c and weight n of the term (a, b) of the sum for channel ``own`` of a slot."""
+    mode: tl.constexpr = P.mode
+    u = own
+    v = own
+    c = own
+    n = own
+    if slot == _W:
+        if P.fan_out:
+            c = own % P.mo
+            u = own // P.mo
+            v = u
+        p = u
+        if P.ordered:
+            u, v = _unpair(p, P.m1)
+        elif mode != "uuu" and mode != "uuw":
+            u = p // P.m2
+            v = p % P.m2
+        if mode == "uvu":
+            c = u
+        elif mode == "uvv":
+            c = v
+    else:
+        if slot == _G:
+            if mode == "uvw" or mode == "u<vw":
+                u = b
+                v = a
+            elif mode == "uuw":
+                u = b
+                v = b
+            elif mode == "uvu":
+                v = b
+            elif mode == "uvv":
+                u = b
+            elif mode == "uvuv":
+                u = own // P.m2
+                v = own % P.m2
+            elif mode == "uvu<v":
+                u, v = _unpair(own, P.m1)
+        else:
+            other = b
+            if mode == "uvw" or mode == "u<vw":
+                other = a
+            elif mode == "uuw" or mode == "uuu":
+                other = own
+            if slot == _X:
+                v = other
+            else:
+                u = other
+            if P.fan_out:
+                c = b
+            elif mode == "uvv":
+                c = v
+            elif mode == "uvuv":
+                c = u * P.m2 + v
+            elif mode == "uvu<v":
+                c = _pair(u, v, P.m1)
+            else:
+                c = u
+        if mode == "uvw":
+            n = (u * P.m2 + v) * P.mo + c
+        elif mode == "uuw":
+            n = u * P.mo + c
+        elif mode == "u<vw":
+            n = _pair(u, v, P.m1) * P.mo + c
+        elif mode == "uuu":
+            n = u
+        elif mode == "uvu<v":
+            n = c
+        else:
+            n = u * P.m2 + v
+    return u, v, c, n
+
+
+@triton.jit
+def _zeros(d: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr):
+    out = ()
+    for _ in tl.static_range(d):
+        out = out + (tl.zeros([R, C], T),)
+    return out
+
+
+@triton.jit
+def _load(pointer, mask, component: tl.constexpr, d: tl.constexpr, T: tl.constexpr):
+    out = ()
+    for k in tl.static_range(d):
+        out = out + (tl.load(pointer + k * component, mask=mask, other=0).to(T),)
+    return out
+
+
+@triton.jit
+def _add(a, b):
+    out = ()
+    for k in tl.static_range(len(a)):
+        out = out + (a[k] + b[k],)
+    return out
+
+
+@triton.jit
+def _add_scaled(a, s, b):
+    out = ()
+    for k in tl.static_range(len(a)):
+        out = out + (a[k] + s * b[k],)
+    return out
+
+
+@triton.jit
+def _add_where(a, valid, b, T: tl.constexpr):
+    out = ()
+    for k in tl.static_range(len(a)):
+        out = out + (a[k] + tl.where(valid, b[k], tl.zeros([1, 1], T)),)
+    return out
+
+
+@triton.jit
+def _contract(first, second, P: tl.constexpr, T: tl.constexpr):
+    terms: tl.constexpr = P.terms
+    out = ()
+    for k in tl.static_range(len(terms)):
+        total = tl.zeros([1, 1], T)
+        for n in tl.static_range(len(terms[k])):
+            inner = tl.zeros([1, 1], T)
+            for e in tl.static_range(len(terms[k][n][1])):
+                inner += second[terms[k][n][1][e][0]] * terms[k][n][1][e][1]
+            total += first[terms[k][n][0]] * inner
+        out = out + (total,)
+    return out
+
+
+@triton.jit
+def _derivative(first, dfirst, second, dsecond, A: tl.constexpr, B: tl.constexpr, P: tl.constexpr, T: tl.constexpr):
+    """The epsilon part of ``_contract``; A, B: whether first and second vary."""
+    if A and B:
+        return _add(_contract(dfirst, second, P, T), _contract(first, dsecond, P, T))
+    elif A:
+        return _contract(dfirst, second, P, T)
+    elif B:
+        return _contract(first, dsecond, P, T)
+    else:
+        return _zeros(len(P.terms), 1, 1, T)
+
+
+@triton.jit
+def _weight(w, tw, rows, stride, row_mask, n, valid, P: tl.constexpr, M: tl.constexpr):
+    """The weight of each lane and its tangent; ones and zeros on a path without."""
+    if not P.weighted:
+        return tl.full([1, 1], 1, M.T), tl.zeros([1, 1], M.T)
+    else:
+        if M.shared:
+            at = P.weight_offset + n
+            tat = at
+            mask = valid
+        else:
+            at = rows * stride[0] + P.weight_offset + n
+            tat = rows * stride[1] + P.weight_offset + n
+            mask = row_mask & valid
+        value = tl.load(w + at, mask=mask, other=0).to(M.T)
+        tangent = value
+        if M.dw:
+            tangent = tl.load(tw + tat, mask=mask, other=0).to(M.T)
+        return value, tangent
+
+
+@triton.jit
+def _operand(
+    value, tangent, rows, stride, mask, channel,
+    V: tl.constexpr, d: tl.constexpr, varies: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    column = V.offset + channel * V.channel
+    v = _load(value + rows * stride[0] + column, mask, V.component, d, T)
+    t = v
+    if varies:
+        t = _load(tangent + rows * stride[1] + column, mask, V.component, d, T)
+    return v, t
+
+
+@triton.jit
+def _x_y(tensors, rows, strides, row_mask, u, v, P: tl.constexpr, M: tl.constexpr):
+    x, dx = _operand(tensors[0], tensors[4], rows, strides[0], row_mask & (u < P.m1), u, P.x, P.d1, M.dx, M.T)
+    y, dy = _operand(tensors[1], tensors[5], rows, strides[1], row_mask & (v < P.m2), v, P.y, P.d2, M.dy, M.T)
+    return x, dx, y, dy
+
+
+@triton.jit
+def _weighted_g(h, dh, tensors, rows, strides, row_mask, c, n, valid, P: tl.constexpr, M: tl.constexpr):
+    """(h, dh) + w g and its epsilon part."""
+    w, dw = _weight(tensors[2], tensors[6], rows, strides[2], row_mask, n, valid, P, M)
+    g, dg = _operand(tensors[3], tensors[7], rows, strides[3], row_mask & valid, c, P.out, P.d3, M.dg, M.T)
+    h = _add_scaled(h, w, g)
+    if M.dg:
+        dh = _add_scaled(dh, w, dg)
+    if M.dw and P.weighted:
+        dh = _add_scaled(dh, dw, g)
+    return h, dh
+
+
+@triton.jit
+def _to_x_or_y(
+    acc, h, dh, tensors, rows, strides, row_mask, u, v, valid,
+    slot: tl.constexpr, P: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    h_varies: tl.constexpr = M.dg or (M.dw and P.weighted)
+    if slot == _X:
+        s, ds = _operand(tensors[1], tensors[5], rows, strides[1], row_mask & (v < P.m2), v, P.y, P.d2, M.dy, M.T)
+        varies: tl.constexpr = M.dy
+    else:
+        s, ds = _operand(tensors[0], tensors[4], rows, strides[0], row_mask & (u < P.m1), u, P.x, P.d1, M.dx, M.T)
+        varies: tl.constexpr = M.dx
+    if M.dual:
+        term = _derivative(h, dh, s, ds, h_varies, varies, P, M.T)
+    else:
+        term = _contract(h, s, P, M.T)
+    return _add_where(acc, valid, term, M.T)
+
+
+@triton.jit
+def _path(acc, own, tensors, rows, strides, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
+    P: tl.constexpr = _path_of(S, p)
+    Index: tl.constexpr = own.dtype
+    step: tl.constexpr = M.C if S.reduce else 1
+    lanes = tl.arange(0, step)[None, :].to(Index)
+    for a in range(0, P.outer):
+        outer = tl.full([1, 1], 0, Index) + a
+        h = _zeros(P.d3, M.R, M.C, M.T)
+        dh = _zeros(P.d3, M.R, M.C, M.T)
+        for begin in range(0, P.inner, step):
+            inner = begin + lanes
+            u, v, c, n = _indices(own, outer, inner, S.slot, P)
+            valid = (own < S.extent) & (inner < P.inner)
+            if P.ordered:
+                valid = valid & (u < v)
+            if S.slot == _G or S.slot == _W:
+                x, dx, y, dy = _x_y(tensors, rows, strides, row_mask, u, v, P, M)
+                t = _contract(x, y, P, M.T)
+                dt = t
+                if M.dual:
+                    dt = _derivative(x, dx, y, dy, M.dx, M.dy, P, M.T)
+                if S.slot == _G:
+                    w, dw = _weight(tensors[2], tensors[6], rows, strides[2], row_mask, n, valid, P, M)
+                    term = _add_scaled(_zeros(P.d3, 1, 1, M.T), w, dt)
+                    if M.dual and M.dw and P.weighted:
+                        term = _add_scaled(term, dw, t)
+                    acc = _add_where(acc, valid, term, M.T)
+                else:
+                    g, dg = _operand(
+                        tensors[3], tensors[7], rows, strides[3], row_mask & valid, c, P.out, P.d3, M.dg, M.T
+                    )
+                    total = tl.zeros([1, 1], M.T)
+                    d3: tl.constexpr = P.d3
+                    for k in tl.static_range(d3):
+                        total += dt[k] * g[k]
+                        if M.dg:
+                            total += t[k] * dg[k]
+                    acc = _add_where(acc, valid, (total,), M.T)
+            elif P.fan_out:
+                h, dh = _weighted_g(h, dh, tensors, rows, strides, row_mask, c, n, valid, P, M)
+            else:
+                one = _zeros(P.d3, 1, 1, M.T)
+                w_g, dw_g = _weighted_g(one, one, tensors, rows, strides, row_mask, c, n, valid, P, M)
+                acc = _to_x_or_y(acc, w_g, dw_g, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
+        if P.fan_out and (S.slot == _X or S.slot == _Y):
+            u, v, c, n = _indices(own, outer, lanes, S.slot, P)
+            valid = own < S.extent
+            if P.ordered:
+                valid = valid & (u < v)
+            acc = _to_x_or_y(acc, h, dh, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
+    return acc
+
+
+@triton.jit
+def _section(
+    tensors, strides, results, columns, block, row_block, steps, rows_total, S: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    Index: tl.constexpr = tl.int64 if M.wide else tl.int32
+    row_lanes = tl.arange(0, M.R)[:, None].to(tl.int64)
+    if S.reduce:
+        own = tl.full([1, 1], 0, Index) + (block - S.begin).to(Index)
+    else:
+        own = (block - S.begin).to(Index) * M.C + tl.arange(0, M.C)[None, :].to(Index)
+    acc = _zeros(S.d, M.R, M.C, M.T)
+    result = results[S.slot]
+    column = S.view.offset + own * S.view.channel
+    if M.over_rows:
+        for step in range(0, steps):
+            rows = (row_block * steps + step) * M.R + row_lanes
+            acc = _path(acc, own, tensors, rows, strides, rows < rows_total, S, 0, M)
+        at = row_block * columns[S.slot] + column
+        tl.store(result + at, tl.sum(acc[0], axis=0, keep_dims=True), mask=own < S.extent)
+    else:
+        rows = row_block * M.R + row_lanes
+        row_mask = rows < rows_total
+        for p in tl.static_range(len(S.paths)):
+            acc = _path(acc, own, tensors, rows, strides, row_mask, S, p, M)
+        d: tl.constexpr = S.d
+        for k in tl.static_range(d):
+            value = acc[k]
+            if S.reduce:
+                value = tl.sum(value, axis=1, keep_dims=True)
+            at = rows * columns[S.slot] + column + k * S.view.component
+            tl.store(result + at, value.to(result.dtype.element_ty), mask=row_mask & (own < S.extent))
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What every function of a kernel knows at compile time; d*: which operands vary (have a tangent)."""
+
+    R: int
+    C: int
+    T: object
+    wide: bool
+    shared: bool
+    over_rows: bool
+    dual: bool
+    dx: bool
+    dy: bool
+    dw: bool
+    dg: bool
+
+
+@triton.constexpr_function
+def _meta(*values):
+    return _Meta(*values)
+
+
+@triton.jit(do_not_specialize=["row_block_begin", "steps", "rows_total"])
+def kernel(
+    x, y, w, g, tx, ty, tw, tg, gx, gy, gw, out,
+    sx, sy, sw, sg, stx, sty, stw, stg, cx, cy, cw, co,
+    row_block_begin, steps, rows_total,
+    KEY: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
+    WIDE: tl.constexpr, SHARED: tl.constexpr, OVER_ROWS: tl.constexpr,
+    DUAL: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, DW: tl.constexpr, DG: tl.constexpr,
+):  # fmt: skip
+    M: tl.constexpr = _meta(R, C, T, WIDE, SHARED, OVER_ROWS, DUAL, DX, DY, DW, DG)
+    # Programs of the same rows are neighbours, so that what they all read is still in the L2 cache.
+    block = tl.program_id(0) % BLOCKS
+    row_block = row_block_begin.to(tl.int64) + tl.program_id(0) // BLOCKS
+    tensors = (x, y, w, g, tx, ty, tw, tg)
+    strides = ((sx, stx), (sy, sty), (sw, stw), (sg, stg))
+    for s in tl.static_range(_count(KEY)):
+        if (block >= _section_of(KEY, s).begin) & (block < _section_of(KEY, s).end):
+            _section(
+                tensors, strides, (gx, gy, gw, out), (cx, cy, cw, co), block, row_block, steps, rows_total,
+                _section_of(KEY, s), M,
+            )  # fmt: skip
+
+
+# The ops.
+
+
+_COMPUTE = {torch.float64: tl.float64}
+
+
+def _prepared(
+    op: str, v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], text: str
+) -> list[MaybeTensor]:
+    """Checked operands and tangents (x, y, w, g, tx, ty, tw, tg) with adjacent columns."""
+    _check(v, g, text)
+    _check((v[0], *t[1:3]), t[3], text)
+    if t[0] is not None:
+        _check((t[0], None, None), None, text)
+    weightless = Plan.parse(text).weights == "none"
+    for name, tensor in zip("xyw", v, strict=True):
+        if tensor is None and not (name == "w" and weightless):
+            raise RuntimeError(f"eqk_triton::{op}: {name}: expected a tensor, got None")
+    if weightless and v[2] is not None and v[2].numel():
+        raise RuntimeError(
+            f"eqk_triton::{op}: w: expected none, since no instruction of the plan is weighted,"
+            f" got shape {tuple(v[2].shape)}"
+        )
+    operands = [*v, g, *t]
+    names = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
+    for name, tensor in zip(names, operands, strict=True):
+        if tensor is not None and (tensor.device != v[0].device or tensor.dtype != v[0].dtype or tensor.dim() > 2):
+            raise RuntimeError(
+                f"eqk_triton::{op}: {name}: expected dtype {v[0].dtype} and device {v[0].device} as x has,"
+                f" got {tensor.dtype} and {tensor.device}"
+            )
+    if t[0] is not None and t[0].shape != v[0].shape:
+        raise RuntimeError(
+            f"eqk_triton::{op}: tangent of x: expected shape {tuple(v[0].shape)}, got {tuple(t[0].shape)}"
+        )
+    if weightless:
+        operands[2] = operands[6] = None
+    return [o if o is None or o.shape[-1] <= 1 or o.stride(-1) == 1 else o.contiguous() for o in operands]
+
+
+def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Tensor]:
+    operands = _prepared(op, v, g, t, text)
+    x = operands[0]
+    rows = x.shape[0]
+    shapes = _shapes(v, text)
+    slots = [n for n in range(4) if wanted[n] and shapes[n] is not None]
+    results = [x.new_empty(shapes[n] if n in slots else (0,)) for n in range(4)]
+    shared = Plan.parse(text).weights == "shared"
+    compute = _COMPUTE.get(x.dtype, tl.float32)
+    if not rows:
+        return [r.zero_() for r in results]
+    varies = [o is not None for o in operands[4:]]
+    # A pointer that no code reads still has to be one.
+    pointers = [x if o is None else o for o in operands]
+    strides = [0 if o is None or o.dim() == 1 else o.stride(0) for o in operands]
+    columns = [0 if s is None else s[-1] for s in shapes]
+    for launch in lower(text, tuple(slots)):
+        row_blocks, steps, targets = -(-rows // launch.rows), 1, list(results)
+        if launch.over_rows:
+            steps = -(-row_blocks // _ROW_CHUNKS)
+            row_blocks = -(-row_blocks // steps)
+            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+            targets[2] = x.new_empty((row_blocks, columns[2]), dtype=wide)
+        most = max(1, _MAX_GRID // launch.blocks)
+        for begin in range(0, row_blocks, most):
+            grid = (min(most, row_blocks - begin) * launch.blocks,)
+            kernel[grid](
+                *pointers, *targets, *strides, *columns, begin, steps, rows,
+                launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
+                launch.over_rows, dual, *varies,
+            )  # fmt: skip
+        if launch.over_rows:
+            # Launches of one plan write different columns, so each finishes its own.
+            first, last = launch.columns
+            results[2][first:last] = targets[2][:, first:last].sum(0)
+    return results
+
+
+def _forward(x, y, w, plan):
+    return _run("tensor_product", (x, y, w), None, (None,) * 4, plan, False, (False, False, False, True))[3]
+
+
+def _jvp(x, y, w, tx, ty, tw, plan):
+    t = (tx, ty, tw, None)
+    return _run("tensor_product_jvp", (x, y, w), None, t, plan, True, (False, False, False, True))[3]
+
+
+def _backward(x, y, w, g, plan, wanted):
+    _check_wanted("tensor_product_backward", wanted, 3)
+    t = (None,) * 4
+    return tuple(_run("tensor_product_backward", (x, y, w), g, t, plan, False, (*wanted, False))[:3])
+
+
+def _double_backward(x, y, w, g, tx, ty, tw, tg, plan, wanted):
+    _check_wanted("tensor_product_double_backward", wanted, 4)
+    return tuple(_run("tensor_product_double_backward", (x, y, w), g, (tx, ty, tw, tg), plan, True, wanted))
+
+
+def _check_wanted(op: str, wanted: Sequence[bool], count: int) -> None:
+    if len(wanted) != count:
+        raise RuntimeError(f"eqk_triton::{op}: wanted: expected {count} flags, got {len(wanted)}")
+
+
+def _register() -> tuple[torch.library.Library, Multilinear]:
+    library = torch.library.Library("eqk_triton", "DEF")
+    kernels = {"": _forward, "_jvp": _jvp, "_backward": _backward, "_double_backward": _double_backward}
+    for suffix, function in kernels.items():
+        schema = str(getattr(torch.ops.eqk, f"tensor_product{suffix}").default._schema)
+        library.define(schema.removeprefix("eqk::"))
+        for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+            library.impl(f"tensor_product{suffix}", function, key)
+    return library, Multilinear("eqk_triton", "tensor_product", 3, 2, _check, _shapes, _batch)
+
+
+_LIBRARY, FAMILY = _register()
