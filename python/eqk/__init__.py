@@ -1,0 +1,28 @@
+"""Fused E(3)-equivariant kernels for PyTorch."""
+
+from eqk import _library
+
+_library.load()
+
+from eqk import o3  # noqa: E402
+from eqk._library import wigner_3j  # noqa: E402
+from eqk.convert import convert  # noqa: E402
+from eqk.irreps import Irrep, Irreps  # noqa: E402
+from eqk.memory import keep_memory  # noqa: E402
+from eqk.plan import Instruction, Plan  # noqa: E402
+from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
+from eqk.tensor_product import tensor_product  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "Instruction",
+    "Irrep",
+    "Irreps",
+    "Plan",
+    "convert",
+    "keep_memory",
+    "o3",
+    "spherical_harmonics",
+    "tensor_product",
+    "wigner_3j",
+]

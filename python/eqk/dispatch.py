@@ -1,0 +1,159 @@
+"""Which backend runs an op and, when one cannot, the reason in words.
+
+Backends: ``"cpu"`` and ``"cuda"`` (the compiled libraries), ``"triton"``, ``"reference"`` (dense einsum) and
+``"auto"``, the first of the compiled one and Triton that can run. :func:`use_backend` chooses for a block of code, the
+environment variable ``EQK_BACKEND`` for a process. A backend that was asked for by name and cannot run is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+
+
+def _constant_when_traced(f: Callable) -> Callable:
+    """torch.compiler.assume_constant_result, which would import all of torch._dynamo (and Triton) with eqk."""
+    f._dynamo_marked_constant = True
+    return f
+
+
+def _checked(backend: str, source: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+_chosen = _checked(os.environ.get("EQK_BACKEND", "auto"), "EQK_BACKEND")
+
+
+def _choose(backend: str) -> None:
+    global _chosen
+    _chosen = backend
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Runs the functions of eqk in the block on ``backend``, one of :data:`BACKENDS`. All threads see it.
+
+    It acts on :func:`eqk.tensor_product` and its like when they are called (or traced); ``torch.ops.eqk.*`` always are
+    the compiled kernels of the tensors' device.
+
+    Raises:
+        ValueError: if there is no such backend.
+    """
+    before = _chosen
+    _choose(_checked(backend, "backend"))
+    try:
+        yield
+    finally:
+        _choose(before)
+
+
+@functools.cache
+def _triton_ops() -> str | None:
+    """Registers ``torch.ops.eqk_triton.*``; the reason why it cannot, or None."""
+    try:
+        importlib.import_module("eqk.triton_kernels.tensor_product")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    return None
+
+
+@_constant_when_traced
+def _triton_reason() -> str | None:
+    return _triton_ops()
+
+
+@_constant_when_traced
+def _triton_interpreted() -> bool:
+    return importlib.import_module("eqk.triton_kernels.tensor_product").INTERPRETED
+
+
+@_constant_when_traced
+def _has_cuda_kernel(op: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"eqk::{op}", "CUDA")
+
+
+def can_run_cpu(op: str, device: torch.device) -> str | None:
+    """None if the compiled CPU kernel of ``op`` runs on tensors of ``device``, else the reason why not."""
+    return None if device.type == "cpu" else f"the tensors are on {device}, not on the CPU"
+
+
+def can_run_cuda(op: str, device: torch.device) -> str | None:
+    """None if the compiled CUDA kernel of ``op`` runs on tensors of ``device``, else the reason why not."""
+    if device.type != "cuda":
+        return f"the tensors are on {device}, not on a GPU"
+    if not _has_cuda_kernel(op):
+        return "libeqk_cuda is not loaded: eqk was built without CUDA, or torch is not a CUDA build"
+    return None
+
+
+def can_run_triton(op: str, device: torch.device) -> str | None:
+    """None if the Triton kernel of ``op`` runs on tensors of ``device``, else the reason why not."""
+    if device.type not in ("cuda", "cpu"):
+        return f"the tensors are on {device}, not on a GPU"
+    reason = _triton_reason()
+    if reason is not None:
+        return reason
+    if device.type == "cpu" and not _triton_interpreted():
+        return "the tensors are on cpu, where Triton runs only with TRITON_INTERPRET=1 set before it is imported"
+    return None
+
+
+def can_run_reference(op: str, device: torch.device) -> str | None:
+    """None wherever torch runs eagerly, else the reason: torch.compile cannot trace the dense einsum's tables."""
+    return "torch.compile cannot trace it" if torch.compiler.is_compiling() else None
+
+
+_PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
+    "cuda": can_run_cuda,
+    "cpu": can_run_cpu,
+    "triton": can_run_triton,
+    "reference": can_run_reference,
+}
+
+
+def choose(op: str, device: torch.device) -> str:
+    """The backend of ``op`` for tensors of ``device``.
+
+    Raises:
+        RuntimeError: with the reason if the backend that was asked for, or under ``auto`` each of them, cannot run.
+    """
+    backend = _chosen
+    if backend != "auto":
+        reason = _PREDICATES[backend](op, device)
+        if reason is not None:
+            raise RuntimeError(f"eqk::{op}: backend {backend} cannot run: {reason}")
+        return backend
+    if device.type not in ("cpu", "cuda"):
+        # Meta tensors and those of other dispatch keys have no kernel to choose.
+        return "cpu"
+    reasons = []
+    for name in ("cpu", "cuda", "triton"):
+        reason = _PREDICATES[name](op, device)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"eqk::{op}: no backend can run; " + "; ".join(reasons))
+
+
+def explain(op: str, *tensors: Tensor | None) -> str:
+    """One line for each backend: runs, or why not, for ``op`` on these tensors; and which one is chosen."""
+    device = next(t.device for t in tensors if t is not None)
+    lines = [f"eqk::{op} on {device}, backend {_chosen!r}:"]
+    for name, predicate in _PREDICATES.items():
+        reason = predicate(op, device)
+        lines.append(f"  {name}: {'can run' if reason is None else reason}")
+    try:
+        lines.append(f"  -> {choose(op, device)}")
+    except RuntimeError as error:
+        lines.append(f"  -> none: {error}")
+    return "\n".join(lines)

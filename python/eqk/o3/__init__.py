@@ -1,0 +1,29 @@
+"""Modules with e3nn's names, signatures, parameters and state-dict keys, on eqk's kernels. Needs no e3nn."""
+
+from eqk._library import wigner_3j
+from eqk.irreps import Irrep, Irreps
+from eqk.o3._linear import Linear
+from eqk.o3._spherical_harmonics import SphericalHarmonics, spherical_harmonics
+from eqk.o3._tensor_product import (
+    ElementwiseTensorProduct,
+    FullTensorProduct,
+    FullyConnectedTensorProduct,
+    Instruction,
+    TensorProduct,
+    TensorSquare,
+)
+
+__all__ = [
+    "ElementwiseTensorProduct",
+    "FullTensorProduct",
+    "FullyConnectedTensorProduct",
+    "Instruction",
+    "Irrep",
+    "Irreps",
+    "Linear",
+    "SphericalHarmonics",
+    "TensorProduct",
+    "TensorSquare",
+    "spherical_harmonics",
+    "wigner_3j",
+]

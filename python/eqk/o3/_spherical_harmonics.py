@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eqk.irreps import IrrepsLike
+from eqk.spherical_harmonics import check_normalization, evaluate, plan_string, resolve, spherical_harmonics
+
+__all__ = ["SphericalHarmonics", "spherical_harmonics"]
+
+
+class SphericalHarmonics(torch.nn.Module):
+    """:func:`eqk.spherical_harmonics` as a module, with the signature of ``e3nn.o3.SphericalHarmonics``.
+
+    Args:
+        irreps_out: degree, list of degrees, or irreps.
+        normalize, normalization: as for :func:`eqk.spherical_harmonics`.
+        irreps_in: ``"1o"`` or ``"1e"``; by default ``"1e"`` where ``irreps_out`` has an even irrep of odd degree.
+
+    Maps x [..., 3] to [..., irreps_out.dim]. Raises what the function raises, and ValueError for other ``irreps_in``.
+    torch.jit.script can compile it.
+    """
+
+    def __init__(
+        self,
+        irreps_out: int | Sequence[int] | IrrepsLike,
+        normalize: bool,
+        normalization: str = "integral",
+        irreps_in: IrrepsLike | None = None,
+    ) -> None:
+        super().__init__()
+        check_normalization(normalization)
+        self.normalize = normalize
+        self.normalization = normalization
+        self._ls_list, self.irreps_in, self.irreps_out = resolve(irreps_out, irreps_in)
+        self._lmax = max(self._ls_list)
+        self._is_range_lmax = self._ls_list == list(range(self._lmax + 1))
+        self._plan = plan_string(self._ls_list, normalization)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return evaluate(x, self.normalize, self._plan)

@@ -1,0 +1,450 @@
+"""e3nn's tensor product modules on ``torch.ops.eqk.tensor_product``."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eqk.irreps import Irrep, Irreps, IrrepsLike
+from eqk.o3._module import ArgumentError, E3nnModule, output_mask, weight_slices
+from eqk.plan import Plan
+from eqk.tensor_product import broadcast_product
+
+
+class Instruction(NamedTuple):
+    """One path, in e3nn's fields: ``path_weight`` is the normalised coefficient, ``path_shape`` its weights' shape."""
+
+    i_in1: int
+    i_in2: int
+    i_out: int
+    connection_mode: str
+    has_weight: bool
+    path_weight: float
+    path_shape: tuple
+
+
+class TensorProduct(E3nnModule):
+    """``e3nn.o3.TensorProduct``: same signature, parameters, weight order, state_dict keys and values.
+
+    Args:
+        irreps_in1, irreps_in2, irreps_out: the columns of x, y and out.
+        instructions: ``(i_in1, i_in2, i_out, mode, has_weight[, path_weight])``, as in :class:`eqk.Plan`.
+        in1_var, in2_var, out_var: variance of each irrep; None for ones.
+        irrep_normalization: ``"component"`` (None), ``"norm"`` or ``"none"``.
+        path_normalization: ``"element"`` (None), ``"path"`` or ``"none"``. The coefficients are in
+            :meth:`eqk.Plan.normalized`.
+        internal_weights: whether the weights are a Parameter of the module. None: if they are shared and there are any.
+        shared_weights: one weight vector for all rows (True, None) or one for each row (False).
+        compile_left_right, compile_right: whether ``forward`` and :meth:`right` may be called.
+        normalization: deprecated name of ``irrep_normalization``.
+        _specialized_code, _optimize_einsums: e3nn's, ignored.
+        layout_in1, layout_in2, layout_out: ``"mul_ir"`` (e3nn's) or ``"ir_mul"``.
+
+    Attributes:
+        weight: Parameter [weight_numel], or an empty buffer where the weights come from outside.
+        output_mask: buffer [dim_out], 1 where some path writes.
+        plan: the :class:`eqk.Plan`.
+
+    Raises:
+        ValueError (which is an AssertionError too, as in e3nn): naming the argument or instruction that does not fit.
+    """
+
+    instructions: list[Any]
+    internal_weights: bool
+    shared_weights: bool
+    weight_numel: int
+    _plan_text: str
+    _weighted: bool
+    _compile_left_right: bool
+    _compile_right: bool
+    _in1_dim: int
+    _out_dim: int
+
+    def __init__(
+        self,
+        irreps_in1: IrrepsLike,
+        irreps_in2: IrrepsLike,
+        irreps_out: IrrepsLike,
+        instructions: Iterable[tuple],
+        in1_var: Sequence[float] | Tensor | None = None,
+        in2_var: Sequence[float] | Tensor | None = None,
+        out_var: Sequence[float] | Tensor | None = None,
+        irrep_normalization: str | None = None,
+        path_normalization: str | None = None,
+        internal_weights: bool | None = None,
+        shared_weights: bool | None = None,
+        compile_left_right: bool = True,
+        compile_right: bool = False,
+        normalization: str | None = None,
+        _specialized_code: bool | None = None,
+        _optimize_einsums: bool | None = None,
+        layout_in1: str = "mul_ir",
+        layout_in2: str = "mul_ir",
+        layout_out: str = "mul_ir",
+    ) -> None:
+        super().__init__()
+        if normalization is not None:
+            warnings.warn("normalization is deprecated: use irrep_normalization", DeprecationWarning, stacklevel=2)
+            irrep_normalization = normalization
+        if internal_weights and shared_weights is False:
+            raise ArgumentError("internal_weights: expected False or None with shared_weights=False, got True")
+        shared = shared_weights is not False
+        try:
+            plan = Plan.normalized(
+                irreps_in1,
+                irreps_in2,
+                irreps_out,
+                list(instructions),
+                in1_var,
+                in2_var,
+                out_var,
+                irrep_normalization or "component",
+                path_normalization or "element",
+                layout_in1=layout_in1,
+                layout_in2=layout_in2,
+                layout_out=layout_out,
+                weights="shared" if shared else "per_sample",
+            )
+        except ValueError as error:
+            raise ArgumentError(str(error)) from error
+        if internal_weights is None:
+            internal_weights = shared and any(ins.has_weight for ins in plan.instructions)
+        self._set_plan(plan, shared, bool(internal_weights), compile_left_right, compile_right)
+        self._specialized_code = bool(_specialized_code)
+        self._optimize_einsums = bool(_optimize_einsums)
+        if self.internal_weights and self.weight_numel > 0:
+            self.weight = nn.Parameter(torch.randn(self.weight_numel))
+        else:
+            self.register_buffer("weight", torch.empty(0))
+        written = {ins.i_out for ins in self.instructions if ins.path_weight != 0 and 0 not in ins.path_shape}
+        self.register_buffer("output_mask", output_mask(plan.irreps_out, written))
+
+    def _set_plan(
+        self, plan: Plan, shared: bool, internal: bool, compile_left_right: bool, compile_right: bool
+    ) -> None:
+        self.plan = plan
+        self._plan_text = str(plan)
+        self.irreps_in1, self.irreps_in2, self.irreps_out = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
+        self.instructions = [
+            Instruction(*ins, shape) for ins, shape in zip(plan.instructions, plan.path_shapes, strict=True)
+        ]
+        self.shared_weights = shared
+        self.internal_weights = internal
+        self.weight_numel = plan.weight_numel
+        self._weighted = plan.weights != "none"
+        self._compile_left_right = bool(compile_left_right)
+        self._compile_right = bool(compile_right)
+        self._in1_dim = plan.irreps_in1.dim
+        self._out_dim = plan.irreps_out.dim
+
+    def __repr__(self) -> str:
+        irreps = (Irreps(i).simplify() for i in (self.irreps_in1, self.irreps_in2, self.irreps_out))
+        return "{}({} x {} -> {} | {} paths | {} weights)".format(
+            type(self).__name__, *irreps, self._path_count(), self.weight_numel
+        )
+
+    @torch.jit.unused
+    def _path_count(self) -> int:
+        return sum(numel for _, numel in weight_slices(self.instructions, [True] * len(self.instructions)))
+
+    @torch.jit.unused
+    def _flat_weight(self, weight: list[Tensor] | Tensor | None) -> Tensor | None:
+        if not isinstance(weight, (list, tuple)):
+            return weight
+        shapes = [ins.path_shape for ins in self.instructions if ins.has_weight]
+        if len(weight) != len(shapes):
+            raise ArgumentError(
+                f"weight: expected {len(shapes)} tensors, one for each weighted instruction, got {len(weight)}"
+            )
+        flat = []
+        for w, shape in zip(weight, shapes, strict=True):
+            rank = len(shape)
+            if self.shared_weights:
+                flat.append(w.reshape(-1))
+            elif tuple(w.shape[-rank:]) == shape:
+                flat.append(w.flatten(-rank))
+            else:
+                flat.append(w)
+        return torch.cat(flat, -1) if flat else None
+
+    def _weights(self, weight: Tensor | None) -> Tensor:
+        if not torch.jit.is_scripting():
+            weight = self._flat_weight(weight)
+        if weight is None:
+            if self.weight_numel > 0 and not self.internal_weights:
+                raise RuntimeError("weight: expected a tensor, since internal_weights is False, got None")
+            return self.weight
+        if self.shared_weights:
+            if weight.dim() != 1 or weight.shape[0] != self.weight_numel:
+                raise RuntimeError(f"weight: expected shape [{self.weight_numel}], got {list(weight.shape)}")
+        elif weight.dim() < 2 or weight.shape[-1] != self.weight_numel:
+            raise RuntimeError(f"weight: expected shape [..., {self.weight_numel}], got {list(weight.shape)}")
+        return weight
+
+    def _product(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        weight = self._weights(weight)
+        w: Tensor | None = None
+        if self._weighted:
+            # A module without weights of its own keeps an empty buffer, of no leading dimension and of any dtype.
+            w = weight if self.weight_numel > 0 else x.new_empty([0] if self.shared_weights else [1, 0])
+        return broadcast_product(x, y, w, self.shared_weights, self._plan_text)
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [..., dim1], y [..., dim2] -> [..., dim_out], leading dimensions broadcast.
+
+        ``weight``: None for internal weights; else [weight_numel] (shared), [..., weight_numel] (not shared), or a list
+        of tensors [*path_shape] or [..., *path_shape], one for each weighted instruction. Raises RuntimeError where a
+        shape does not fit.
+        """
+        if not self._compile_left_right:
+            raise RuntimeError("forward: expected a module built with compile_left_right=True")
+        return self._product(x, y, weight)
+
+    @torch.jit.export
+    def right(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The matrix that maps x to the product with y: y [..., dim2] -> [..., dim1, dim_out].
+
+        ``weight`` as in :meth:`forward`. Needs ``compile_right=True``, else RuntimeError.
+        """
+        if not self._compile_right:
+            raise RuntimeError("right: expected a module built with compile_right=True")
+        basis = torch.eye(self._in1_dim, dtype=y.dtype, device=y.device)
+        if self.shared_weights or self.weight_numel == 0:
+            return self._product(basis, y.unsqueeze(-2), weight)
+        # One row of weights for each vector of the basis and row of y would be the largest tensor by far.
+        w = self._weights(weight)
+        rows = [self._product(basis[i : i + 1], y, w) for i in range(self._in1_dim)]
+        if len(rows) == 0:
+            shape = torch.broadcast_tensors(y.sum(-1), w.sum(-1))[0].shape
+            return y.new_zeros(list(shape) + [0, self._out_dim])  # noqa: RUF005 TorchScript
+        return torch.stack(rows, -2)
+
+    def weight_view_for_instruction(self, instruction: int, weight: Tensor | None = None) -> Tensor:
+        """View [..., *path_shape] of the weights of one instruction. Raises ValueError if it has none."""
+        ins = self.instructions[instruction]
+        if not ins.has_weight:
+            raise ValueError(f"instruction: expected a weighted one, got {instruction}: {tuple(ins)}")
+        weight = self._weights(weight)
+        start, numel = list(weight_slices(self.instructions, [i.has_weight for i in self.instructions]))[instruction]
+        return weight.narrow(-1, start, numel).view(weight.shape[:-1] + tuple(ins.path_shape))
+
+    def weight_views(self, weight: Tensor | None = None, yield_instruction: bool = False) -> Iterator:
+        """Views [..., *path_shape] of the weighted paths; (index, instruction, view) if ``yield_instruction``."""
+        weight = self._weights(weight)
+        slices = weight_slices(self.instructions, [i.has_weight for i in self.instructions])
+        for n, (ins, (start, numel)) in enumerate(zip(self.instructions, slices, strict=True)):
+            if ins.has_weight:
+                view = weight.narrow(-1, start, numel).view(weight.shape[:-1] + tuple(ins.path_shape))
+                yield (n, ins, view) if yield_instruction else view
+
+
+class FullyConnectedTensorProduct(TensorProduct):
+    """``e3nn.o3.FullyConnectedTensorProduct``: every path that the selection rules allow, mode uvw, weighted."""
+
+    def __init__(
+        self,
+        irreps_in1: IrrepsLike,
+        irreps_in2: IrrepsLike,
+        irreps_out: IrrepsLike,
+        irrep_normalization: str | None = None,
+        path_normalization: str | None = None,
+        **kwargs,
+    ) -> None:
+        in1, in2, out = Irreps(irreps_in1), Irreps(irreps_in2), Irreps(irreps_out)
+        instructions = [
+            (i, j, o, "uvw", True)
+            for i, (_, ir1) in enumerate(in1)
+            for j, (_, ir2) in enumerate(in2)
+            for o, (_, ir) in enumerate(out)
+            if ir in ir1 * ir2
+        ]
+        super().__init__(
+            in1,
+            in2,
+            out,
+            instructions,
+            irrep_normalization=irrep_normalization,
+            path_normalization=path_normalization,
+            **kwargs,
+        )
+
+
+def _filter(filter_ir_out: Iterable | None) -> list | None:
+    if filter_ir_out is None:
+        return None
+    try:
+        return [Irrep(ir) for ir in filter_ir_out]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"filter_ir_out: expected irreps such as ['0e', '1o'], got {filter_ir_out!r}") from error
+
+
+class ElementwiseTensorProduct(TensorProduct):
+    """``e3nn.o3.ElementwiseTensorProduct``: the n-th irrep of x with the n-th of y, mode uuu, without weights.
+
+    ``filter_ir_out`` keeps those output irreps only. Raises ValueError if the inputs differ in their number of irreps.
+    """
+
+    def __init__(
+        self,
+        irreps_in1: IrrepsLike,
+        irreps_in2: IrrepsLike,
+        filter_ir_out: Iterable | None = None,
+        irrep_normalization: str | None = None,
+        **kwargs,
+    ) -> None:
+        keep = _filter(filter_ir_out)
+        in1, in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
+        if in1.num_irreps != in2.num_irreps:
+            raise ArgumentError(
+                f"irreps_in2: expected {in1.num_irreps} irreps as irreps_in1 has, got {in2.num_irreps} in {in2}"
+            )
+        # Both inputs cut where either changes, so that the pieces pair up.
+        pieces = []
+        rest1, rest2 = list(in1), list(in2)
+        while rest1:
+            (mul1, ir1), (mul2, ir2) = rest1.pop(0), rest2.pop(0)
+            mul = min(mul1, mul2)
+            if mul1 > mul:
+                rest1.insert(0, (mul1 - mul, ir1))
+            if mul2 > mul:
+                rest2.insert(0, (mul2 - mul, ir2))
+            pieces.append((mul, ir1, ir2))
+        out, instructions = [], []
+        for n, (mul, ir1, ir2) in enumerate(pieces):
+            for ir in ir1 * ir2:
+                if keep is None or ir in keep:
+                    instructions.append((n, n, len(out), "uuu", False))
+                    out.append((mul, ir))
+        super().__init__(
+            [(mul, ir) for mul, ir, _ in pieces],
+            [(mul, ir) for mul, _, ir in pieces],
+            out,
+            instructions,
+            irrep_normalization=irrep_normalization,
+            **kwargs,
+        )
+
+
+class FullTensorProduct(TensorProduct):
+    """``e3nn.o3.FullTensorProduct``: every irrep of x with every one of y, mode uvuv, no weights, output sorted."""
+
+    def __init__(
+        self,
+        irreps_in1: IrrepsLike,
+        irreps_in2: IrrepsLike,
+        filter_ir_out: Iterable | None = None,
+        irrep_normalization: str | None = None,
+        **kwargs,
+    ) -> None:
+        keep = _filter(filter_ir_out)
+        in1, in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
+        out, instructions = [], []
+        for i, (mul1, ir1) in enumerate(in1):
+            for j, (mul2, ir2) in enumerate(in2):
+                for ir in ir1 * ir2:
+                    if keep is None or ir in keep:
+                        instructions.append((i, j, len(out), "uvuv", False))
+                        out.append((mul1 * mul2, ir))
+        out, instructions = _sorted_output(out, instructions)
+        super().__init__(in1, in2, out, instructions, irrep_normalization=irrep_normalization, **kwargs)
+
+
+def _sorted_output(out: list, instructions: list) -> tuple:
+    order = Irreps(out).sort()
+    return order.irreps, [(i, j, order.p[o], *rest) for i, j, o, *rest in instructions]
+
+
+def _square_paths(irreps: Irreps, i: int, j: int, ir_out: Irrep, normalization: str) -> Iterator[tuple]:
+    """(kind, path weight) of each path from irreps i <= j of x: "pair" of two irreps, or "u<v" and "same" of one.
+
+    x (x) x of one vector is symmetric: of even l_out alone, with fourth moments in its variance (``"component"``), or
+    |x|^4 in place of |x|^2 |y|^2 (``"norm"``).
+    """
+    (mul, ir1), (_, ir2) = irreps[i], irreps[j]
+    alpha = {"component": ir_out.dim, "norm": ir1.dim * ir2.dim, "none": 1}[normalization]
+    if i < j:
+        yield "pair", alpha
+        return
+    if mul > 1:
+        yield "u<v", alpha
+    if ir_out.l % 2 == 0:
+        scalar = ir_out.l == 0
+        yield (
+            "same",
+            {
+                "component": ir_out.dim / (ir1.dim + 2 if scalar else 2),
+                "norm": ir_out.dim * ir1.dim if scalar else ir1.dim * (ir1.dim + 2) / 2,
+                "none": 1,
+            }[normalization],
+        )
+
+
+class TensorSquare(TensorProduct):
+    """``e3nn.o3.TensorSquare``: the product of x with itself, each pair of irreps once.
+
+    With ``irreps_out`` fully connected and weighted, without it full and unweighted (``filter_ir_out`` keeps those
+    output irreps only). x has one layout, ``layout_in``.
+    """
+
+    def __init__(
+        self,
+        irreps_in: IrrepsLike,
+        irreps_out: IrrepsLike | None = None,
+        filter_ir_out: Iterable | None = None,
+        irrep_normalization: str | None = None,
+        layout_in: str = "mul_ir",
+        **kwargs,
+    ) -> None:
+        normalization = irrep_normalization or "component"
+        if normalization not in ("component", "norm", "none"):
+            raise ArgumentError(f"irrep_normalization: expected component, norm or none, got {normalization!r}")
+        if irreps_out is not None and filter_ir_out is not None:
+            raise ValueError("filter_ir_out: expected None with irreps_out, got both")
+        keep = _filter(filter_ir_out)
+        irreps = Irreps(irreps_in).simplify()
+        instructions: list = []
+        pairs = [(i, j) for i in range(len(irreps)) for j in range(i, len(irreps))]
+        if irreps_out is not None:
+            out = Irreps(irreps_out).simplify()
+            modes = {"pair": "uvw", "u<v": "u<vw", "same": "uuw"}
+            for i, j in pairs:
+                for o, (_, ir) in enumerate(out):
+                    if ir in irreps[i].ir * irreps[j].ir:
+                        for kind, alpha in _square_paths(irreps, i, j, ir, normalization):
+                            instructions.append((i, j, o, modes[kind], True, alpha))
+        else:
+            segments: list = []
+            modes = {"pair": "uvuv", "u<v": "uvu<v", "same": "uuu"}
+            for i, j in pairs:
+                mul1, mul2 = irreps[i].mul, irreps[j].mul
+                muls = {"pair": mul1 * mul2, "u<v": mul1 * (mul1 - 1) // 2, "same": mul1}
+                for ir in irreps[i].ir * irreps[j].ir:
+                    if keep is None or ir in keep:
+                        for kind, alpha in _square_paths(irreps, i, j, ir, normalization):
+                            instructions.append((i, j, len(segments), modes[kind], False, alpha))
+                            segments.append((muls[kind], ir))
+            out, instructions = _sorted_output(segments, instructions)
+        super().__init__(
+            irreps,
+            irreps,
+            out,
+            instructions,
+            irrep_normalization="none",
+            layout_in1=layout_in,
+            layout_in2=layout_in,
+            **kwargs,
+        )
+        self.irreps_in = irreps
+
+    def __repr__(self) -> str:
+        out = Irreps(self.irreps_out).simplify()
+        counts = f"{self._path_count()} paths | {self.weight_numel} weights"
+        return f"{type(self).__name__}({self.irreps_in} -> {out} | {counts})"
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [..., dim] -> [..., dim_out]; ``weight`` as in :meth:`TensorProduct.forward`."""
+        if not self._compile_left_right:
+            raise RuntimeError("forward: expected a module built with compile_left_right=True")
+        return self._product(x, x, weight)

@@ -1,0 +1,6 @@
+"""Dense truth for every op: einsum on whole coefficient tensors, any dtype, no cleverness."""
+
+from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
+from eqk.reference.tensor_product import tensor_product
+
+__all__ = ["spherical_harmonics", "spherical_harmonics_backward", "tensor_product"]

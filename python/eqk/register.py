@@ -1,0 +1,383 @@
+"""Autograd, forward mode, vmap, autocast and fake kernels of multilinear ops, written once.
+
+An op ``name(v_1, ..., v_n, plan)`` that is linear in each v comes as a family of four (v may be None where the plan has
+no such operand):
+
+    name(*v, plan) -> out
+    name_jvp(*v, *t, plan) -> derivative of out along t
+    name_backward(*v, g, plan, wanted) -> d<g, out>/dv, for the wanted v
+    name_double_backward(*v, g, *t, tg, plan, wanted) -> derivative along (t, tg) of d<g, out>/d(v, g)
+
+With Q(v, g) = <g, out>, name_backward is grad Q and name_double_backward is grad D_t Q. Since Q is linear in each slot,
+D_c D_t Q = sum_s (D_t Q with slot s filled by c_s and t_s = 0), so the derivative of each member of the family is a sum
+of members: differentiable to every order, with no further kernel.
+
+The formulas are registered to the Autograd dispatch key as a torch.autograd.Function. torch.library.register_autograd
+would do for reverse mode alone: on its ops torch.func.jvp and forward_ad return zero silently and torch.func.grad
+raises (torch 2.13). Called below the Python wrapper of ``apply``, the same Function serves torch.func at any nesting,
+because functorch peels its levels through the dispatcher; gradient recording must then stay on for the levels beneath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+MaybeTensor = Tensor | None
+
+_apply_function = torch._C._FunctionBase.__dict__["apply"]
+
+
+def _apply(function: type[torch.autograd.Function], *args):
+    with enable_single_level_autograd_function():
+        return _apply_function.__get__(None, function)(*args)
+
+
+def _redispatch(op, keyset, *args):
+    below = keyset & torch._C._after_autograd_keyset
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(below, *args)
+
+
+def _sum(terms: Sequence[MaybeTensor]) -> MaybeTensor:
+    present = [term for term in terms if term is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    # torch switches forward mode off within a jvp rule, which would cut the sum off from the functorch levels beneath.
+    with forward_ad._set_fwd_grad_enabled(True):
+        return sum(present[1:], present[0])
+
+
+def _add(totals: list[MaybeTensor], terms: Sequence[MaybeTensor]) -> None:
+    for n, term in enumerate(terms):
+        totals[n] = _sum((totals[n], term))
+
+
+def _will_execute(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # raised outside the engine, and for a leaf that autograd.grad was asked for
+        return True
+
+
+def _needed(ctx, saved: Sequence[MaybeTensor]) -> list[bool]:
+    """Which of the saved arguments this backward pass needs gradients of.
+
+    ctx.needs_input_grad says which of them require any: autograd.grad(energy, positions) wants none of parameters.
+    """
+    nodes = iter(ctx.next_functions)  # one for each tensor
+    needs = ctx.needs_input_grad[1 : len(saved) + 1]
+    nodes = [None if tensor is None else next(nodes)[0] for tensor in saved]
+    return [need and node is not None and _will_execute(node) for need, node in zip(needs, nodes, strict=True)]
+
+
+def register(library: torch.library.Library, op, function: type[torch.autograd.Function], fake, vmap) -> None:
+    """Gives ``op``, whose kernels exist, its autograd ``function`` (first argument: the dispatch key set), fake kernel,
+    vmap rule and autocast."""
+    name = op.name()
+    required = [(n, a.name) for n, a in enumerate(op._schema.arguments) if isinstance(a.type, torch._C.TensorType)]
+
+    def autograd(keyset, *args):
+        for n, argument in required:  # the dispatcher takes None for a tensor that is not optional
+            if args[n] is None:
+                raise RuntimeError(f"{name}: {argument}: expected a tensor, got None")
+        return _apply(function, keyset, *args)
+
+    def promote(*args):
+        # The kernels accumulate in at least float32, so autocast has nothing to lower: it only makes mixed operands
+        # agree, on the widest dtype among them.
+        dtypes = [a.dtype for a in args if isinstance(a, Tensor)]
+        widest = dtypes[0]
+        for dtype in dtypes[1:]:
+            widest = torch.promote_types(widest, dtype)
+        with torch.amp.autocast("cpu", enabled=False), torch.amp.autocast("cuda", enabled=False):
+            return op(*[a.to(widest) if isinstance(a, Tensor) else a for a in args])
+
+    torch.library.register_fake(name, fake, lib=library)
+    library.impl(op, autograd, "Autograd", with_keyset=True)
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(op, promote, key)
+    torch.library.register_vmap(name, vmap, lib=library)
+
+
+class Multilinear:
+    """Registers the family of ``namespace::name``, whose schemas and kernels exist already.
+
+    Args:
+        namespace, name: of the op.
+        operands: number n of operands.
+        affine: the operand, if any, in which the op is affine rather than linear (weights, where some paths have none).
+        check: ``check(v, g, plan)`` raises where the operands do not fit the plan; called by the fake kernels.
+        shapes: ``shapes(v, plan)`` gives the shapes of (*v, out); None for an operand that the plan does not have.
+        batch: ``batch(tensors, in_dims, size, plan)`` for vmap: the operands (*v, g) or tangents with the mapped
+            dimension merged into the rows, or None where only a loop over the mapped dimension is right.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        name: str,
+        operands: int,
+        affine: int | None,
+        check: Callable[[Sequence[MaybeTensor], MaybeTensor, str], None],
+        shapes: Callable[[Sequence[MaybeTensor], str], Sequence[tuple | None]],
+        batch: Callable[[Sequence[MaybeTensor], Sequence[int | None], int, str], Sequence[MaybeTensor] | None],
+    ) -> None:
+        self.n, self.affine = operands, affine
+        self.check, self.shapes, self.batch = check, shapes, batch
+        ops = getattr(torch.ops, namespace)
+        self.forward = getattr(ops, name).default
+        self.jvp = getattr(ops, f"{name}_jvp").default
+        self.backward = getattr(ops, f"{name}_backward").default
+        self.double_backward = getattr(ops, f"{name}_double_backward").default
+        self.library = torch.library.Library(namespace, "IMPL")
+        for op, function, fake in (
+            (self.forward, self._forward_function(), self._fake_forward),
+            (self.jvp, self._jvp_function(), self._fake_jvp),
+            (self.backward, self._backward_function(), self._fake_backward),
+            (self.double_backward, self._double_backward_function(), self._fake_double_backward),
+        ):
+            register(self.library, op, function, fake, self._vmap_rule(op))
+
+    # Results of the family with None for what was not computed.
+
+    def _backward(self, v, g, plan, wanted) -> list[MaybeTensor]:
+        wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
+        if g is None or not any(wanted):
+            return [None] * self.n
+        return [r if w else None for r, w in zip(self.backward(*v, g, plan, wanted), wanted, strict=True)]
+
+    def _double_backward(self, v, g, t, plan, wanted) -> list[MaybeTensor]:
+        wanted = [w and s is not None for w, s in zip(wanted, (*v, g), strict=True)]
+        if all(s is None for s in t) or not any(wanted):
+            return [None] * (self.n + 1)
+        results = self.double_backward(*v, g, *t, plan, wanted)
+        return [r if w else None for r, w in zip(results, wanted, strict=True)]
+
+    def _jvp(self, v, t, plan) -> MaybeTensor:
+        return None if all(s is None for s in t) else self.jvp(*v, *t, plan)
+
+    def _second_order(self, slots, c, t):
+        """Pairs (slots, tangents) over which D of the family sums to D_c D_t: each pair of slots once, with c_s, t_r.
+
+        Slot s is filled by c_s and r varies along t_r. The affine slot is never filled, since its constant part would
+        be taken for one of c_s: there the two exchange roles.
+        """
+        for s, cs in enumerate(c):
+            if cs is not None and s != self.affine:
+                yield (
+                    [cs if r == s else slot for r, slot in enumerate(slots)],
+                    [None if r == s else tangent for r, tangent in enumerate(t)],
+                )
+        if self.affine is not None and c[self.affine] is not None:
+            along = [c[self.affine] if r == self.affine else None for r in range(len(t))]
+            for r, tr in enumerate(t):
+                if tr is not None and r != self.affine:
+                    yield [tr if q == r else slot for q, slot in enumerate(slots)], along
+
+    def _mixed(self, slots, c, t, plan, wanted) -> list[MaybeTensor]:
+        """grad of D_c D_t Q at ``slots`` = (*v, g)."""
+        total: list[MaybeTensor] = [None] * (self.n + 1)
+        for at, along in self._second_order(slots, c, t):
+            # The slot that was filled is no argument of this term.
+            want = [w and here is there for w, here, there in zip(wanted, at, slots, strict=True)]
+            _add(total, self._double_backward(at[:-1], at[-1], along, plan, want))
+        return total
+
+    def _tangents(self, v, plan, terms, wanted) -> tuple[Tensor, ...]:
+        """Forward mode accepts no None: zeros for what does not vary, and the empty tangent of what is not wanted."""
+        shapes = self.shapes(v, plan)[-1:] if len(terms) == 1 else self.shapes(v, plan)
+        return tuple(
+            v[0].new_zeros(shape if want else (0,)) if term is None else term
+            for term, shape, want in zip(terms, shapes, wanted, strict=False)
+        )
+
+    # The four autograd functions. Their first argument is the dispatch key set.
+
+    def _forward_function(self):
+        n, family = self.n, self
+
+        class Forward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, keyset, *args):
+                *v, ctx.plan = args
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*v)
+                ctx.save_for_forward(*v)
+                return _redispatch(family.forward, keyset, *args)
+
+            @staticmethod
+            def backward(ctx, g):
+                v = ctx.saved_tensors
+                return None, *family._backward(v, g, ctx.plan, _needed(ctx, v)), None
+
+            @staticmethod
+            def jvp(ctx, _, *tangents):
+                v = ctx.saved_tensors
+                return family._tangents(v, ctx.plan, [family._jvp(v, tangents[:n], ctx.plan)], [True])[0]
+
+        return Forward
+
+    def _jvp_function(self):
+        n, family = self.n, self
+
+        class Jvp(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, keyset, *args):
+                ctx.plan = args[-1]
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*args[:-1])
+                ctx.save_for_forward(*args[:-1])
+                return _redispatch(family.jvp, keyset, *args)
+
+            @staticmethod
+            def backward(ctx, g):
+                if g is None:
+                    return (None,) * (2 * n + 2)
+                saved = ctx.saved_tensors
+                v, t = saved[:n], saved[n:]
+                need = _needed(ctx, saved)
+                dv = family._double_backward(v, g, (*t, None), ctx.plan, (*need[:n], False))[:n]
+                dt = family._backward(v, g, ctx.plan, need[n : 2 * n])
+                return None, *dv, *dt, None
+
+            @staticmethod
+            def jvp(ctx, _, *tangents):
+                v, t = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+                terms = [family._jvp(v, tangents[n : 2 * n], ctx.plan)]
+                for at, along in family._second_order(v, tangents[:n], t):
+                    terms.append(family._jvp(at, along, ctx.plan))
+                return family._tangents(v, ctx.plan, [_sum(terms)], [True])[0]
+
+        return Jvp
+
+    def _backward_function(self):
+        n, family = self.n, self
+
+        class Backward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, keyset, *args):
+                *slots, ctx.plan, wanted = args
+                ctx.wanted = [w and v is not None for w, v in zip(wanted, slots, strict=False)]
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*slots)
+                ctx.save_for_forward(*slots)
+                return _redispatch(family.backward, keyset, *args)
+
+            @staticmethod
+            def backward(ctx, *cotangents):
+                *v, g = saved = ctx.saved_tensors
+                t = [c if w else None for c, w in zip(cotangents, ctx.wanted, strict=True)]
+                need = _needed(ctx, saved)
+                return None, *family._double_backward(v, g, (*t, None), ctx.plan, need), None, None
+
+            @staticmethod
+            def jvp(ctx, _, *tangents):
+                *v, g = ctx.saved_tensors
+                terms = family._double_backward(v, g, tangents[: n + 1], ctx.plan, (*ctx.wanted, False))[:n]
+                return family._tangents(v, ctx.plan, terms, ctx.wanted)
+
+        return Backward
+
+    def _double_backward_function(self):
+        n, family = self.n, self
+
+        class DoubleBackward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, keyset, *args):
+                *operands, ctx.plan, wanted = args
+                ctx.wanted = [w and s is not None for w, s in zip(wanted, operands, strict=False)]
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*operands)
+                ctx.save_for_forward(*operands)
+                return _redispatch(family.double_backward, keyset, *args)
+
+            @staticmethod
+            def backward(ctx, *cotangents):
+                saved = ctx.saved_tensors
+                slots, t = saved[: n + 1], saved[n + 1 :]
+                c = [a if w else None for a, w in zip(cotangents, ctx.wanted, strict=True)]
+                need = _needed(ctx, saved)
+                d_slots = family._mixed(slots, c, t, ctx.plan, need[: n + 1])
+                d_t = family._double_backward(slots[:-1], slots[-1], c, ctx.plan, need[n + 1 : 2 * n + 2])
+                return None, *d_slots, *d_t, None, None
+
+            @staticmethod
+            def jvp(ctx, _, *tangents):
+                slots, t = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
+                total = family._mixed(slots, tangents[: n + 1], t, ctx.plan, ctx.wanted)
+                _add(
+                    total,
+                    family._double_backward(slots[:-1], slots[-1], tangents[n + 1 : 2 * n + 2], ctx.plan, ctx.wanted),
+                )
+                return family._tangents(slots[:-1], ctx.plan, total, ctx.wanted)
+
+        return DoubleBackward
+
+    # Fake kernels.
+
+    def _empty(self, like: Tensor, shape, wanted: bool = True) -> Tensor:
+        return like.new_empty(shape if wanted and shape is not None else (0,))
+
+    def _check_wanted(self, wanted: Sequence[bool], count: int) -> None:
+        torch._check(
+            len(wanted) == count, lambda: f"{self.forward.name()}: wanted: expected {count} flags, got {len(wanted)}"
+        )
+
+    def _fake_forward(self, *args):
+        *v, plan = args
+        self.check(v, None, plan)
+        return self._empty(v[0], self.shapes(v, plan)[-1])
+
+    def _fake_jvp(self, *args):
+        return self._fake_forward(*args[: self.n], args[-1])
+
+    def _fake_backward(self, *args):
+        *slots, plan, wanted = args
+        self._check_wanted(wanted, self.n)
+        v, g = slots[: self.n], slots[self.n]
+        self.check(v, g, plan)
+        shapes = self.shapes(v, plan)[: self.n]
+        return tuple(self._empty(v[0], s, w) for s, w in zip(shapes, wanted, strict=True))
+
+    def _fake_double_backward(self, *args):
+        *slots, plan, wanted = args
+        self._check_wanted(wanted, self.n + 1)
+        v, g = slots[: self.n], slots[self.n]
+        self.check(v, g, plan)
+        return tuple(self._empty(v[0], s, w) for s, w in zip(self.shapes(v, plan), wanted, strict=True))
+
+    # vmap.
+
+    def _vmap_rule(self, op):
+        n = self.n
+        groups = {self.forward: 1, self.jvp: 1, self.backward: 1, self.double_backward: 2}[op]
+        with_g = op in (self.backward, self.double_backward)
+
+        def rule(info, in_dims, *args):
+            count = (n + with_g) * groups if op is not self.jvp else 2 * n
+            tensors, rest = args[:count], args[count:]
+            plan = rest[0]
+            merged = self.batch(tensors, in_dims[:count], info.batch_size, plan)
+            if merged is not None:
+                result = op(*merged, *rest)
+                single = isinstance(result, Tensor)
+                parts = [
+                    r.unflatten(0, (info.batch_size, -1)) if r.dim() > 1 else r
+                    for r in ((result,) if single else result)
+                ]
+                dims = [0 if r.dim() > 2 else None for r in parts]
+                return (parts[0], dims[0]) if single else (tuple(parts), tuple(dims))
+            results = []
+            for b in range(info.batch_size):
+                row = [t if t is None or d is None else t.select(d, b) for t, d in zip(tensors, in_dims, strict=False)]
+                results.append(op(*row, *rest))
+            if isinstance(results[0], Tensor):
+                return torch.stack(results), 0
+            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+        return rule
