@@ -1,0 +1,266 @@
+"""Random mutations of valid calls: each must raise an error that names the argument, or give the right numbers.
+
+python fuzz.py [COUNT]; the seed is EQK_SEED. Runs under AddressSanitizer too, hence in a process of its own.
+"""
+
+import collections
+import re
+import sys
+
+import torch
+
+import eqk
+from eqk import reference, testing
+
+OPS = torch.ops.eqk
+NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
+NAMED = re.compile(
+    r"\b(x|y|w|g|tangent of [xywg]|t[xywg]|plan|wanted|weights|layout_\w+|irreps_\w+|instruction \d+)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+)
+DTYPES = (
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+)
+_ALPHABET = "0123456789 xeo+-*>[],;{}.uvw<_mulirshadnpeclf\x00\n\té"
+
+
+def mutate_plan(text, rng):
+    kind = rng.randrange(8)
+    at = rng.randrange(len(text) + 1)
+    if kind == 0:
+        return text[:at]
+    if kind == 1:
+        return text[:at] + text[at + 1 + rng.randrange(4) :]
+    if kind == 2:
+        return text[:at] + rng.choice(_ALPHABET) + text[at:]
+    if kind == 3:
+        return text[:at] + rng.choice(_ALPHABET) + text[at + 1 :]
+    if kind == 4:
+        other = rng.randrange(len(text))
+        return text[:at] + text[min(at, other) : max(at, other)] + text[at:]
+    if kind == 5:
+        numbers = list(re.finditer(r"\d+", text))
+        if not numbers:
+            return text
+        number = rng.choice(numbers)
+        value = rng.choice(
+            ("0", "1", "2", "7", "21", "4294967296", "9223372036854775807", "99999999999999999999999", "1e999", "nan")
+        )
+        return text[: number.start()] + value + text[number.end() :]
+    if kind == 6:
+        old = rng.choice(("mul_ir", "shared", "per_sample", " w ", " - ", "uvu", "uvw", "e", "o", "+"))
+        new = rng.choice(("ir_mul", "none", "shared", "per_sample", " - ", " w ", "uuu", "uvv", "u<vw", "o", "e", ""))
+        return text.replace(old, new, rng.choice((1, -1)))
+    return rng.choice(
+        (
+            "",
+            " ",
+            "{}",
+            "->",
+            text * 2,
+            text + " ",
+            " " + text,
+            text + "x",
+            text.upper(),
+            "\x00",
+            "- * - -> - [mul_ir,mul_ir,mul_ir] none {}",
+        )
+    )
+
+
+def mutate_tensor(t, rng, generator):
+    """The mutated tensor; its numbers are still right to compute with wherever its form is."""
+    if t is None:
+        return rng.choice((torch.ones(3, 4), torch.ones(0), torch.ones(0, 3), torch.tensor(1.0)))
+    if t.device.type == "meta" or t.layout != torch.strided or t.dim() == 0:
+        return t
+    kind = rng.randrange(16)
+    if kind == 0:
+        return None
+    if kind == 1:
+        return t[1:]
+    if kind == 2:
+        return torch.cat([t, t[:1]])
+    if kind == 3:
+        return t[..., :-1]
+    if kind == 4:
+        return torch.cat([t, t[..., :1]], -1) if t.shape[-1] else t.new_ones(*t.shape[:-1], 1)
+    if kind == 5:
+        return t.unsqueeze(rng.randrange(t.dim() + 1))
+    if kind == 6:
+        return t.flatten()
+    if kind == 7:
+        return t.T if t.dim() == 2 else t[:0]
+    if kind == 8:
+        return t.to(rng.choice(DTYPES))
+    if kind == 9:
+        return t.to("meta")
+    if kind == 10 and t.numel():
+        t = t.clone()
+        index = rng.randrange(t.numel())
+        t.view(-1)[index] = rng.choice((float("nan"), float("inf"), -float("inf"), 1e38, 0.0))
+        return t
+    if kind == 11:
+        wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 3), 7.0)
+        wide[..., 2 : 2 * t.shape[-1] + 2 : 2] = t
+        return wide[..., 2 : 2 * t.shape[-1] + 2 : 2]
+    if kind == 12:
+        wide = t.new_full((*t.shape[:-1], t.shape[-1] + 5), 7.0)
+        wide[..., 3 : t.shape[-1] + 3] = t
+        return wide[..., 3 : t.shape[-1] + 3]
+    if kind == 13 and t.dim() == 2:
+        return t[:1].expand(t.shape)
+    if kind == 14 and t.dim() == 2 and t.numel():
+        return t.as_strided(t.shape, (rng.randrange(2), rng.randrange(2)))
+    return rng.choice(
+        (torch.tensor(1.0), t.tolist(), 3.0, "x", t.to_sparse(), torch.ones(0), t.new_empty(0, 0), t.requires_grad_())
+    )
+
+
+def truth(op, v, t, text, wanted):
+    """The results of the op by autograd through the dense reference, in float64."""
+    plan = eqk.Plan.parse(text)
+    weighted = plan.weights != "none"
+    v = [
+        None if a is None or (n == 2 and not weighted) else a.detach().double().requires_grad_()
+        for n, a in enumerate(v)
+    ]
+    t = [None if a is None or (n == 2 and not weighted) else a.detach().double() for n, a in enumerate(t)]
+
+    def gradient(scalar, slots, create_graph=False):
+        present = [s for s in slots if s is not None]
+        if not scalar.requires_grad:
+            found = iter([torch.zeros_like(s) for s in present])
+        else:
+            found = iter(torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True))
+        return [torch.zeros(0) if s is None else next(found) for s in slots]
+
+    out = reference.tensor_product(*v[:3], plan)
+    if op == "tensor_product":
+        return [out.detach()]
+    if op == "tensor_product_jvp":
+        c = torch.zeros_like(out, requires_grad=True)
+        first = gradient((out * c).sum(), v[:3], True)
+        return gradient(sum((a * b).sum() for a, b in zip(first, t, strict=False) if b is not None) + 0 * c.sum(), [c])
+    scalar = (out * v[3]).sum()
+    if op == "tensor_product_backward":
+        results = gradient(scalar, v[:3])
+    else:
+        first = gradient(scalar, v, True)
+        terms = [(a * b).sum() for a, b in zip(first, t, strict=True) if b is not None]
+        results = gradient(sum(terms, scalar * 0), v)
+    return [r if w else torch.zeros(0) for r, w in zip(results, wanted, strict=True)]
+
+
+def right(got, expected):
+    """Whether the numbers agree where the dense reference, which multiplies NaN and infinity by zeros too, is finite."""
+    if got.device.type == "meta":
+        return got.shape == expected.shape
+    if got.shape != expected.shape:
+        return False
+    finite = expected.isfinite()
+    if expected.dtype != got.dtype:
+        finite &= expected.abs() < torch.finfo(got.dtype).max / 1e3
+    if not finite.any():
+        return True
+    got, expected = got[finite].double(), expected[finite].double()
+    largest = expected.abs().max()
+    return bool(((got - expected).abs() <= 1e-2 * largest).all()) or largest > 1e30
+
+
+def one_call(cases, rng, generator):
+    """None, or a description of what is wrong."""
+    case = rng.choice(cases)
+    plan, rows = case.plan, rng.choice((0, 1, 2, 5, 33))
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    v, t = (
+        [
+            *testing.random_operands(plan, rows, dtype, generator),
+            torch.randn(rows, plan.irreps_out.dim, generator=generator).to(dtype),
+        ]
+        for _ in range(2)
+    )
+    text = str(plan)
+    op = rng.choice(
+        ("tensor_product", "tensor_product_jvp", "tensor_product_backward", "tensor_product_double_backward", "public")
+    )
+    wanted = [rng.random() < 0.7 for _ in range(4 if op.endswith("double_backward") else 3)]
+    tensors = {
+        "tensor_product": v[:3],
+        "public": v[:3],
+        "tensor_product_jvp": v[:3] + t[:3],
+        "tensor_product_backward": v,
+    }.get(op, v + t)
+    tensors = list(tensors)
+    mutation = []
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        if rng.random() < 0.35:
+            text = mutate_plan(text, rng) if text else "*"
+            mutation.append("plan")
+        elif rng.random() < 0.1 and "backward" in op:
+            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            mutation.append("wanted")
+        else:
+            n = rng.randrange(len(tensors))
+            try:
+                tensors[n] = (
+                    mutate_tensor(tensors[n], rng, generator)
+                    if isinstance(tensors[n], torch.Tensor) or tensors[n] is None
+                    else None
+                )
+            except (
+                RuntimeError,
+                ValueError,
+            ):  # no such mutation: a huge value in an integer tensor, a range of nothing
+                continue
+            mutation.append(n)
+    args = [*tensors, text, *([wanted] if "backward" in op else [])]
+    what = f"{op} {mutation} {[tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]}"
+    try:
+        result = (eqk.tensor_product if op == "public" else getattr(OPS, op))(*args)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return "refused", None if NAMED.search(
+            str(error)
+        ) else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    results = [result] if isinstance(result, torch.Tensor) else list(result)
+    if op == "public":
+        leading = torch.broadcast_shapes(
+            *[a.shape[:-1] for a in tensors[: 3 if eqk.Plan.parse(text).weights == "per_sample" else 2]]
+        )
+        tensors[:2] = [a.expand(*leading, a.shape[-1]).reshape(leading.numel(), a.shape[-1]) for a in tensors[:2]]
+        if eqk.Plan.parse(text).weights == "per_sample":
+            tensors[2] = (
+                tensors[2].expand(*leading, tensors[2].shape[-1]).reshape(leading.numel(), tensors[2].shape[-1])
+            )
+        results = [r.reshape(leading.numel(), r.shape[-1]) for r in results]
+        op = "tensor_product"
+    if any(a is not None and a.device.type == "meta" for a in tensors):
+        return "accepted", None
+    values = tensors[:3] if op in ("tensor_product", "tensor_product_jvp") else tensors[:4]
+    expected = truth(op, values, tensors[len(values) :], text, wanted)
+    ok = all(right(a, b) for a, b in zip(results, expected, strict=True))
+    return "accepted", None if ok else f"{what}: wrong numbers"
+
+
+def run(count):
+    rng, generator = testing.generators("fuzz")
+    cases = [case for case in testing.CASES.values() if not case.problem and not case.name.startswith("degree-")]
+    outcomes, failures = collections.Counter(), []
+    for _ in range(count):
+        outcome, failure = one_call(cases, rng, generator)
+        outcomes[outcome] += 1
+        if failure:
+            failures.append(failure)
+    return outcomes, failures
+
+
+if __name__ == "__main__":
+    outcomes, failures = run(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    print(f"EQK_SEED={testing.seed()}", dict(outcomes), f"{len(failures)} failures", *failures[:20], sep="\n")
+    sys.exit(bool(failures))

@@ -1,0 +1,244 @@
+"""The Triton ops under Triton's interpreter, against the dense reference and its autograd in float64.
+
+Run by test_triton.py in a process of its own, since TRITON_INTERPRET must be set before Triton is imported.
+"""
+
+import random
+import time
+
+import pytest
+import torch
+
+from eqk import Plan
+from eqk.reference import tensor_product as reference
+from eqk.triton_kernels import tensor_product as kernels
+
+SEED = time.time_ns() % 2**32
+print("seed", SEED)
+
+OPS = torch.ops.eqk_triton
+DTYPES = {"float64": (torch.float64, 1e-12), "float32": (torch.float32, 5e-6), "float16": (torch.float16, 5e-3)}
+DTYPES["bfloat16"] = (torch.bfloat16, 4e-2)
+
+
+def plan_of(mode, layouts=("mul_ir",) * 3, weights="per_sample", m1=3, m2=2, mo=2, extra=()):
+    if mode in ("uuw", "uuu", "uvu<v", "u<vw"):
+        m2 = m1
+    pairs = m1 * (m2 - 1) // 2
+    out = {"uvu": m1, "uvv": m2, "uuu": m1, "uvuv": m1 * m2, "uvu<v": pairs}.get(mode, mo)
+    weighted = weights != "none"
+    if mode == "uuw" and not weighted:
+        out = 1
+    paths = [(0, 0, 0, mode, weighted, 0.7), (0, 1, 1, mode, weighted, -1.3), *extra]
+    # A repeated output irrep, one that no path reaches and one without channels.
+    paths.append((1, 0, 0, mode, weighted, 0.4))
+    irreps_in1 = f"{m1}x1o+{m1}x1o"
+    irreps_in2 = f"{m2}x1o+{m2}x0e"
+    irreps_out = f"{out}x1e+{out}x1o+2x0e+0x2e"
+    return Plan(irreps_in1, irreps_in2, irreps_out, tuple(paths), *layouts, weights)
+
+
+MIXED = Plan(
+    "2x1o+3x0e+0x1e",
+    "2x1o+1x2e+2x0e",
+    "4x0e+2x1e+2x1o+4x1o+1x0e",
+    (
+        (0, 0, 1, "uuu", False, 1.1),
+        (0, 1, 2, "uvu", True, 0.3),
+        (0, 0, 1, "uvv", True, -0.8),
+        (0, 2, 3, "uvuv", True, 0.9),
+        (0, 2, 2, "uvw", True, 0.6),
+        (0, 0, 4, "uvu<v", True, 0.5),
+        (0, 0, 0, "u<vw", True, 1.7),
+        (0, 0, 4, "uuw", False, -0.2),
+        (1, 2, 0, "uvw", True, 1.0),
+    ),
+    "ir_mul",
+    "mul_ir",
+    "ir_mul",
+    "shared",
+)
+
+CASES = [
+    (mode, layouts, weights)
+    for mode in ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
+    for layouts, weights in (
+        (("mul_ir", "mul_ir", "mul_ir"), "per_sample"),
+        (("ir_mul", "mul_ir", "ir_mul"), "shared"),
+        (("mul_ir", "ir_mul", "ir_mul"), "none"),
+    )
+    if not (weights == "none" and mode in ("uvw", "u<vw"))
+]
+
+
+def random_operands(plan, rows, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def operands():
+        w = {"none": None, "shared": (plan.weight_numel,), "per_sample": (rows, plan.weight_numel)}[plan.weights]
+        x, y, g = (tensor(rows, irreps.dim) for irreps in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out))
+        return [x, y, None if w is None else tensor(*w), g]
+
+    return operands(), operands()
+
+
+def close(got, expected, tolerance, what):
+    assert got.shape == expected.shape, what
+    if expected.numel():
+        error = (got.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
+        assert error <= tolerance, f"{what}: relative error {error} above {tolerance}"
+
+
+def reference_family(plan, v, t, varying, wanted):
+    """Results of the four ops in float64: out, jvp, (gx, gy, gw), and the derivative of those along t and of out."""
+    slots = [None if s is None else s.double().requires_grad_() for s in v]
+    tangents = [s.double() if s is not None and on else None for s, on in zip(t, varying, strict=True)]
+    present = [n for n, s in enumerate(slots) if s is not None]
+    out = reference(slots[0], slots[1], slots[2], plan)
+    first = torch.autograd.grad(
+        (out * slots[3]).sum(), [slots[n] for n in present], create_graph=True, materialize_grads=True
+    )
+    along = sum((d * tangents[n]).sum() for n, d in zip(present, first, strict=True) if tangents[n] is not None)
+    second = torch.autograd.grad(
+        along, [slots[n] for n in present], retain_graph=True, materialize_grads=True, allow_unused=True
+    )
+    firsts, seconds = dict(zip(present, first, strict=True)), dict(zip(present, second, strict=True))
+    # <g, jvp> is the part of `along` that the tangents of x, y, w bring, so its gradient by g is the jvp.
+    part = sum(
+        (d * tangents[n]).sum() for n, d in zip(present, first, strict=True) if tangents[n] is not None and n != 3
+    )
+    jvp = torch.autograd.grad(part, slots[3], allow_unused=True, materialize_grads=True)[0]
+    empty = torch.zeros(0, dtype=torch.float64)
+    firsts = [firsts[n] if n in firsts and wanted[n] else empty for n in range(3)]
+    return out, jvp, firsts, [seconds[n] if n in seconds and wanted[n] else empty for n in range(4)]
+
+
+def check_family(plan, rows, dtype_name, seed, varying=(True,) * 4, wanted=(True,) * 4):
+    dtype, tolerance = DTYPES[dtype_name]
+    v, t = random_operands(plan, rows, dtype, seed)
+    out, jvp, first, second = reference_family(plan, v, t, varying, wanted)
+    t = [s if on else None for s, on in zip(t, varying, strict=True)]
+    text = str(plan)
+    close(OPS.tensor_product(*v[:3], text), out, tolerance, "out")
+    for name, a, b in zip("xyw", OPS.tensor_product_backward(*v, text, wanted[:3]), first, strict=True):
+        close(a, b, 4 * tolerance, f"g{name}")
+    close(OPS.tensor_product_jvp(*v[:3], *t[:3], text), jvp, 4 * tolerance, "jvp")
+    for name, a, b in zip("xywg", OPS.tensor_product_double_backward(*v, *t, text, wanted), second, strict=True):
+        close(a, b, 8 * tolerance, f"double backward {name}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[2]}")
+def test_modes(case):
+    mode, layouts, weights = case
+    check_family(plan_of(mode, layouts, weights), 5, "float64", SEED)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dtypes(dtype):
+    check_family(MIXED, 4, dtype, SEED + 1)
+
+
+def test_mixed_modes_and_shared_weights():
+    check_family(MIXED, 7, "float64", SEED + 2)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_missing_tangents_and_masks(number):
+    choose = random.Random(SEED + number)
+    varying = [choose.random() < 0.5 for _ in range(4)]
+    # The first of x, y, w varies at least, so that there is something to differentiate.
+    varying[number % 3] = True
+    wanted = [choose.random() < 0.5 for _ in range(4)]
+    print("varying", varying, "wanted", wanted)
+    check_family(MIXED if number % 2 else plan_of("uvu"), 3, "float64", SEED + number, varying, wanted)
+
+
+@pytest.mark.parametrize("mode", ["uvu", "uvw", "uvu<v", "u<vw", "uuw"])
+def test_more_channels_than_lanes(mode):
+    """More channels than a tile is wide, so that lanes are masked at its end and blocks follow one another."""
+    sizes = {"uvu": (67, 1, 1), "uvw": (3, 2, 67), "uuw": (67, 0, 2), "uvu<v": (12, 0, 1), "u<vw": (6, 0, 5)}[mode]
+    plan = plan_of(mode, ("mul_ir", "ir_mul", "ir_mul"), "per_sample", *sizes)
+    check_family(plan, 6, "float64", SEED + 3)
+
+
+def test_more_rows_than_a_tile():
+    check_family(plan_of("uuu", weights="shared", m1=1), 600, "float64", SEED + 4)
+
+
+def test_high_degrees():
+    plan = Plan("1x5o", "2x4e", "1x6o+2x1o", ((0, 0, 0, "uvu", True, 1.0), (0, 0, 1, "uvv", True, 2.0)))
+    check_family(plan, 2, "float64", SEED + 5)
+
+
+def test_zero_rows():
+    for plan in (plan_of("uvu"), MIXED):
+        v, _ = random_operands(plan, 0, torch.float32, SEED)
+        assert OPS.tensor_product(*v[:3], str(plan)).shape == (0, plan.irreps_out.dim)
+        gw = OPS.tensor_product_backward(*v, str(plan), [True] * 3)[2]
+        assert gw.shape == v[2].shape
+        assert (gw == 0).all()
+
+
+def test_strided_operands():
+    plan = plan_of("uvu")
+    (x, y, w, _), _ = random_operands(plan, 4, torch.float64, SEED)
+    expected = reference(x, y, w, plan)
+    strided = torch.cat([x, x], 1)[:, : x.shape[1]], y.mT.contiguous().mT, w[:1].expand(4, -1)
+    close(OPS.tensor_product(*strided[:2], w, str(plan)), expected, 1e-12, "strided")
+    close(OPS.tensor_product(x, y, strided[2], str(plan)), reference(x, y, strided[2], plan), 1e-12, "expanded")
+
+
+def test_operands_longer_than_32_bits():
+    """A row stride that takes the last row beyond 2^31 elements: memory is reserved and two rows of it are touched."""
+    plan = Plan("1x0e", "1x0e", "1x0e", ((0, 0, 0, "uuu", False, 1.0),))
+    stride = 2**31 + 11
+    x = torch.empty(stride + 1, dtype=torch.float16).as_strided((2, 1), (stride, 1))
+    x[0], x[1] = 2.0, 3.0
+    y = torch.tensor([[5.0], [7.0]], dtype=torch.float16)
+    assert OPS.tensor_product(x, y, None, str(plan)).tolist() == [[10.0], [21.0]]
+
+
+def test_many_kernels_for_one_plan(monkeypatch):
+    monkeypatch.setattr(kernels, "_MAX_TERMS", 10)
+    monkeypatch.setattr(kernels, "_ROW_CHUNKS", 2)
+    kernels.lower.cache_clear()
+    assert len(kernels.lower(str(MIXED), (0, 1, 2, 3))) > 4
+    check_family(MIXED, 300, "float64", SEED + 6)
+    kernels.lower.cache_clear()
+
+
+def test_autograd_and_functorch():
+    plan = plan_of("uvu", weights="shared", m1=2, m2=1)
+    (x, y, w, _), (tx, _, _, _) = random_operands(plan, 3, torch.float64, SEED)
+    text = str(plan)
+
+    def f(x, y, w):
+        return OPS.tensor_product(x, y, w, text)
+
+    leaves = [t.requires_grad_() for t in (x, y, w)]
+    assert torch.autograd.gradcheck(f, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, leaves, fast_mode=True)
+    got = torch.func.jvp(lambda x: f(x, y, w), (x.detach(),), (tx,))[1]
+    close(got, reference(tx, y, w, plan), 1e-12, "torch.func.jvp")
+    got = torch.func.vmap(lambda w: f(x, y, w))(torch.stack([w, 2 * w]))
+    close(got[1], reference(x, y, 2 * w, plan), 1e-12, "vmap")
+
+
+def test_bad_operands():
+    plan = plan_of("uvu")
+    (x, y, w, g), _ = random_operands(plan, 3, torch.float32, SEED)
+    text = str(plan)
+    for operands, word in (
+        ((x[:, 1:], y, w), "x: expected shape"),
+        ((x, y[1:], w), "y: expected shape"),
+        ((x, y.double(), w), "y: expected dtype"),
+        ((x, y, None), "w: expected a tensor"),
+        ((x.int(), y, w), "x: expected dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=word):
+            OPS.tensor_product(*operands, text)
+    with pytest.raises(RuntimeError, match="wanted: expected 3 flags"):
+        OPS.tensor_product_backward(x, y, w, g, text, [True])

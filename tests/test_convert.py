@@ -1,0 +1,189 @@
+"""eqk.convert on modules and on a pretrained potential: same numbers, same parameters, same checkpoints."""
+
+import copy
+import io
+import os
+import pickle
+import random
+
+import pytest
+import torch
+from e3nn import o3 as theirs
+
+import eqk
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    value = int(os.environ.get("EQK_SEED", random.randrange(2**31)))
+    print(f"EQK_SEED={value}")
+    torch.manual_seed(value)
+    return value
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = theirs.FullyConnectedTensorProduct("4x0e+3x1o", "1x0e+1x1o", "5x0e+2x1o+1x1e")
+        self.again = self.conv
+        self.pair = theirs.FullTensorProduct("2x0e+1x1o", "1x1o")
+        self.inner = torch.nn.ModuleDict({"mul": theirs.ElementwiseTensorProduct("3x1o", "3x0e")})
+        self.linear = theirs.Linear("4x0e", "2x0e")
+
+    def forward(self, x, y):
+        z = self.conv(x, y) + self.again(x, 2 * y)
+        return z.sum() + self.pair(x[:, :5], y[:, 1:]).pow(2).sum() + self.inner["mul"](x[:, 4:], x[:, :3]).sum()
+
+
+def test_swaps_everything_in_place_and_keeps_it_equal():
+    model, twin = Block(), Block()
+    twin.load_state_dict(model.state_dict())
+    x, y = torch.randn(6, 13), torch.randn(6, 4)
+    keys, parameters = list(model.state_dict()), dict(model.named_parameters())
+    expected = model(x, y)
+    calls = []
+    handle = model.conv.register_forward_hook(lambda *_: calls.append("hook"))
+    model.conv.user_attribute = "kept"
+    model.eval()
+    random_state = torch.random.get_rng_state()
+    report = eqk.convert(model)
+    assert torch.equal(random_state, torch.random.get_rng_state())
+
+    assert report.model is model
+    assert [row.name for row in report.swapped] == ["conv", "again", "pair", "inner.mul"]
+    assert [(row.name, row.reason) for row in report.left] == [("linear", "o3.Linear is matrix products already")]
+    for text in ("swapped 4", "left 1", "eqk.o3.FullTensorProduct", "inner.mul"):
+        assert text in str(report)
+    assert type(model.conv) is eqk.o3.FullyConnectedTensorProduct
+    assert model.again is model.conv
+    assert (model.conv.user_attribute, model.conv.training, model.training) == ("kept", False, False)
+    torch.testing.assert_close(model(x, y), expected)
+    assert calls == ["hook", "hook"]
+    handle.remove()
+    model(x, y)
+    assert len(calls) == 2
+
+    assert list(model.state_dict()) == keys
+    assert all(p is parameters[n] for n, p in model.named_parameters())
+    with torch.no_grad():
+        model.conv.weight.normal_()
+    assert twin.load_state_dict(model.state_dict(), strict=True)
+    torch.testing.assert_close(twin(x, y), model(x, y))
+    with torch.no_grad():
+        twin.conv.weight.normal_()
+    assert model.load_state_dict(twin.state_dict(), strict=True)
+    torch.testing.assert_close(twin(x, y), model(x, y))
+
+    assert not eqk.convert(model).swapped
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), _saved(model)):
+        torch.testing.assert_close(other(x, y), model(x, y))
+        assert list(other.state_dict()) == keys
+    torch.testing.assert_close(torch.jit.script(model.conv)(x, y), model.conv(x, y))
+    from e3nn.util import jit
+
+    torch.testing.assert_close(jit.compile(copy.deepcopy(model)).conv(x, y), model.conv(x, y))
+    model.double()
+    assert model.conv(x.double(), y.double()).dtype == torch.float64
+
+
+def _saved(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def test_root_and_right():
+    tp = theirs.FullyConnectedTensorProduct("2x0e+1x1o", "1x1o", "2x1o", compile_right=True)
+    y = torch.randn(3, 3)
+    report = eqk.convert(tp)
+    assert type(tp) is theirs.FullyConnectedTensorProduct
+    assert report.model.weight is tp.weight
+    assert report.swapped[0].name == "(root)"
+    torch.testing.assert_close(report.model.right(y), tp.right(y))
+    assert repr(report.model) == repr(tp)
+    if hasattr(theirs, "TensorSquare"):
+        square = theirs.TensorSquare("2x0e+3x1o", "4x0e+2x1o+1x2e")
+        x = torch.randn(3, 11)
+        torch.testing.assert_close(eqk.convert(square).model(x), square(x))
+
+
+@pytest.mark.parametrize("mode", ["uvw", "uvu", "uuu"])
+def test_every_triple_of_degrees(mode):
+    """e3nn 0.4 has other signs than 0.6 in some of its Wigner 3j symbols."""
+    irreps = [(2, (degree, 1)) for degree in range(4)]
+    paths = [(a, b, c, mode, True) for a in range(4) for b in range(4) for c in range(abs(a - b), min(a + b, 3) + 1)]
+    tp = theirs.TensorProduct(irreps, irreps, irreps, paths)
+    x, y = torch.randn(3, 32), torch.randn(3, 32)
+    new = eqk.convert(tp).model
+    torch.testing.assert_close(new(x, y), tp(x, y), rtol=1e-5, atol=1e-5)
+    assert eqk.Plan.from_e3nn(new) == new.plan
+
+
+def test_leaves_what_it_cannot_know_and_says_why():
+    class Doubled(theirs.FullTensorProduct):
+        def forward(self, x, y):
+            return 2 * super().forward(x, y)
+
+    class Named(theirs.FullTensorProduct):
+        def __init__(self, irreps):
+            super().__init__(irreps, irreps)
+
+    patched = theirs.FullTensorProduct("1x1o", "1x1o")
+    patched.forward = lambda x, y: x
+    scripted = theirs.FullTensorProduct("1x1o", "1x1o")
+    from e3nn.util import jit
+
+    model = torch.nn.ModuleList([Doubled("1x1o", "1x1o"), Named("1x1o"), patched, jit.script(scripted)])
+    report = eqk.convert(model)
+    assert [row.name for row in report.swapped] == ["1"]
+    assert [row.name for row in report.left] == ["0", "2", "3"]
+    for row, reason in zip(report.left, ("Doubled defines forward", "forward replaced", "TorchScript"), strict=True):
+        assert reason in row.reason
+
+
+def test_layout_and_bad_arguments():
+    tp = theirs.FullTensorProduct("2x1o", "1x1o")
+    x, y = torch.randn(4, 6), torch.randn(4, 3)
+    given = x.reshape(4, 2, 3).mT.flatten(1)
+    out = eqk.convert(tp, layout=("ir_mul", "mul_ir", "mul_ir")).model(given, y)
+    torch.testing.assert_close(out, tp(x, y))
+    with pytest.raises(ValueError, match="layout"):
+        eqk.convert(tp, layout="im_rul")
+    with pytest.raises(TypeError, match="model"):
+        eqk.convert("model")
+
+
+def test_sevennet_0():
+    ase_build = pytest.importorskip("ase.build", reason="ase is not installed")
+    util = pytest.importorskip("sevenn.util", reason="sevenn is not installed")
+    from sevenn.atom_graph_data import AtomGraphData
+    from sevenn.train.dataload import unlabeled_atoms_to_graph
+
+    atoms = ase_build.bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=random.randrange(2**31))
+
+    def build():
+        model = util.load_checkpoint("7net-0").build_model().eval()
+        model.set_is_batch_data(False)
+        return model
+
+    def evaluate(model):
+        out = model(AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(atoms, 5.0)))
+        return out["inferred_total_energy"].detach(), out["inferred_force"].detach()
+
+    model, twin = build(), build()
+    energy, force = evaluate(model)
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    report = eqk.convert(model)
+    assert len(report.swapped) == 10, report
+    assert {row.reason for row in report.left} == {"o3.Linear is matrix products already"}
+    new_energy, new_force = evaluate(model)
+    assert force.abs().max() > 0.5
+    assert (new_energy - energy).abs() < 1e-5 * energy.abs()
+    assert (new_force - force).abs().max() < 1e-5
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    twin.load_state_dict(model.state_dict(), strict=True)
+    model.load_state_dict(twin.state_dict(), strict=True)
+    assert (evaluate(_saved(model))[1] - new_force).abs().max() < 1e-5
