@@ -1,0 +1,220 @@
+"""Time of eqk.tensor_product on the CPU against its peers and against the machine's own limits.
+
+    python bench/tensor_product.py                         # the table of the README
+    python bench/tensor_product.py --cases mace-large --threads 1 2 --providers e3nn
+    EQK_CPU_ISA=avx2 python bench/tensor_product.py        # with AVX2 alone
+
+Every case is first checked: value and gradients of eqk against e3nn within the float32 tolerance. The providers then
+run in turn, round by round; printed are medians and the ratio to e3nn's default (script) mode. Phases: forward (no
+grad); backward = forward + gradients of x, y, w; double = force training, forward + gradients with create_graph + the
+gradients of those with respect to x, y, w and the cotangent.
+
+floor: the larger of bytes that must move over the bandwidth of a copy, and multiply-adds over the rate of a matrix
+product, both measured in the same run; the last column says how much of it eqk reaches. The allocator is told to keep
+its memory, for all alike, by its environment variables; --malloc default shows the page faults too, --malloc hint what
+eqk.keep_memory() makes of them.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from tabulate import tabulate
+from torch.utils.benchmark import Timer
+
+import eqk
+from eqk.testing import CASES, TOLERANCES, Case, relative_error
+
+PHASES = ("forward", "backward", "double")
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "1073741824",
+}
+
+
+def e3nn_product(case: Case, jit_mode: str):
+    import e3nn
+    from e3nn import o3
+
+    e3nn.set_optimization_defaults(jit_mode=jit_mode)
+    plan = case.plan
+    irreps = [str(i) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
+    # The coefficient of a path is the root of e3nn's path weight where nothing else normalises.
+    paths = [(i.i_in1, i.i_in2, i.i_out, i.connection_mode, i.has_weight, i.coefficient**2) for i in plan.instructions]
+    if any(i.coefficient < 0 for i in plan.instructions):
+        raise ValueError("a negative coefficient")
+    return o3.TensorProduct(
+        *irreps, paths, irrep_normalization="none", path_normalization="none",
+        shared_weights=plan.weights == "shared", internal_weights=False,
+    )  # fmt: skip
+
+
+def cuet_product(case: Case, layout: str):
+    import cuequivariance as cue
+    import cuequivariance_torch as cuet
+
+    plan = case.plan
+    if plan.weights != "per_sample" or any(i.connection_mode != "uvu" for i in plan.instructions):
+        raise ValueError("only uvu with per-sample weights")
+    in1, in2, out = (cue.Irreps("O3", str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out))
+    return cuet.ChannelWiseTensorProduct(
+        in1, in2, [m.ir for m in out], layout=getattr(cue, layout), shared_weights=False, internal_weights=False,
+        method="naive", dtype=torch.float32,
+    )  # fmt: skip
+
+
+def provider(name: str, case: Case):
+    if name == "eqk":
+        return lambda x, y, w: eqk.tensor_product(x, y, w, case.plan)
+    if name == "e3nn":
+        return e3nn_product(case, "script")
+    if name == "e3nn-compile":
+        return torch.compile(e3nn_product(case, "eager"), fullgraph=True, dynamic=False)
+    layout = {"cuet-mul_ir": "mul_ir", "cuet-ir_mul": "ir_mul"}[name]
+    module = cuet_product(case, layout)
+    return lambda x, y, w: module(x, y, w)
+
+
+def phase_function(phase: str, f, operands, g, directions):
+    if phase == "forward":
+
+        def run():
+            with torch.no_grad():
+                return (f(*operands),)
+
+        return run
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in operands]
+    wanted = [t for t in leaves if t is not None]
+    if phase == "backward":
+        return lambda: torch.autograd.grad(f(*leaves), wanted, g)
+    g = g.clone().requires_grad_()
+
+    def run():
+        gradients = torch.autograd.grad(f(*leaves), wanted, g, create_graph=True)
+        return torch.autograd.grad(gradients, (*wanted, g), directions)
+
+    return run
+
+
+def counts(case: Case) -> dict[str, tuple[float, float]]:
+    """Bytes and multiply-adds of a row, for the last op of each phase added to those before it."""
+    plan = case.plan
+    x, y, w, g = plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim
+    w = 0 if plan.weights == "shared" else w
+    products = 0
+    for ins in plan.instructions:
+        (m1, a), (m2, b), (mo, c) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out]
+        mode = ins.connection_mode
+        channels = m1 if mode.startswith("uu") else m1 * (m1 - 1) // 2 if "<" in mode else m1 * m2
+        products += channels * int((eqk.wigner_3j(a.l, b.l, c.l) != 0).any(1).sum())
+        products += channels * mo * c.dim if mode.endswith("w") else 0
+    forward = (4 * (x + y + w + g), products)
+    backward = (4 * (2 * (x + y + w) + g), 2 * products)
+    double = (4 * (3 * (x + y + w) + 2 * g), 5 * products)
+    total, result = (0.0, 0.0), {}
+    for phase, part in zip(PHASES, (forward, backward, double), strict=True):
+        total = (total[0] + part[0], total[1] + part[1])
+        result[phase] = total
+    return result
+
+
+def median(timer: Timer, rounds: int) -> float:
+    return statistics.median(timer.timeit(1).mean for _ in range(rounds))
+
+
+def ceilings(clock) -> tuple[float, float]:
+    """Bytes a second of a copy (read and written) and multiply-adds a second of a matrix product."""
+    a, b = torch.ones(16 << 20), torch.ones(16 << 20)
+    m = torch.ones(1024, 1024)
+    names, threads = {"a": a, "b": b, "m": m, "torch": torch}, torch.get_num_threads()
+    copy = median(Timer("b.copy_(a)", globals=names, timer=clock, num_threads=threads), 9)
+    product = median(Timer("torch.mm(m, m)", globals=names, timer=clock, num_threads=threads), 9)
+    return 8 * a.numel() / copy, 1024**3 / product
+
+
+def bench(case: Case, args, clock, limits) -> list[list]:
+    generator = torch.Generator().manual_seed(0)
+    operands = case.operands(args.rows, torch.float32, generator)
+    g = torch.randn(args.rows, case.plan.irreps_out.dim, generator=generator)
+    directions = [torch.randn(t.shape, generator=generator) for t in operands if t is not None]
+    functions, refused = {}, {}
+    for name in ["eqk", *args.providers]:
+        try:
+            functions[name] = provider(name, case)
+        except (ImportError, ValueError) as error:
+            refused[name] = str(error)
+    if "e3nn" in functions:
+        for phase in PHASES[:2]:
+            results = [phase_function(phase, functions[n], operands, g, directions)() for n in ("eqk", "e3nn")]
+            worst = max(relative_error(a, b) for a, b in zip(*results, strict=True))
+            if worst > 2 * TOLERANCES[torch.float32][1]:
+                sys.exit(f"{case.name}: {phase} of eqk differs from e3nn by {worst:.1e}")
+    rows = []
+    for phase in args.phases:
+        timers = {}
+        for name, f in functions.items():
+            run = phase_function(phase, f, operands, g, directions)
+            try:
+                for _ in range(3):
+                    run()
+            except (RuntimeError, ValueError) as error:
+                refused[f"{name} {phase}"] = str(error).splitlines()[0]
+                continue
+            timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
+        times = {name: [] for name in timers}
+        for _ in range(args.rounds):
+            for name, timer in timers.items():
+                times[name].append(timer.timeit(1).mean)
+        medians = {name: statistics.median(t) for name, t in times.items()}
+        base = medians.get("e3nn")
+        need = counts(case)[phase]
+        floor = args.rows * max(need[0] / limits[0], need[1] / limits[1])
+        row = [case.name, phase, torch.get_num_threads()]
+        for name in ["eqk", *args.providers]:
+            t = medians.get(name)
+            ratio = f" ({base / t:.1f}x)" if t and base and name != "e3nn" else ""
+            row.append(f"{1e3 * t:.2f}{ratio}" if t else "-")
+        rows.append([*row, f"{1e3 * floor:.2f}", f"{100 * floor / medians['eqk']:.0f} %"])
+    for name, reason in refused.items():
+        print(f"{case.name}: {name}: {reason}", file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    standard = ["mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5"]
+    standard += ["depthwise-1", "depthwise-3", "depthwise-8"]  # few channels
+    parser.add_argument("--cases", nargs="+", default=standard, choices=sorted(CASES), metavar="CASE")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
+    choices = ["e3nn", "e3nn-compile", "cuet-mul_ir", "cuet-ir_mul"]
+    parser.add_argument("--providers", nargs="+", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--malloc", default="kept", choices=["kept", "default", "hint"])
+    args = parser.parse_args()
+    if args.malloc == "kept" and any(os.environ.get(k) != v for k, v in KEPT_MEMORY.items()):
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, **KEPT_MEMORY}).returncode)
+    if args.malloc == "hint" and not eqk.keep_memory():
+        sys.exit("--malloc hint: the allocator takes no settings")
+    table = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        # CPU time of one thread does not count what other programs take from a shared machine.
+        clock = time.process_time if threads == 1 else time.perf_counter
+        limits = ceilings(clock)
+        rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
+        print(f"{threads} thread(s): {rates}", file=sys.stderr)
+        for name in args.cases:
+            table += bench(CASES[name], args, clock, limits)
+    headers = ["case", "phase", "threads", *(f"{n} ms" for n in ["eqk", *args.providers]), "floor ms", "of floor"]
+    print(tabulate(table, headers=headers, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
