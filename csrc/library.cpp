@@ -17,8 +17,20 @@ eqk::Tensor wigner_3j(int64_t l1, int64_t l2, int64_t l3) {
   return t;
 }
 
+int64_t keep_memory(int64_t max_bytes) {
+  eqk::check(max_bytes >= 0, "eqk::keep_memory: max_bytes: expected at least 0, got ", max_bytes);
+  eqk::KeptMemory::instance().keep_up_to(static_cast<std::size_t>(max_bytes));
+  return static_cast<int64_t>(eqk::KeptMemory::instance().held());
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY(eqk, m) { m.def("wigner_3j(int l1, int l2, int l3) -> Tensor"); }
+STABLE_TORCH_LIBRARY(eqk, m) {
+  m.def("wigner_3j(int l1, int l2, int l3) -> Tensor");
+  m.def("keep_memory(int max_bytes) -> int");
+}
 
-STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) { m.impl("wigner_3j", TORCH_BOX(&wigner_3j)); }
+STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) {
+  m.impl("wigner_3j", TORCH_BOX(&wigner_3j));
+  m.impl("keep_memory", TORCH_BOX(&keep_memory));
+}

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/kept_memory.h"
 
 namespace eqk {
 
@@ -72,8 +73,18 @@ inline Tensor with_adjacent_columns(const Tensor& t) {
   return t.numel() == 0 || t.size(last) == 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
 }
 
+// Uninitialised and contiguous, of the device and dtype of another; on the CPU from kept memory where some is kept.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()));
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.begin(), size.size());
+  if (like.device().is_cpu()) {
+    std::vector<int64_t> strides(size.size());
+    int64_t numel = 1;
+    for (std::size_t d = size.size(); d-- > 0; numel *= sizes[d]) strides[d] = numel;
+    if (void* const data = KeptMemory::instance().take(static_cast<std::size_t>(numel) * like.element_size()))
+      return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type(),
+                                      [](void* p) { KeptMemory::instance().give_back(p); });
+  }
+  return torch::stable::new_empty(like, sizes);
 }
 
 }  // namespace eqk

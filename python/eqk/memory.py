@@ -1,37 +1,29 @@
-"""What the CPU's allocator does with large results."""
+"""What becomes of the CPU memory of large results."""
 
-import ctypes
-import sys
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
-_LARGEST = 2**31 - 1  # mallopt takes an int
+import torch
 
 
-def keep_memory(top_pad: int = 2**26) -> bool:
-    """Asks glibc's malloc to keep freed memory for the next allocation, for the whole process and every library in it.
+def keep_memory(max_bytes: int = 2**30) -> int:
+    """Keeps the freed memory of eqk's results on the CPU for the next ones, for the whole process.
 
-    By default each tensor above 32 MB, in a young process each above 128 KB, is memory fresh from the kernel, which
-    clears it page by page while the kernel of an op first writes it: for a result of tens of MB that takes many times
-    as long as computing it. Memory once used then stays with the process. The same as the environment variables
-    MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, which have to be set before Python starts.
+    By default a tensor of more than some MB is memory fresh from the system, which clears it page by page while the
+    kernel of an op first writes it: for a result of tens of MB that takes many times as long as computing it. Kept
+    memory has its pages already. It is what eqk's ops return, their derivatives included, in blocks of 1 MiB and more;
+    other ops and other devices are not touched. The storage of such a tensor cannot be resized in place.
 
-    Arguments:
-        top_pad: bytes to take from the kernel at a time beyond what is asked for, at least 0 and below 2**31.
+    Glibc's own settings (``MALLOC_TRIM_THRESHOLD_`` and the like) reach every op, but before version 2.38 a block that
+    PyTorch freed is often too badly placed for one of its own size, and memory grows instead.
+
+    Args:
+        max_bytes: free blocks of at most so many bytes in all are kept, the latest; what is above goes back to the
+            system. 0 keeps none, as at the start.
 
     Returns:
-        True if the allocator took the settings, False where there is no glibc: other allocators (jemalloc, tcmalloc)
-        keep memory by themselves or have settings of their own.
+        The bytes of the free blocks that are kept now.
 
     Raises:
-        ValueError: ``top_pad`` is out of range.
+        ValueError: if ``max_bytes`` is not an int from 0 to 2**63 - 1.
     """
-    if not isinstance(top_pad, int) or not 0 <= top_pad <= _LARGEST:
-        raise ValueError(f"top_pad: expected an int from 0 to {_LARGEST}, got {top_pad!r}")
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    settings = {_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _LARGEST, _M_TOP_PAD: top_pad}
-    return all(mallopt(key, value) == 1 for key, value in settings.items())
+    if not isinstance(max_bytes, int) or not 0 <= max_bytes < 2**63:
+        raise ValueError(f"max_bytes: expected an int from 0 to 2**63 - 1, got {max_bytes!r}")
+    return torch.ops.eqk.keep_memory(max_bytes)
