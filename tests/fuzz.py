@@ -124,14 +124,20 @@ def mutate_tensor(t, rng, generator):
 
 
 def truth(op, v, t, text, wanted):
-    """The results of the op by autograd through the dense reference, in float64."""
+    """The results of the op by autograd through the dense reference, in float64.
+
+    A tangent of None is one of zeros, by which an infinite operand gives NaN.
+    """
     plan = eqk.Plan.parse(text)
     weighted = plan.weights != "none"
     v = [
         None if a is None or (n == 2 and not weighted) else a.detach().double().requires_grad_()
         for n, a in enumerate(v)
     ]
-    t = [None if a is None or (n == 2 and not weighted) else a.detach().double() for n, a in enumerate(t)]
+    t = [
+        None if b is None else torch.zeros_like(b) if a is None else a.detach().double()
+        for a, b in zip(t, v, strict=False)
+    ]
 
     def gradient(scalar, slots, create_graph=False):
         present = [s for s in slots if s is not None]
