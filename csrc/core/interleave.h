@@ -2,13 +2,10 @@
 // Registers <-> memory for W channels of D components, D odd: mul_ir (components adjacent) against one vector for each
 // component. Since D is coprime to W, lane L of the D memory vectors meets each component once: a rotation of the
 // registers by L, done in log2(D) blends, and one permutation of lanes replace a gather.
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "core/lanes.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace eqk {
 inline namespace EQK_ISA {
@@ -67,10 +64,11 @@ struct Interleave {
     return __builtin_shufflevector(v, v, channel_at(C, L)...);
   }
 
-  static EQK_HD void load(const T* p, V* out) {
+  template <class Load>
+  static EQK_HD void load(const T* p, V* out, Load&& get) {
     constexpr auto lanes = std::make_integer_sequence<int, W>{};
     V a[D], b[D];
-    unroll<D>([&](auto r) EQK_LAMBDA { a[component_of(r)] = eqk::load<T, W>(p + r * W); });
+    unroll<D>([&](auto r) EQK_LAMBDA { a[component_of(r)] = get(p + r * W, r * W); });
     unroll<steps()>([&](auto s) EQK_LAMBDA {
       unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[((c - (1 << s)) % D + D) % D], lanes); });
       unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
@@ -87,53 +85,57 @@ struct Interleave {
       unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[(c + (1 << s)) % D], lanes); });
       unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
     });
-    unroll<D>([&](auto r) EQK_LAMBDA { put(p + r * W, a[component_of(r)]); });
+    unroll<D>([&](auto r) EQK_LAMBDA { put(p + r * W, a[component_of(r)], r * W); });
   }
 };
 
 template <class T, int W>
 struct Interleave<T, W, 1> {
   using V = Vector<T, W>;
-  static EQK_HD void load(const T* p, V* out) { out[0] = eqk::load<T, W>(p); }
+  template <class Load>
+  static EQK_HD void load(const T* p, V* out, Load&& get) {
+    out[0] = get(p, 0);
+  }
   template <class Store>
   static EQK_HD void store(T* p, const V* in, Store&& put) {
-    put(p, in[0]);
+    put(p, in[0], 0);
   }
 };
 
 // n <= W channels of D components at p, either layout; lanes beyond n are zero. ir_mul: components are `pitch` apart.
 template <int D, class T, int W>
 EQK_HD void load_channels(const T* p, bool mul_ir, std::int64_t pitch, std::int64_t n, Vector<T, W>* out) {
-  if (mul_ir) {
-    if (n >= W) [[likely]]
-      return Interleave<T, W, D>::load(p, out);
-    alignas(64) T tmp[D * W] = {};
-    std::memcpy(tmp, p, n * D * sizeof(T));
-    Interleave<T, W, D>::load(tmp, out);
-  } else {
+  using Rows = Interleave<T, W, D>;
+  if (!mul_ir)
     unroll<D>([&](auto c) EQK_LAMBDA { out[c] = load_n<T, W>(p + c * pitch, n); });
-  }
+  else if (n >= W) [[likely]]
+    Rows::load(p, out, [](const T* q, int) EQK_LAMBDA { return eqk::load<T, W>(q); });
+  else
+    Rows::load(p, out, [&](const T* q, int first) EQK_LAMBDA {
+      return load_n<T, W>(q, std::clamp<std::int64_t>(n * D - first, 0, W));
+    });
 }
 
 template <int D, class T, int W>
 EQK_HD void store_channels(T* p, bool mul_ir, std::int64_t pitch, std::int64_t n, const Vector<T, W>* in,
                            bool streamed) {
-  const auto plain = [](T* q, Vector<T, W> v) EQK_LAMBDA { eqk::store<T, W>(q, v); };
-  const auto bypass = [](T* q, Vector<T, W> v) EQK_LAMBDA { stream<T, W>(q, v); };
-  if (mul_ir) {
-    if (n >= W) [[likely]]
-      return streamed ? Interleave<T, W, D>::store(p, in, bypass) : Interleave<T, W, D>::store(p, in, plain);
-    alignas(64) T tmp[D * W];
-    Interleave<T, W, D>::store(tmp, in, plain);
-    std::memcpy(p, tmp, n * D * sizeof(T));
-  } else {
+  using V = Vector<T, W>;
+  using Rows = Interleave<T, W, D>;
+  if (!mul_ir)
     unroll<D>([&](auto c) EQK_LAMBDA {
       if (streamed)
         stream<T, W>(p + c * pitch, in[c]);
       else
         store_n<T, W>(p + c * pitch, in[c], n);
     });
-  }
+  else if (streamed)
+    Rows::store(p, in, [](T* q, V v, int) EQK_LAMBDA { stream<T, W>(q, v); });
+  else if (n >= W) [[likely]]
+    Rows::store(p, in, [](T* q, V v, int) EQK_LAMBDA { eqk::store<T, W>(q, v); });
+  else
+    Rows::store(p, in, [&](T* q, V v, int first) EQK_LAMBDA {
+      store_n<T, W>(q, v, std::clamp<std::int64_t>(n * D - first, 0, W));
+    });
 }
 
 }  // namespace EQK_ISA

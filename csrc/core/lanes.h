@@ -2,10 +2,13 @@
 // SIMD vectors for the CPU kernels: the vector extension of gcc and clang. Included by code compiled once per
 // instruction set, inside that instruction set's namespace, so that the linker never mixes two versions of a function.
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "core/macros.h"
 #include "core/scalar.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace eqk {
 inline namespace EQK_ISA {
@@ -87,14 +90,42 @@ EQK_HD Storage as_storage(T value) {
     return to_storage(value, Storage{});
 }
 
-// The first n <= W elements at p, zero beyond.
+// All bits of lane i are set where i < n.
+template <class T, int W>
+EQK_HD auto first_lanes(std::int64_t n) {
+  using I = std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t>;
+  Vector<I, W> lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
+  return lane < splat<I, W>(static_cast<I>(n));
+}
+
+// The first n <= W elements at p, zero beyond, where nothing is read.
 template <class T, int W, class Storage>
 EQK_HD Vector<T, W> load_n(const Storage* p, std::int64_t n) {
+  using V = Vector<T, W>;
   if constexpr (std::is_same_v<T, Storage>) {
     if (n >= W) [[likely]]
       return load<T, W>(p);
+#if defined(__AVX512F__)
+    if constexpr (W * sizeof(T) == 64) {
+      const unsigned mask = (1u << n) - 1u;
+      if constexpr (sizeof(T) == 8)
+        return __builtin_bit_cast(V, _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+      else
+        return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (W * sizeof(T) == 32) {
+      const auto mask = __builtin_bit_cast(__m256i, first_lanes<T, W>(n));
+      if constexpr (sizeof(T) == 8)
+        return __builtin_bit_cast(V, _mm256_maskload_pd(p, mask));
+      else
+        return __builtin_bit_cast(V, _mm256_maskload_ps(p, mask));
+    }
+#endif
   }
-  alignas(Vector<T, W>) T tmp[W] = {};
+  alignas(V) T tmp[W] = {};
   for (int i = 0; i < W; ++i)
     if (i < n) tmp[i] = from_storage<T>(p[i]);
   return load<T, W>(tmp);
@@ -103,10 +134,26 @@ EQK_HD Vector<T, W> load_n(const Storage* p, std::int64_t n) {
 template <class T, int W, class Storage>
 EQK_HD void store_n(Storage* p, Vector<T, W> v, std::int64_t n) {
   if constexpr (std::is_same_v<T, Storage>) {
-    if (n >= W) [[likely]] {
-      store<T, W>(p, v);
-      return;
+    if (n >= W) [[likely]]
+      return store<T, W>(p, v);
+#if defined(__AVX512F__)
+    if constexpr (W * sizeof(T) == 64) {
+      const unsigned mask = (1u << n) - 1u;
+      if constexpr (sizeof(T) == 8)
+        return _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), __builtin_bit_cast(__m512d, v));
+      else
+        return _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), __builtin_bit_cast(__m512, v));
     }
+#endif
+#if defined(__AVX2__)
+    if constexpr (W * sizeof(T) == 32) {
+      const auto mask = __builtin_bit_cast(__m256i, first_lanes<T, W>(n));
+      if constexpr (sizeof(T) == 8)
+        return _mm256_maskstore_pd(p, mask, __builtin_bit_cast(__m256d, v));
+      else
+        return _mm256_maskstore_ps(p, mask, __builtin_bit_cast(__m256, v));
+    }
+#endif
   }
   for (int i = 0; i < W; ++i)
     if (i < n) p[i] = as_storage<Storage>(v[i]);

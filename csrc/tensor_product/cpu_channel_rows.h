@@ -25,7 +25,7 @@ class ChannelLanes {
  public:
   // Whether this kernel is right for the problem, and better than the general one.
   static bool can_run(const Problem& problem, const Lowered& lowered) {
-    return !lowered.channels.paths.empty() && !problem.in[kG].tangent && lane_utilisation(lowered.channels, W) > 0.3;
+    return !lowered.channels.paths.empty() && !problem.in[kG].tangent && lane_utilisation(lowered.channels, W) > 0.25;
   }
 
   ChannelLanes(const Problem& problem, const Lowered& lowered, T* weight_partial)

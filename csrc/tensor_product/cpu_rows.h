@@ -57,6 +57,9 @@ class RowLanes {
   AlignedArray<V> memory_;
   S *x_, *y_, *g_, *pair_, *t_, *h_;
   V *gx_, *gy_, *out_, *sum_x_, *sum_y_;
+  V w_[W], w_tangent_[kDual ? W : 1], gw_[W];
+  std::int64_t w_begin_ = -W, gw_begin_ = 0;  // the columns of these tiles
+  int gw_count_ = 0;
   std::int64_t row_ = 0;
   int rows_ = 0;
 
@@ -111,92 +114,52 @@ class RowLanes {
     }
   }
 
-  // The weights of one path in their order in memory, W at a time.
-  class WeightReader {
-   public:
-    WeightReader(const RowLanes& k, const Path& path, std::int64_t numel)
-        : k_(k),
-          in_(k.problem_.in[kW]),
-          at_(path.weight_offset),
-          end_(path.weight_offset + numel),
-          weighted_(path.weighted),
-          shared_(k.problem_.plan->weights == Weights::shared) {}
-
-    S next() {
-      if (!weighted_) return constant_one();
-      if (shared_) {
-        const std::int64_t q = at_++;
-        const V v = splat<T, W>(from_storage<T>(static_cast<const Storage*>(in_.value)[q]));
-        if constexpr (!kDual)
-          return v;
-        else
-          return {v, in_.tangent ? splat<T, W>(from_storage<T>(static_cast<const Storage*>(in_.tangent)[q])) : V{}};
-      }
-      if (used_ == W) {
-        const std::int64_t n = std::min<std::int64_t>(W, end_ - at_);
-        k_.load_tile(in_.value, in_.stride, at_, n, value_);
-        if constexpr (kDual) {
-          if (in_.tangent)
-            k_.load_tile(in_.tangent, in_.tangent_stride, at_, n, tangent_);
-          else
-            for (V& t : tangent_) t = V{};
-        }
-        used_ = 0;
-      }
-      ++at_;
-      const int q = used_++;
-      if constexpr (!kDual)
-        return value_[q];
+  // Paths ask for their weights in order, most of them one after another in memory: W columns are read at a time, and
+  // serve the paths that follow as well.
+  S weight(std::int64_t q) {
+    const Operand& in = problem_.in[kW];
+    if (problem_.plan->weights == Weights::shared) {
+      const auto read = [&](const void* base) {
+        return base ? splat<T, W>(from_storage<T>(static_cast<const Storage*>(base)[q])) : V{};
+      };
+      if constexpr (kDual)
+        return {read(in.value), read(in.tangent)};
       else
-        return {value_[q], tangent_[q]};
+        return read(in.value);
     }
-
-   private:
-    const RowLanes& k_;
-    const Operand& in_;
-    std::int64_t at_, end_;
-    bool weighted_, shared_;
-    int used_ = W;
-    V value_[W], tangent_[kDual ? W : 1];
-  };
-
-  // Gradients of the weights of one path, in the same order.
-  class WeightWriter {
-   public:
-    WeightWriter(const RowLanes& k, const Path& path)
-        : k_(k),
-          out_(k.problem_.out[kW]),
-          at_(path.weight_offset),
-          shared_(k.problem_.plan->weights == Weights::shared) {}
-
-    void push(V v) {
-      tile_[used_++] = v;
-      if (used_ == W) flush();
+    if (q < w_begin_ || q >= w_begin_ + W) {
+      w_begin_ = q;
+      const std::int64_t n = std::min<std::int64_t>(W, problem_.plan->weight_numel - q);
+      load_tile(in.value, in.stride, q, n, w_);
+      if (kDual && in.tangent) load_tile(in.tangent, in.tangent_stride, q, n, w_tangent_);
     }
+    if constexpr (kDual)
+      return {w_[q - w_begin_], in.tangent ? w_tangent_[q - w_begin_] : V{}};
+    else
+      return w_[q - w_begin_];
+  }
 
-    void flush() {
-      if (!used_) return;
-      for (int q = used_; q < W; ++q) tile_[q] = V{};
-      if (!shared_) {
-        k_.store_tile(out_.data, out_.stride, at_, used_, tile_);
-      } else {
-        transpose<T, W>(tile_);
-        V sum{};
-        for (int lane = 0; lane < k_.rows_; ++lane) sum += tile_[lane];
-        for (int q = 0; q < used_; ++q) k_.partial_[at_ + q] += sum[q];
-      }
-      at_ += used_;
-      used_ = 0;
+  // Gradients of weights, collected and written in the same way.
+  void weight_gradient(std::int64_t q, V v) {
+    if (q != gw_begin_ + gw_count_ || gw_count_ == W) {
+      write_weight_gradients();
+      gw_begin_ = q;
     }
+    gw_[gw_count_++] = v;
+  }
 
-   private:
-    const RowLanes& k_;
-    const Result& out_;
-    std::int64_t at_;
-    bool shared_;
-    int used_ = 0;
-    V tile_[W];
-  };
+  void write_weight_gradients() {
+    for (int q = gw_count_; q < W; ++q) gw_[q] = V{};
+    if (gw_count_ && problem_.plan->weights == Weights::shared) {
+      transpose<T, W>(gw_);
+      V sum{};
+      for (int lane = 0; lane < rows_; ++lane) sum += gw_[lane];
+      for (int q = 0; q < gw_count_; ++q) partial_[gw_begin_ + q] += sum[q];
+    } else if (gw_count_) {
+      store_tile(problem_.out[kW].data, problem_.out[kW].stride, gw_begin_, gw_count_, gw_);
+    }
+    gw_count_ = 0;
+  }
 
   void block(std::int64_t row, int rows) {
     row_ = row;
@@ -211,7 +174,9 @@ class RowLanes {
       for (std::int64_t c = 0; c < dim[1]; ++c) gy_[c] = V{};
     if (problem_.out[kG].data)
       for (std::int64_t c = 0; c < dim[2]; ++c) out_[c] = V{};
+    w_begin_ = -W;
     for (const auto& path : lowered_.paths) run_path(path);
+    write_weight_gradients();
     store_result(kX, dim[0], gx_);
     store_result(kY, dim[1], gy_);
     store_result(kG, dim[2], out_);
@@ -261,10 +226,7 @@ class RowLanes {
     const bool want_gx = problem_.out[kX].data, want_gy = problem_.out[kY].data, want_out = problem_.out[kG].data;
     const bool want_gw = problem_.out[kW].data && p.weighted, want_h = want_gx || want_gy;
     if (!want_h && !want_out && !want_gw) return;
-    std::int64_t weights = 0;
-    if (p.weighted) for_pairs(p, [&](std::int64_t, std::int64_t, std::int64_t, std::int64_t n) { weights += n; });
-    WeightReader reader(*this, p, weights);
-    WeightWriter writer(*this, p);
+    std::int64_t next_weight = p.weight_offset;
     for_pairs(p, [&](std::int64_t u, std::int64_t v, std::int64_t first, std::int64_t count) {
       const S *x = x_ + p.x.offset + u * p.x.channel, *y = y_ + p.y.offset + v * p.y.channel;
       if (want_out || want_gw) {
@@ -280,17 +242,18 @@ class RowLanes {
       if (want_h)
         for (int k = 0; k < d3; ++k) h_[k] = S{};
       for (std::int64_t c = first; c < first + count; ++c) {
-        const S w = reader.next();
+        const S w = p.weighted ? weight(next_weight) : constant_one();
         const std::int64_t at = p.out.offset + c * p.out.channel;
         if (want_out)
           for (int k = 0; k < d3; ++k) fma_part(out_[at + k * p.out.component], w, t_[k]);
         if (want_gw) {
           V sum{};
           for (int k = 0; k < d3; ++k) fma_part(sum, t_[k], g_[at + k * p.out.component]);
-          writer.push(sum);
+          weight_gradient(next_weight, sum);
         }
         if (want_h)
           for (int k = 0; k < d3; ++k) fma(h_[k], w, g_[at + k * p.out.component]);
+        ++next_weight;
       }
       if (!want_h) return;
       for (int k = 0; k < d3; ++k) h_[k] = mul(h_[k], coefficient);
@@ -310,7 +273,6 @@ class RowLanes {
       if (want_gy)
         for (int j = 0; j < d2; ++j) gy_[p.y.offset + v * p.y.channel + j * p.y.component] += sum_y_[j];
     });
-    writer.flush();
   }
 };
 
