@@ -120,6 +120,132 @@ def test_every_triple_of_degrees(mode):
     assert eqk.Plan.from_e3nn(new) == new.plan
 
 
+# Where e3nn 0.4's symbols have the opposite sign of e3nn 0.6's, up to degree 2.
+E3NN_04 = {(1, 2, 2), (2, 1, 2), (2, 2, 1)}
+
+
+def mixed(o3, compile_right=False):
+    """All triples up to degree 2; those with 0 and (1, 1, 1) in modes that e3nn specializes and modes that it does not."""
+    irreps = [(2, (degree, 1)) for degree in range(3)]
+    triples = [(a, b, c) for a in range(3) for b in range(3) for c in range(abs(a - b), min(a + b, 2) + 1)]
+    paths = [(*t, mode, True) for t in triples for mode in ("uvw", "uuu")]
+    out = irreps + [(4, ir) for _, ir in irreps]
+    paths += [(a, b, c + 3, "uvuv", False) for a, b, c in triples]
+    return o3.TensorProduct(irreps, irreps, out, paths, compile_right=compile_right)
+
+
+def flipped(state, triples):
+    """A checkpoint with the opposite sign of e3nn 0.6 in the symbols of ``triples``."""
+    out = {}
+    for key, value in state.items():
+        name = key.rpartition("._w3j_")[2]
+        degrees = tuple(map(int, name.split("_"))) if name != key else None
+        sign = -1.0 if degrees in triples else 1.0
+        out[key] = value.clone() if degrees is None else sign * eqk.wigner_3j(*degrees, dtype=value.dtype)
+    return out
+
+
+def signs(plan):
+    return [ins.coefficient > 0 for ins in plan.instructions]
+
+
+@pytest.fixture(params=["script", "eager", "inductor"])
+def jit_mode(request):
+    import e3nn
+
+    before = e3nn.get_optimization_defaults()
+    if "jit_mode" in before:
+        e3nn.set_optimization_defaults(jit_mode=request.param)
+    else:
+        e3nn.set_optimization_defaults(jit_script_fx=request.param == "script")
+    yield request.param
+    name = "jit_mode" if "jit_mode" in before else "jit_script_fx"
+    e3nn.set_optimization_defaults(**{name: before[name]})
+
+
+@pytest.mark.parametrize("triples", [E3NN_04, {(1, 1, 1), (0, 1, 1), (2, 1, 1)}], ids=["e3nn 0.4", "invented"])
+def test_signs_are_those_of_the_modules_symbols(jit_mode, triples):
+    x, y = torch.randn(3, 18), torch.randn(3, 18)
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # noqa: E731
+    tp = mixed(theirs)
+    before, other = flipped(tp.state_dict(), set()), flipped(tp.state_dict(), triples)
+    tp.load_state_dict(before)
+    plain = tp(x, y).detach()
+    modules = {"converted": eqk.convert(copy.deepcopy(tp)).model, "eqk's own": mixed(eqk.o3)}
+    tp.load_state_dict(other)
+    expected = tp(x, y).detach()
+    assert (expected - plain).abs().max() > 0.1
+    close(eqk.tensor_product(x, y, tp.weight, eqk.Plan.from_e3nn(tp)), expected)
+    close(eqk.convert(tp).model(x, y), expected)
+    for name, module in modules.items():
+        module.load_state_dict(other, strict=True)
+        close(module(x, y), expected)
+        assert signs(eqk.Plan.from_e3nn(module)) == signs(eqk.Plan.from_e3nn(tp))
+        # Its own checkpoint says so too, to either kind of module and to e3nn's.
+        targets = [mixed(eqk.o3)]
+        if name == "converted":
+            targets += [eqk.convert(mixed(theirs)).model, mixed(theirs)]
+        for target in targets:
+            # fx adds constants of its own to some of e3nn 0.4's modules.
+            target.load_state_dict(module.state_dict(), strict=type(target) is not theirs.TensorProduct)
+            close(target(x, y), expected)
+        close(copy.deepcopy(module)(x, y), expected)
+        module.load_state_dict(before, strict=True)
+        close(module(x, y), plain)
+    assert set(modules["eqk's own"].state_dict()) == {"weight", "output_mask"}
+
+
+def test_signs_where_a_checkpoint_has_no_symbols():
+    tp = mixed(theirs)
+    tp.load_state_dict(flipped(tp.state_dict(), E3NN_04))
+    x, y = torch.randn(3, 18), torch.randn(3, 18)
+    expected = tp(x, y).detach()
+    own = mixed(eqk.o3)
+    plain = copy.deepcopy(own.state_dict())
+    converted = eqk.convert(tp).model
+    # As in e3nn: keys that are absent change nothing, and strict loading names them.
+    filtered = {key: value for key, value in converted.state_dict().items() if "_w3j_" not in key}
+    converted.load_state_dict(filtered, strict=False)
+    torch.testing.assert_close(converted(x, y), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r'Missing key.*_compiled_main_left_right\._w3j_1_2_2"'):
+        copy.deepcopy(converted).load_state_dict(plain)
+    reference = own(x, y).detach()
+    own.load_state_dict(converted.state_dict())
+    torch.testing.assert_close(own(x, y), expected, rtol=1e-5, atol=1e-5)
+    own.load_state_dict({"output_mask": own.output_mask}, strict=False)
+    torch.testing.assert_close(own(x, y), expected, rtol=1e-5, atol=1e-5)
+    own.load_state_dict(plain)
+    torch.testing.assert_close(own(x, y), reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_symbols_of_any_dtype(dtype):
+    tp = mixed(theirs).to(dtype)
+    tp.load_state_dict(flipped(tp.state_dict(), E3NN_04))
+    wanted = mixed(eqk.o3)
+    wanted.load_state_dict(flipped(mixed(theirs).state_dict(), E3NN_04))
+    assert signs(eqk.Plan.from_e3nn(tp)) == signs(wanted.plan)
+
+
+def test_symbols_that_are_none_are_refused_by_name():
+    tp = mixed(theirs, compile_right=True)
+    good = {key: value.clone() for key, value in tp.state_dict().items()}
+    key = "_compiled_main_left_right._w3j_1_2_2"
+    targets = [eqk.convert(copy.deepcopy(tp)).model, mixed(eqk.o3)]
+    for bad in (1.01 * good[key], good[key] * float("nan"), good[key].T, -good[key]):
+        state = {**good, key: bad}
+        for target in targets:
+            plan = target.plan
+            with pytest.raises(RuntimeError, match=r"_compiled_main_(left_right|right)\._w3j_1_2_2: expected"):
+                torch.nn.Sequential(target).load_state_dict({f"0.{k}": v for k, v in state.items()})
+            assert target.plan == plan
+        if bad.shape == good[key].shape:
+            tp.load_state_dict(state)
+            with pytest.raises(ValueError, match=r"tp: _compiled_main_(left_right|right)\._w3j_1_2_2: expected"):
+                eqk.Plan.from_e3nn(tp)
+            assert "_w3j_1_2_2: expected" in eqk.convert(torch.nn.Sequential(tp)).left[0].reason
+
+
 def test_leaves_what_it_cannot_know_and_says_why():
     class Doubled(theirs.FullTensorProduct):
         def forward(self, x, y):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from eqk import o3
-from eqk.o3._module import GENERATED, constants_of
+from eqk._symbols import GENERATED
+from eqk.o3._module import constants_of
 from eqk.plan import Plan
 
 _CLASSES = (
@@ -76,8 +77,12 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
 
     The new modules hold the very same Parameters and buffers under the same state-dict keys (those of e3nn's generated
     code too), hooks, training flag and attributes, so that optimisers go on working and checkpoints load either way. A
-    module that is registered under several names is replaced by one module. The signs of e3nn 0.4's Wigner 3j symbols,
-    some of which are not e3nn 0.6's, are kept (:meth:`eqk.Plan.from_e3nn`).
+    module that is registered under several names is replaced by one module.
+
+    Some Wigner 3j symbols of e3nn 0.4 have the opposite sign of e3nn 0.6's. The new module has the signs of the buffers
+    in which the old one keeps its symbols (:meth:`eqk.Plan.from_e3nn`), and takes over those of a checkpoint that it
+    loads later, as the old one would; one that is no Wigner 3j symbol is an error that names its key. TorchScript
+    freezes the signs: load before scripting.
 
     Left as they are, with the reason in the report: TorchScript modules (convert before scripting), subclasses that
     define methods of their own, ``e3nn.o3.experimental``, and ``o3.Linear``, whose time is in matrix products already.

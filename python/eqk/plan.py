@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from eqk._library import wigner_3j
+from eqk._symbols import generated_buffers, reads_symbol, relative_sign, relative_signs
 from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike
 
 LAYOUTS = ("mul_ir", "ir_mul")
@@ -53,13 +53,13 @@ def _fan_in(mode: str, mul1: int, mul2: int) -> int:
     return {"uvw": mul1 * mul2, "uvu": mul2, "uvv": mul1, "uuw": mul1, "u<vw": pairs}.get(mode, 1)
 
 
-def _e3nn_sign(l1: int, l2: int, l3: int) -> int:
+def _e3nn_sign(degrees: tuple[int, int, int]) -> int:
     """Sign of the loaded e3nn's Wigner 3j symbol relative to eqk's."""
-    theirs = sys.modules["e3nn.o3"].wigner_3j(l1, l2, l3, dtype=torch.float64, device="cpu")
-    overlap = float((theirs * wigner_3j(l1, l2, l3, dtype=torch.float64)).sum())
-    if abs(abs(overlap) - 1) > 1e-6:
-        raise ValueError(f"tp: expected e3nn's wigner_3j({l1}, {l2}, {l3}) up to a sign, got an overlap of {overlap}")
-    return 1 if overlap > 0 else -1
+    e3nn_o3 = sys.modules.get("e3nn.o3")
+    if e3nn_o3 is None:
+        return 1
+    theirs = e3nn_o3.wigner_3j(*degrees, dtype=torch.float64, device="cpu")
+    return relative_sign(theirs, degrees, f"tp: e3nn.o3.wigner_3j{degrees}")
 
 
 @dataclass(frozen=True)
@@ -202,27 +202,28 @@ class Plan:
     def from_e3nn(cls, tp, **kwargs) -> Plan:
         """The plan of an ``e3nn.o3.TensorProduct`` (or eqk's), whose normalisation is taken as it stands.
 
-        e3nn 0.4 has the opposite sign in some Wigner 3j symbols, such as (1, 2, 2): the coefficients then carry it.
-        Raises ValueError if the loaded e3nn differs from eqk by more than a sign.
+        e3nn 0.4 has the opposite sign in some Wigner 3j symbols, such as (1, 2, 2): the coefficients then carry it. A
+        module keeps the symbols of the e3nn that it, or the checkpoint loaded last, was made with, as buffers of its
+        generated code: those count. Where it has none, the loaded e3nn's do. Raises ValueError, naming the symbol, if
+        one differs from eqk's by more than its sign and the rounding of its dtype.
         """
         if isinstance(getattr(tp, "plan", None), Plan):
             return dataclasses.replace(tp.plan, **kwargs)
+        try:
+            signs = relative_signs(generated_buffers(tp))
+        except ValueError as error:
+            raise ValueError(f"tp: {error}") from error
+        specialized = getattr(tp, "_specialized_code", True)
+        instructions = []
+        for ins in tp.instructions:
+            i, j, o, mode, weighted = ins.i_in1, ins.i_in2, ins.i_out, ins.connection_mode, ins.has_weight
+            degrees = (tp.irreps_in1[i].ir.l, tp.irreps_in2[j].ir.l, tp.irreps_out[o].ir.l)
+            sign = 1
+            if reads_symbol(mode, weighted, degrees, specialized):
+                sign = signs[degrees] if degrees in signs else _e3nn_sign(degrees)
+            instructions.append((i, j, o, mode, weighted, float(ins.path_weight) * sign))
         weights = "shared" if tp.shared_weights else "per_sample"
-        instructions = tuple(
-            (
-                ins.i_in1,
-                ins.i_in2,
-                ins.i_out,
-                ins.connection_mode,
-                ins.has_weight,
-                float(ins.path_weight)
-                * _e3nn_sign(
-                    tp.irreps_in1[ins.i_in1].ir.l, tp.irreps_in2[ins.i_in2].ir.l, tp.irreps_out[ins.i_out].ir.l
-                ),
-            )
-            for ins in tp.instructions
-        )
-        return cls(tp.irreps_in1, tp.irreps_in2, tp.irreps_out, instructions, **{"weights": weights, **kwargs})
+        return cls(tp.irreps_in1, tp.irreps_in2, tp.irreps_out, tuple(instructions), **{"weights": weights, **kwargs})
 
     @classmethod
     @functools.lru_cache(maxsize=4096)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-# The submodules in which e3nn keeps its generated code and, in buffers, its Wigner 3j symbols.
-GENERATED = ("_compiled_main_left_right", "_compiled_main_right", "_compiled_main")
+from eqk._symbols import GENERATED
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -17,8 +16,9 @@ class ArgumentError(ValueError, AssertionError):
 class Constants(nn.Module):
     """Buffers under the names that e3nn gives to the constants of its generated code.
 
-    eqk does not read them. They make a converted model's state_dict that of the original. Checkpoints that lack some,
-    or hold others, load all the same.
+    They make a converted model's state_dict that of the original. eqk reads the Wigner 3j symbols among them when a
+    checkpoint is loaded, for their signs (TensorProduct._load_from_state_dict); checkpoints that lack some, or hold
+    others, load all the same.
     """
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:

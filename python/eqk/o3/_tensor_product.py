@@ -1,5 +1,6 @@
 """e3nn's tensor product modules on ``torch.ops.eqk.tensor_product``."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eqk._library import wigner_3j
+from eqk._symbols import GENERATED, generated_buffers, reads_symbol, relative_signs
 from eqk.irreps import Irrep, Irreps, IrrepsLike
 from eqk.o3._module import ArgumentError, E3nnModule, output_mask, weight_slices
 from eqk.plan import Plan
@@ -39,13 +42,15 @@ class TensorProduct(E3nnModule):
         shared_weights: one weight vector for all rows (True, None) or one for each row (False).
         compile_left_right, compile_right: whether ``forward`` and :meth:`right` may be called.
         normalization: deprecated name of ``irrep_normalization``.
-        _specialized_code, _optimize_einsums: e3nn's, ignored.
+        _specialized_code: e3nn's; says only which paths the symbols of a loaded checkpoint are for.
+        _optimize_einsums: e3nn's, ignored.
         layout_in1, layout_in2, layout_out: ``"mul_ir"`` (e3nn's) or ``"ir_mul"``.
 
     Attributes:
         weight: Parameter [weight_numel], or an empty buffer where the weights come from outside.
         output_mask: buffer [dim_out], 1 where some path writes.
-        plan: the :class:`eqk.Plan`.
+        plan: the :class:`eqk.Plan`. Loading a checkpoint with e3nn's Wigner 3j symbols gives its coefficients the
+            signs of those (e3nn 0.4 has others), as e3nn does.
 
     Raises:
         ValueError (which is an AssertionError too, as in e3nn): naming the argument or instruction that does not fit.
@@ -112,7 +117,7 @@ class TensorProduct(E3nnModule):
         if internal_weights is None:
             internal_weights = shared and any(ins.has_weight for ins in plan.instructions)
         self._set_plan(plan, shared, bool(internal_weights), compile_left_right, compile_right)
-        self._specialized_code = bool(_specialized_code)
+        self._specialized_code = _specialized_code is not False
         self._optimize_einsums = bool(_optimize_einsums)
         if self.internal_weights and self.weight_numel > 0:
             self.weight = nn.Parameter(torch.randn(self.weight_numel))
@@ -124,8 +129,7 @@ class TensorProduct(E3nnModule):
     def _set_plan(
         self, plan: Plan, shared: bool, internal: bool, compile_left_right: bool, compile_right: bool
     ) -> None:
-        self.plan = plan
-        self._plan_text = str(plan)
+        self._use(plan)
         self.irreps_in1, self.irreps_in2, self.irreps_out = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
         self.instructions = [
             Instruction(*ins, shape) for ins, shape in zip(plan.instructions, plan.path_shapes, strict=True)
@@ -138,6 +142,58 @@ class TensorProduct(E3nnModule):
         self._compile_right = bool(compile_right)
         self._in1_dim = plan.irreps_in1.dim
         self._out_dim = plan.irreps_out.dim
+
+    def _use(self, plan: Plan) -> None:
+        self.plan = plan
+        self._plan_text = str(plan)
+
+    def _path_signs(self) -> list[tuple[tuple[int, int, int], bool, int]]:
+        """(degrees, whether e3nn's code reads the symbol, sign of the plan's coefficient) of each path."""
+        paths = []
+        for ins, mine in zip(self.instructions, self.plan.instructions, strict=True):
+            i, j, o, mode, weighted = ins[:5]
+            degrees = (self.irreps_in1[i].ir.l, self.irreps_in2[j].ir.l, self.irreps_out[o].ir.l)
+            reads = reads_symbol(mode, weighted, degrees, self._specialized_code)
+            paths.append((degrees, reads, 1 if mine.coefficient == ins.path_weight else -1))
+        return paths
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """A converted module computes with its buffers as they are after the load, as e3nn's does.
+
+        One of eqk's own has none: a symbol that its checkpoint lacks is eqk's.
+        """
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        generated = tuple(f"{prefix}{name}." for name in GENERATED)
+        given = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(generated)}
+        whole = f"{prefix}weight" in state_dict
+        if not given and not whole:
+            return
+        kept = generated_buffers(self)
+        try:
+            signs = relative_signs({**kept, **given})
+        except ValueError as error:
+            errors.append(f"{prefix}{error}")
+            return
+        if whole and strict:
+            # Weights of a checkpoint without symbols are for eqk's signs.
+            absent = [name for name in kept if name not in given]
+            missing += [prefix + name for name in absent if -1 in relative_signs({name: kept[name]}).values()]
+        converted = not self._modules.keys().isdisjoint(GENERATED)
+        instructions = []
+        for ins, mine, (degrees, reads, sign) in zip(
+            self.instructions, self.plan.instructions, self._path_signs(), strict=True
+        ):
+            sign = signs.get(degrees, sign if converted else 1) if reads else 1
+            instructions.append(mine._replace(coefficient=sign * float(ins.path_weight)))
+        self._use(dataclasses.replace(self.plan, instructions=tuple(instructions)))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        """The symbols of opposite sign too, under e3nn's names: without them the weights mean something else."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._modules.keys().isdisjoint(GENERATED):
+            for degrees in sorted({degrees for degrees, reads, sign in self._path_signs() if reads and sign < 0}):
+                symbol = -wigner_3j(*degrees, dtype=self.output_mask.dtype, device=self.output_mask.device)
+                destination["{}{}._w3j_{}_{}_{}".format(prefix, GENERATED[0], *degrees)] = symbol
 
     def __repr__(self) -> str:
         irreps = (Irreps(i).simplify() for i in (self.irreps_in1, self.irreps_in2, self.irreps_out))
