@@ -1,6 +1,7 @@
 """eqk.convert on modules and on a pretrained potential: same numbers, same parameters, same checkpoints."""
 
 import copy
+import gc
 import io
 import os
 import pickle
@@ -29,8 +30,10 @@ class Block(torch.nn.Module):
         self.pair = theirs.FullTensorProduct("2x0e+1x1o", "1x1o")
         self.inner = torch.nn.ModuleDict({"mul": theirs.ElementwiseTensorProduct("3x1o", "3x0e")})
         self.linear = theirs.Linear("4x0e", "2x0e")
+        self.harmonics = theirs.SphericalHarmonics([2, 0, 2, 1], True, "norm")
 
     def forward(self, x, y):
+        y = y + self.harmonics(x[:, 4:7])[:, [5, 0, 11, 13]]
         z = self.conv(x, y) + self.again(x, 2 * y)
         return z.sum() + self.pair(x[:, :5], y[:, 1:]).pow(2).sum() + self.inner["mul"](x[:, 4:], x[:, :3]).sum()
 
@@ -50,9 +53,9 @@ def test_swaps_everything_in_place_and_keeps_it_equal():
     assert torch.equal(random_state, torch.random.get_rng_state())
 
     assert report.model is model
-    assert [row.name for row in report.swapped] == ["conv", "again", "pair", "inner.mul"]
+    assert [row.name for row in report.swapped] == ["conv", "again", "pair", "inner.mul", "harmonics"]
     assert [(row.name, row.reason) for row in report.left] == [("linear", "o3.Linear is matrix products already")]
-    for text in ("swapped 4", "left 1", "eqk.o3.FullTensorProduct", "inner.mul"):
+    for text in ("swapped 5", "left 1", "eqk.o3.FullTensorProduct", "inner.mul"):
         assert text in str(report)
     assert type(model.conv) is eqk.o3.FullyConnectedTensorProduct
     assert model.again is model.conv
@@ -260,12 +263,101 @@ def test_leaves_what_it_cannot_know_and_says_why():
     scripted = theirs.FullTensorProduct("1x1o", "1x1o")
     from e3nn.util import jit
 
+    class Radial(theirs.SphericalHarmonics):
+        def forward(self, x):
+            return super().forward(x) * x.norm(dim=-1, keepdim=True)
+
     model = torch.nn.ModuleList([Doubled("1x1o", "1x1o"), Named("1x1o"), patched, jit.script(scripted)])
+    model += [jit.script(Named("1x1o")), jit.script(theirs.SphericalHarmonics(1, True)), Radial(1, True)]
+    # eqk's own are none of e3nn's that stayed.
+    model += [jit.script(eqk.o3.FullTensorProduct("1x1o", "1x1o")), jit.script(eqk.o3.SphericalHarmonics(1, True))]
     report = eqk.convert(model)
     assert [row.name for row in report.swapped] == ["1"]
-    assert [row.name for row in report.left] == ["0", "2", "3"]
-    for row, reason in zip(report.left, ("Doubled defines forward", "forward replaced", "TorchScript"), strict=True):
+    assert [row.name for row in report.left] == ["0", "2", "3", "4", "5", "6"]
+    reasons = ("Doubled defines forward", "forward replaced", *3 * ["TorchScript"], "Radial defines forward")
+    for row, reason in zip(report.left, reasons, strict=True):
         assert reason in row.reason
+
+
+@pytest.mark.parametrize("irreps_out", ["0e+1o+2e", "1e+2e", "3o+3o+1o", 2, [0, 1, 2, 3]])
+@pytest.mark.parametrize("normalization", ["integral", "component", "norm"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_spherical_harmonics(irreps_out, normalization, normalize):
+    old = theirs.SphericalHarmonics(irreps_out, normalize, normalization)
+    model = torch.nn.Sequential(old)
+    x = torch.randn(4, 2, 3)
+    calls = []
+    handle = old.register_forward_hook(lambda *_: calls.append("hook"))
+    assert [row.after for row in eqk.convert(model).swapped] == ["eqk.o3.SphericalHarmonics"]
+    torch.testing.assert_close(model(x), old(x), rtol=1e-5, atol=1e-5)
+    assert calls == ["hook", "hook"]
+    handle.remove()
+    assert (model[0].irreps_in, model[0].irreps_out) == (old.irreps_in, old.irreps_out)
+    assert not model.state_dict()
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+
+
+def test_compiled_products_call_the_new_module():
+    x, y = torch.randn(3, 13), torch.randn(3, 4)
+    make = lambda: theirs.FullyConnectedTensorProduct("4x0e+3x1o", "1x0e+1x1o", "5x0e+2x1o")  # noqa: E731
+    count = []
+
+    def backend(graph, inputs):
+        count.append(str(graph.graph).count("eqk.tensor_product"))
+        return graph
+
+    model = torch.nn.ModuleDict({"compiled": make(), "wrapped": torch.compile(make(), backend=backend)})
+    model["compiled"].compile(backend="eager")
+    parent = torch.nn.Sequential(make())
+    whole = torch.compile(parent, backend=backend)
+    root = torch.compile(make(), backend=backend)
+    modules = (model["compiled"], model["wrapped"], root)
+    for module in modules:
+        module(x, y)
+    old = model["compiled"]
+    report = eqk.convert(model)
+    assert [row.name for row in report.swapped] == ["compiled", "wrapped._orig_mod"]
+    assert "not compiled: call compile() again" in report.swapped[0].after
+    assert eqk.convert(root).model is root
+    eqk.convert(whole)
+    count.clear()
+    for module in (model["compiled"], model["wrapped"], root):
+        inner = getattr(module, "_orig_mod", module)
+        assert type(inner) is eqk.o3.FullyConnectedTensorProduct
+        before = module(x, y)
+        inner.weight = torch.nn.Parameter(2 * inner.weight.detach())
+        torch.testing.assert_close(module(x, y), 2 * before)
+        torch.testing.assert_close(module.forward(x, y), 2 * before)
+    assert count
+    assert all(count)
+    old.weight.data.zero_()
+    assert model["compiled"](x, y).abs().max() > 0.1
+    model["compiled"].compile(backend=backend)
+    count.clear()
+    model["compiled"](x, y)
+    assert all(count)
+
+
+def test_state_dict_hooks_get_the_new_module():
+    model = torch.nn.Sequential(theirs.FullTensorProduct("1x1o", "1x1o"))
+    calls = []
+    handles = [
+        model[0].register_load_state_dict_pre_hook(lambda module, *_: calls.append(("pre", module))),
+        model[0]._register_load_state_dict_pre_hook(lambda module, *_: calls.append(("old", module)), with_module=True),
+        model[0]._register_load_state_dict_pre_hook(lambda *_: calls.append(("plain", None))),
+        model[0].register_load_state_dict_post_hook(lambda module, _: calls.append(("post", module))),
+        model[0].register_state_dict_pre_hook(lambda module, *_: calls.append(("save", module))),
+    ]
+    eqk.convert(model)
+    gc.collect()
+    model.load_state_dict(model.state_dict())
+    new = model[0]
+    assert calls == [("save", new), ("pre", new), ("old", new), ("plain", None), ("post", new)]
+    for handle in handles:
+        handle.remove()
+    model.load_state_dict(model.state_dict())
+    assert len(calls) == 5
 
 
 def test_layout_and_bad_arguments():
@@ -274,8 +366,17 @@ def test_layout_and_bad_arguments():
     given = x.reshape(4, 2, 3).mT.flatten(1)
     out = eqk.convert(tp, layout=("ir_mul", "mul_ir", "mul_ir")).model(given, y)
     torch.testing.assert_close(out, tp(x, y))
-    with pytest.raises(ValueError, match="layout"):
-        eqk.convert(tp, layout="im_rul")
+    for layout in (
+        "im_rul",
+        ("mul_ir",),
+        ("mul_ir",) * 4,
+        ("ir_mul", "ir_mul", "ir_mul", "shared"),
+        None,
+        3,
+        (1, 2, 3),
+    ):
+        with pytest.raises(ValueError, match="layout: expected one of mul_ir, ir_mul, or one for each of x, y, out"):
+            eqk.convert(tp, layout=layout)
     with pytest.raises(TypeError, match="model"):
         eqk.convert("model")
 
@@ -302,7 +403,7 @@ def test_sevennet_0():
     energy, force = evaluate(model)
     keys, parameters = list(model.state_dict()), list(model.parameters())
     report = eqk.convert(model)
-    assert len(report.swapped) == 10, report
+    assert len(report.swapped) == 11, report
     assert {row.reason for row in report.left} == {"o3.Linear is matrix products already"}
     new_energy, new_force = evaluate(model)
     assert force.abs().max() > 0.5

@@ -1,8 +1,9 @@
-"""Swaps e3nn's tensor products in an existing model for eqk's."""
+"""Swaps e3nn's tensor products and spherical harmonics in an existing model for eqk's."""
 
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 from eqk import o3
 from eqk._symbols import GENERATED
 from eqk.o3._module import constants_of
-from eqk.plan import Plan
+from eqk.plan import LAYOUTS, Plan
 
 _CLASSES = (
     "FullyConnectedTensorProduct",
@@ -20,6 +21,7 @@ _CLASSES = (
     "ElementwiseTensorProduct",
     "TensorSquare",
     "TensorProduct",
+    "SphericalHarmonics",
 )
 _EXPERIMENTAL = ("FullTensorProductv2", "ElementwiseTensorProductv2")
 # What a subclass may define and still compute what its base does.
@@ -52,8 +54,9 @@ class ConversionReport:
     """What :func:`convert` did; ``str`` is a table.
 
     Attributes:
-        model: the converted model: the one that was given, or its replacement where that itself was a tensor product.
+        model: the converted model: the one that was given, or its replacement where that itself was swapped.
         swapped: ``(name, before, after)`` for each name of a swapped module.
+            ``after`` also says what did not move along.
         left: ``(name, module, reason)`` for each module of e3nn's that eqk has a counterpart of and that stayed.
     """
 
@@ -62,7 +65,7 @@ class ConversionReport:
     left: list[Left] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"swapped {len(self.swapped)} tensor products, left {len(self.left)} modules"]
+        lines = [f"swapped {len(self.swapped)} modules, left {len(self.left)} modules"]
         for title, rows in (("swapped", self.swapped), ("left", self.left)):
             if not rows:
                 continue
@@ -73,7 +76,7 @@ class ConversionReport:
 
 
 def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") -> ConversionReport:
-    """Replaces, in place, every ``e3nn.o3.TensorProduct`` (and e3nn's subclasses) in ``model`` by eqk's.
+    """Replaces, in place, every tensor product and ``SphericalHarmonics`` of ``e3nn.o3`` in ``model`` by eqk's.
 
     The new modules hold the very same Parameters and buffers under the same state-dict keys (those of e3nn's generated
     code too), hooks, training flag and attributes, so that optimisers go on working and checkpoints load either way. A
@@ -84,11 +87,17 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
     loads later, as the old one would; one that is no Wigner 3j symbol is an error that names its key. TorchScript
     freezes the signs: load before scripting.
 
+    What is not the model's own structure stays with the old module: a reference from elsewhere (a list, a bound method)
+    still calls it, and ``isinstance(new, e3nn.o3.TensorProduct)`` is False. A child that is ``torch.compile(tp)`` is
+    compiled anew, with its options; what ``tp.compile()`` compiled is dropped, as by ``copy.deepcopy``, and the report
+    says so: call it again.
+
     Left as they are, with the reason in the report: TorchScript modules (convert before scripting), subclasses that
     define methods of their own, ``e3nn.o3.experimental``, and ``o3.Linear``, whose time is in matrix products already.
 
     Args:
-        model: any torch module; a tensor product itself is not changed: its replacement is ``report.model``.
+        model: any torch module; a tensor product itself is not changed: its replacement is ``report.model``. The two
+            share their hooks; those that load_state_dict calls with the module are called with the new one.
         layout: of the operands of the new modules, ``"mul_ir"`` or ``"ir_mul"``, or one for each of x, y, out. Anything
             but ``"mul_ir"`` asks that the rest of the model work in that layout.
 
@@ -102,8 +111,9 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    layouts = (layout,) * 3 if isinstance(layout, str) else tuple(layout)
-    Plan("", "", "", (), *layouts)
+    layouts = (layout,) * 3 if isinstance(layout, str) else layout
+    if not isinstance(layouts, (tuple, list)) or len(layouts) != 3 or any(one not in LAYOUTS for one in layouts):
+        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, or one for each of x, y, out, got {layout!r}")
     report = ConversionReport(model)
     new: dict[int, nn.Module] = {}
     # Names are listed before anything is replaced; a parent that is swapped itself has no children left to visit.
@@ -121,11 +131,22 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
                 continue
         if name:
             parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent)._modules[leaf] = new[id(module)]
+            holder = model.get_submodule(parent)
+            holder._modules[leaf] = new[id(module)]
+            if isinstance(holder, _optimized_module()):
+                holder._initialize()  # it holds the old module's compiled call
         else:
             report.model = new[id(module)]
-        report.swapped.append(Swapped(name or "(root)", _describe(module), f"eqk.o3.{type(new[id(module)]).__name__}"))
+        after = f"eqk.o3.{type(new[id(module)]).__name__}"
+        if module._compiled_call_impl is not None:
+            after += ", not compiled: call compile() again"
+        report.swapped.append(Swapped(name or "(root)", _describe(module), after))
     return report
+
+
+def _optimized_module() -> type | tuple:
+    """The class of ``torch.compile(module)``, where anything has been compiled."""
+    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
 
 
 def _describe(module: nn.Module) -> str:
@@ -137,13 +158,16 @@ def _describe(module: nn.Module) -> str:
 def _reason_to_leave(module: nn.Module) -> str | None:
     """None if the module is to be swapped, "" if it is none of e3nn's that eqk has a counterpart of."""
     if isinstance(module, torch.jit.ScriptModule):
-        return "TorchScript module: convert the model before scripting it" if module.original_name in _CLASSES else ""
+        # A subclass is scripted under its own name.
+        kind = module.original_name in _CLASSES or hasattr(module, "_compiled_main_left_right")
+        own = hasattr(module, "_plan_text")
+        return "TorchScript module: convert the model before scripting it" if kind and not own else ""
     e3nn_o3 = sys.modules.get("e3nn.o3")
     if e3nn_o3 is None:
         return ""
     if isinstance(module, e3nn_o3.Linear):
         return "o3.Linear is matrix products already"
-    if not isinstance(module, e3nn_o3.TensorProduct):
+    if not isinstance(module, (e3nn_o3.TensorProduct, e3nn_o3.SphericalHarmonics)):
         experimental = sys.modules.get("e3nn.o3.experimental")
         kinds = tuple(getattr(experimental, name) for name in _EXPERIMENTAL if hasattr(experimental, name))
         return "e3nn.o3.experimental has no counterpart in eqk" if kinds and isinstance(module, kinds) else ""
@@ -163,17 +187,26 @@ def _replacement(old: nn.Module, layouts: tuple[str, ...]) -> nn.Module:
     e3nn_o3 = sys.modules["e3nn.o3"]
     name = next(n for n in _CLASSES if isinstance(old, getattr(e3nn_o3, n, ())))
     cls = getattr(o3, name)
-    weights = "shared" if old.shared_weights else "per_sample"
-    plan = Plan.from_e3nn(old, layout_in1=layouts[0], layout_in2=layouts[1], layout_out=layouts[2], weights=weights)
+    plan = None
+    if name != "SphericalHarmonics":
+        weights = "shared" if old.shared_weights else "per_sample"
+        plan = Plan.from_e3nn(old, layout_in1=layouts[0], layout_in2=layouts[1], layout_out=layouts[2], weights=weights)
     new = cls.__new__(cls)
     nn.Module.__init__(new)
     # All of the old module's state, whatever it is: hooks (by reference, so that their handles still remove them), the
     # training flag, parameters, buffers and what users have put on it.
-    code = ("__codegen__", "_modules", "_did_compile_right", "_profiling_str")
+    code = {"__codegen__", "_modules", "_did_compile_right", "_profiling_str", "_prof_str", "sph_func"}
+    code.add("_compiled_call_impl")
     new.__dict__.update({name: value for name, value in old.__dict__.items() if name not in code})
     new._parameters, new._buffers = dict(old._parameters), dict(old._buffers)
     for child, module in old._modules.items():
         new.add_module(child, constants_of(module) if child in GENERATED else module)
+    for hook in new._load_state_dict_pre_hooks.values():
+        if hook.with_module:
+            hook.module = weakref.ref(new)
+    if plan is None:
+        new._set(old._ls_list, old.normalize, old.normalization)
+        return new
     # eqk generates no code: right() may be called whatever e3nn compiled.
     new._set_plan(plan, bool(old.shared_weights), bool(old.internal_weights), True, True)
     # e3nn's own Irreps and instructions: code around the module may ask for their methods.

@@ -32,12 +32,16 @@ class SphericalHarmonics(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_normalization(normalization)
+        ls, self.irreps_in, self.irreps_out = resolve(irreps_out, irreps_in)
+        self._set(ls, normalize, normalization)
+
+    def _set(self, ls: list[int], normalize: bool, normalization: str) -> None:
         self.normalize = normalize
         self.normalization = normalization
-        self._ls_list, self.irreps_in, self.irreps_out = resolve(irreps_out, irreps_in)
-        self._lmax = max(self._ls_list)
-        self._is_range_lmax = self._ls_list == list(range(self._lmax + 1))
-        self._plan = plan_string(self._ls_list, normalization)
+        self._ls_list = ls
+        self._lmax = max(ls)
+        self._is_range_lmax = ls == list(range(self._lmax + 1))
+        self._plan_text = plan_string(ls, normalization)
 
     def forward(self, x: Tensor) -> Tensor:
-        return evaluate(x, self.normalize, self._plan)
+        return evaluate(x, self.normalize, self._plan_text)
