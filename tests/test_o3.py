@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import math
 import os
 import pickle
 import random
@@ -372,6 +373,129 @@ def test_linear_names_what_is_wrong():
         o3.Linear("1o", "1o")(torch.randn(2, 4))
     with pytest.raises(RuntimeError, match="weight: expected a tensor"):
         o3.Linear("1o", "1o", shared_weights=False)(torch.randn(2, 3))
+
+
+def test_lists_of_weights_as_e3nn_takes_them():
+    # batch == mul1 == 1, one row for all, flat or shaped, several leading dimensions that e3nn makes one.
+    for mul1, mul2 in ((1, 4), (2, 3), (1, 1)):
+        paths = [(0, 0, 0, "uvu", True), (0, 0, 1, "uvw", True), (0, 0, 0, "uvu", False)]
+        args = (f"{mul1}x1o", f"{mul2}x1o", f"{mul1}x0e+2x0e", paths)
+        ours, other = (m.TensorProduct(*args, shared_weights=False) for m in (o3, theirs))
+        shapes = [(mul1, mul2), (mul1, mul2, 2)]
+        for rows, leading in itertools.product((1, 2, 6), ((), (1,), (2,), (6,), (2, 3), (1, 1))):
+            for flat in itertools.product((True, False), repeat=2):
+                x, y = torch.randn(rows, 3 * mul1), torch.randn(rows, 3 * mul2)
+                weights = [
+                    torch.randn(*leading, *((math.prod(shape),) if f else shape))
+                    for f, shape in zip(flat, shapes, strict=True)
+                ]
+                try:
+                    expected = other(x, y, weights)
+                except RuntimeError:
+                    with pytest.raises(RuntimeError):
+                        ours(x, y, weights)
+                else:
+                    assert_close(ours(x, y, weights), expected)
+        # Where x and y have several leading dimensions, weights may too.
+        x, y = torch.randn(2, 3, 3 * mul1), torch.randn(2, 3, 3 * mul2)
+        pieces = [torch.randn(2, 3, *shape) for shape in shapes]
+        expected = other(x, y, torch.cat([p.flatten(2) for p in pieces], -1))
+        assert_close(ours(x, y, pieces), expected)
+        assert_close(ours(x, y, [pieces[0], pieces[1].flatten(2)]), expected)
+        shared = [m.TensorProduct(*args, internal_weights=False) for m in (o3, theirs)]
+        weights = [torch.randn(mul1 * mul2), torch.randn(2 * mul2, mul1)]
+        assert_close(*(m(x, y, weights) for m in shared))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lists_of_weights_of_wrong_sizes_are_named(shared):
+    paths = [(0, 0, 0, "uvu", True), (0, 0, 1, "uvu", True)]
+    m = o3.TensorProduct("2x1o", "4x1o", "2x0e+2x0e", paths, internal_weights=False, shared_weights=shared)
+    x, y = torch.randn(3, 6), torch.randn(3, 12)
+    rows = () if shared else (3,)
+    expected = r"\[2, 4\] or \[8\]" if shared else r"\[\.\.\., 2, 4\] or \[\.\.\., 8\]"
+    with pytest.raises(
+        RuntimeError, match=rf"weight\[0\]: expected shape {expected}, got \[{'' if shared else '3, '}4\]"
+    ):
+        m(x, y, [torch.ones(*rows, 4), torch.ones(*rows, 12)])
+    with pytest.raises(RuntimeError, match=r"weight\[1\]: expected shape"):
+        m(x, y, [torch.ones(*rows, 8), torch.ones(*rows, 7)])
+    with pytest.raises(TypeError, match=r"weight\[1\]: expected a tensor, got None"):
+        m(x, y, [torch.ones(*rows, 8), None])
+    with pytest.raises(ValueError, match="weight: expected 2 tensors"):
+        m(x, y, [torch.ones(*rows, 8)])
+
+
+def traced_cases():
+    vectors, mixed = "2x0e+3x1o", "1x0e+1x1o"
+    yield "FullyConnectedTensorProduct", (vectors, mixed, vectors), {}, [11, 4]
+    yield "FullyConnectedTensorProduct", (vectors, mixed, vectors), {"shared_weights": False}, [11, 4]
+    yield "FullTensorProduct", (vectors, mixed), {}, [11, 4]
+    yield "TensorSquare", (vectors, "0e+1o+2e"), {}, [11]
+    yield "Linear", (vectors, "4x0e+2x1o"), {"biases": True}, [11]
+    yield "Linear", (vectors, "4x0e+2x1o"), {"f_in": 2, "f_out": 3}, [11]
+    yield "SphericalHarmonics", ([0, 1, 2], True), {}, [3]
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "dims"), traced_cases())
+def test_symbolic_trace(name, args, kwargs, dims):
+    if not hasattr(theirs, name):
+        pytest.skip(f"this e3nn has no {name}")
+
+    ours, other = getattr(o3, name)(*args, **kwargs), getattr(theirs, name)(*args, **kwargs)
+    ours.load_state_dict(other.state_dict())
+    operands = [torch.randn(5, *([2] if "f_in" in kwargs else []), n) for n in dims]
+    if kwargs.get("shared_weights") is False:
+        operands.append(torch.randn(5, ours.weight_numel))
+    expected = other(*operands)
+    traced = torch.fx.symbolic_trace(ours)
+    assert_close(traced(*operands), expected)
+    assert sum(node.op == "call_function" for node in traced.graph.nodes) == 1
+    for copied in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), torch.jit.script(traced)):
+        assert_close(copied(*operands), expected)
+
+
+def test_symbolic_trace_of_a_model():
+    class Model(torch.nn.Module):
+        def __init__(self, o3):
+            super().__init__()
+            self.harmonics = o3.SphericalHarmonics([0, 1], True)
+            self.product = o3.TensorProduct(
+                "2x1o", "0e+1o", "2x1o+2x0e", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)], shared_weights=False
+            )
+            self.linear = o3.Linear("2x1o+2x0e", "3x1o")
+
+        def forward(self, x, r, a, b):
+            return self.linear(self.product(x, self.harmonics(r), [a, b])) * 2
+
+    ours, other = Model(o3), Model(theirs)
+    ours.load_state_dict(other.state_dict())
+    operands = [torch.randn(4, n) for n in (6, 3, 2, 2)]
+    traced = torch.fx.symbolic_trace(ours)
+    assert_close(traced(*operands), other(*operands))
+    assert_close(traced(*[t[:1] for t in operands]), other(*[t[:1] for t in operands]))
+
+
+def test_operands_that_are_none_are_named():
+    product = o3.FullyConnectedTensorProduct("2x1o", "1x1o", "1x0e", compile_right=True)
+    good = (torch.randn(2, 6), torch.randn(2, 3))
+    calls = {
+        "x": lambda bad: product(bad, good[1]),
+        "y": lambda bad: product(good[0], bad),
+        "y of right": lambda bad: product.right(bad),
+        "x of square": lambda bad: o3.TensorSquare("2x1o")(bad),
+        "features": lambda bad: o3.Linear("1o", "1o")(bad),
+        "x of harmonics": lambda bad: o3.SphericalHarmonics(1, True)(bad),
+    }
+    for name, call in calls.items():
+        for bad in (torch.tensor(1.0), torch.randn(2, 5)):
+            with pytest.raises(RuntimeError, match=f"^{name.split()[0]}: expected"):
+                call(bad)
+        for bad in (None, 3.0, [1.0]):
+            with pytest.raises(TypeError, match=f"^{name.split()[0]}: expected a tensor"):
+                call(bad)
+    with pytest.raises(TypeError, match="^weight: expected a tensor"):
+        product(*good, 3.0)
 
 
 def test_needs_no_e3nn():

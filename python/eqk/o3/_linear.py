@@ -20,6 +20,96 @@ class LinearInstruction(NamedTuple):
     path_weight: float
 
 
+def _linear(
+    features: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    own_weight: Tensor,
+    own_bias: Tensor,
+    internal: bool,
+    shared: bool,
+    numels: tuple[int, int],
+    f: tuple[int, int],
+    has_features: bool,
+    dim_in: int,
+    channels_last: tuple[bool, bool],
+    segments: list[tuple[int, int]],
+    all_paths: list[list[tuple[tuple[int, int, int], float]]],
+    biases: list[tuple[int, int, int]],
+) -> Tensor:
+    """What the module computes, as a function that torch.fx keeps whole and TorchScript compiles."""
+    numel, bias_numel = numels
+    if weight is None:
+        if numel > 0 and not internal:
+            raise RuntimeError("weight: expected a tensor, since internal_weights is False, got None")
+        weight = own_weight
+    if bias is None:
+        if bias_numel > 0 and not internal:
+            raise RuntimeError("bias: expected a tensor, since internal_weights is False, got None")
+        bias = own_bias
+    f_in, f_out = f
+    if not torch.jit.is_scripting() and not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {features}")
+    wrong = features.dim() < (2 if has_features else 1) or features.shape[-1] != dim_in
+    if wrong or (has_features and features.shape[-2] != f_in):
+        raise RuntimeError(
+            f"features: expected last dimensions {[f_in, dim_in] if has_features else [dim_in]}, "
+            f"got shape {list(features.shape)}"
+        )
+    outer = list(features.shape[: -2 if has_features else -1])
+    rows = 1
+    for n in outer:
+        rows *= n
+    x = features.reshape(rows, f_in, dim_in)
+    if shared:
+        w = weight.reshape(f_in, f_out, numel)
+    else:
+        w = weight.reshape(weight.numel() // (f_in * f_out * max(numel, 1)), f_in, f_out, numel)
+
+    parts: list[Tensor] = []
+    for paths, (mul_out, dim) in zip(all_paths, segments):  # noqa: B905 TorchScript
+        total: Tensor | None = None
+        for (start, mul, at), path_weight in paths:
+            part = x.narrow(-1, start, mul * dim)
+            if channels_last[0]:
+                part = part.reshape(rows, f_in, dim, mul).transpose(1, 2)
+            else:
+                part = part.reshape(rows, f_in, mul, dim).permute(0, 3, 1, 2)
+            matrix = w.narrow(-1, at, mul * mul_out) * path_weight
+            matrix = matrix.reshape(-1, f_in, f_out, mul, mul_out).transpose(2, 3)
+            matrix = matrix.reshape(-1, f_in * mul, f_out * mul_out)
+            if shared:
+                term = torch.mm(part.reshape(rows * dim, f_in * mul), matrix[0])
+            else:
+                term = torch.matmul(part.reshape(rows, dim, f_in * mul), matrix)
+            total = term if total is None else total + term
+        if total is None:
+            parts.append(x.new_zeros([rows, f_out, mul_out * dim]))
+        elif channels_last[1]:
+            total = total.reshape(rows, dim, f_out, mul_out).transpose(1, 2)
+            parts.append(total.reshape(rows, f_out, dim * mul_out))
+        else:
+            total = total.reshape(rows, dim, f_out, mul_out).permute(0, 2, 3, 1)
+            parts.append(total.reshape(rows, f_out, mul_out * dim))
+    out = torch.cat(parts, -1) if len(parts) > 0 else x.new_zeros([rows, f_out, 0])
+    if bias_numel > 0:
+        b = bias.reshape(-1, f_out, bias_numel)
+        shift: list[Tensor] = []
+        end = 0
+        for start, at, mul in biases:
+            shift.append(b.new_zeros([b.shape[0], f_out, start - end]))
+            shift.append(b.narrow(-1, at, mul))
+            end = start + mul
+        shift.append(b.new_zeros([b.shape[0], f_out, out.shape[-1] - end]))
+        out = out + torch.cat(shift, -1)
+    if has_features:
+        return out.reshape(outer + [f_out, out.shape[-1]])  # noqa: RUF005 TorchScript
+    return out.reshape(outer + [out.shape[-1]])  # noqa: RUF005
+
+
+torch.fx.wrap("_linear")
+
+
 class Linear(E3nnModule):
     """``e3nn.o3.Linear``: out_o[w, k] = bias_o[w] + sum over paths i of path_weight sum_u W[u, w] x_i[u, k].
 
@@ -165,71 +255,23 @@ class Linear(E3nnModule):
         dimensions if not shared, and ``bias`` [..., bias_numel] ([..., f_out, bias_numel]). Raises RuntimeError where a
         shape does not fit.
         """
-        if weight is None:
-            if self.weight_numel > 0 and not self.internal_weights:
-                raise RuntimeError("weight: expected a tensor, since internal_weights is False, got None")
-            weight = self.weight
-        if bias is None:
-            if self.bias_numel > 0 and not self.internal_weights:
-                raise RuntimeError("bias: expected a tensor, since internal_weights is False, got None")
-            bias = self.bias
-        f_in, f_out = self._f_in, self._f_out
-        if features.shape[-1] != self._dim_in or (self._features and features.shape[-2] != f_in):
-            raise RuntimeError(
-                f"features: expected last dimensions {[f_in, self._dim_in] if self._features else [self._dim_in]}, "
-                f"got shape {list(features.shape)}"
-            )
-        outer = list(features.shape[: -2 if self._features else -1])
-        rows = 1
-        for n in outer:
-            rows *= n
-        x = features.reshape(rows, f_in, self._dim_in)
-        if self.shared_weights:
-            w = weight.reshape(f_in, f_out, self.weight_numel)
-        else:
-            w = weight.reshape(
-                weight.numel() // (f_in * f_out * max(self.weight_numel, 1)), f_in, f_out, self.weight_numel
-            )
-
-        parts: list[Tensor] = []
-        for paths, (mul_out, dim) in zip(self._paths, self._segments):  # noqa: B905 TorchScript
-            total: Tensor | None = None
-            for (start, mul, at), path_weight in paths:
-                part = x.narrow(-1, start, mul * dim)
-                if self._channels_last_in:
-                    part = part.reshape(rows, f_in, dim, mul).transpose(1, 2)
-                else:
-                    part = part.reshape(rows, f_in, mul, dim).permute(0, 3, 1, 2)
-                matrix = w.narrow(-1, at, mul * mul_out) * path_weight
-                matrix = matrix.reshape(-1, f_in, f_out, mul, mul_out).transpose(2, 3)
-                matrix = matrix.reshape(-1, f_in * mul, f_out * mul_out)
-                if self.shared_weights:
-                    term = torch.mm(part.reshape(rows * dim, f_in * mul), matrix[0])
-                else:
-                    term = torch.matmul(part.reshape(rows, dim, f_in * mul), matrix)
-                total = term if total is None else total + term
-            if total is None:
-                parts.append(x.new_zeros([rows, f_out, mul_out * dim]))
-            elif self._channels_last_out:
-                total = total.reshape(rows, dim, f_out, mul_out).transpose(1, 2)
-                parts.append(total.reshape(rows, f_out, dim * mul_out))
-            else:
-                total = total.reshape(rows, dim, f_out, mul_out).permute(0, 2, 3, 1)
-                parts.append(total.reshape(rows, f_out, mul_out * dim))
-        out = torch.cat(parts, -1) if len(parts) > 0 else x.new_zeros([rows, f_out, 0])
-        if self.bias_numel > 0:
-            b = bias.reshape(-1, f_out, self.bias_numel)
-            shift: list[Tensor] = []
-            end = 0
-            for start, at, mul in self._biases:
-                shift.append(b.new_zeros([b.shape[0], f_out, start - end]))
-                shift.append(b.narrow(-1, at, mul))
-                end = start + mul
-            shift.append(b.new_zeros([b.shape[0], f_out, out.shape[-1] - end]))
-            out = out + torch.cat(shift, -1)
-        if self._features:
-            return out.reshape(outer + [f_out, out.shape[-1]])  # noqa: RUF005 TorchScript
-        return out.reshape(outer + [out.shape[-1]])  # noqa: RUF005
+        return _linear(
+            features,
+            weight,
+            bias,
+            self.weight,
+            self.bias,
+            self.internal_weights,
+            self.shared_weights,
+            (self.weight_numel, self.bias_numel),
+            (self._f_in, self._f_out),
+            self._features,
+            self._dim_in,
+            (self._channels_last_in, self._channels_last_out),
+            self._segments,
+            self._paths,
+            self._biases,
+        )
 
     @torch.jit.unused
     def _weight(self, weight: Tensor | None) -> Tensor:

@@ -50,6 +50,13 @@ class E3nnModule(nn.Module):
         unexpected[:] = [key for key in unexpected if not key.startswith(generated)]
 
 
+def check_operand(name: str, operand: Tensor, columns: int) -> None:
+    if not torch.jit.is_scripting() and not isinstance(operand, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {operand}")
+    if operand.dim() == 0 or operand.shape[-1] != columns:
+        raise RuntimeError(f"{name}: expected shape [..., {columns}], got {list(operand.shape)}")
+
+
 def output_mask(irreps, written: set[int]) -> Tensor:
     """[dim]: 1 in the columns of the irreps that some path writes, 0 elsewhere."""
     parts = [torch.full((mul_ir.dim,), float(n in written)) for n, mul_ir in enumerate(irreps)]

@@ -1,14 +1,22 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from eqk.irreps import IrrepsLike
+from eqk.o3._module import check_operand
 from eqk.spherical_harmonics import check_normalization, evaluate, plan_string, resolve, spherical_harmonics
 
 __all__ = ["SphericalHarmonics", "spherical_harmonics"]
+
+
+def _harmonics(x: Tensor, normalize: bool, plan: str) -> Tensor:
+    """What the module computes, as a function that torch.fx keeps whole and TorchScript compiles."""
+    check_operand("x", x, 3)
+    return evaluate(x, normalize, plan)
+
+
+torch.fx.wrap("_harmonics")
 
 
 class SphericalHarmonics(torch.nn.Module):
@@ -22,6 +30,9 @@ class SphericalHarmonics(torch.nn.Module):
     Maps x [..., 3] to [..., irreps_out.dim]. Raises what the function raises, and ValueError for other ``irreps_in``.
     torch.jit.script can compile it.
     """
+
+    # What e3nn.util.jit.compile looks for before it scripts a module.
+    __e3nn_compile_mode__ = "script"
 
     def __init__(
         self,
@@ -44,4 +55,4 @@ class SphericalHarmonics(torch.nn.Module):
         self._plan_text = plan_string(ls, normalization)
 
     def forward(self, x: Tensor) -> Tensor:
-        return evaluate(x, self.normalize, self._plan_text)
+        return _harmonics(x, self.normalize, self._plan_text)

@@ -1,6 +1,7 @@
 """e3nn's tensor product modules on ``torch.ops.eqk.tensor_product``."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from eqk._library import wigner_3j
 from eqk._symbols import GENERATED, generated_buffers, reads_symbol, relative_signs
 from eqk.irreps import Irrep, Irreps, IrrepsLike
-from eqk.o3._module import ArgumentError, E3nnModule, output_mask, weight_slices
+from eqk.o3._module import ArgumentError, E3nnModule, check_operand, output_mask, weight_slices
 from eqk.plan import Plan
 from eqk.tensor_product import broadcast_product
 
@@ -26,6 +27,80 @@ class Instruction(NamedTuple):
     has_weight: bool
     path_weight: float
     path_shape: tuple
+
+
+def _flat_weights(
+    weights: Sequence, shapes: Sequence[tuple], shared: bool, operands: Sequence[Tensor]
+) -> Tensor | None:
+    """The list of weights that e3nn accepts as one tensor: each entry [*path_shape] or flat, of any number of rows.
+
+    The rows become one dimension, as in e3nn; where an operand has several, so may an entry.
+    """
+    if len(weights) != len(shapes):
+        raise ArgumentError(
+            f"weight: expected {len(shapes)} tensors, one for each weighted instruction, got {len(weights)}"
+        )
+    several = any(operand.dim() > 2 for operand in operands)
+    flat = []
+    for n, (w, shape) in enumerate(zip(weights, shapes, strict=True)):
+        numel, rank = math.prod(shape), len(shape)
+        if not isinstance(w, Tensor):
+            raise TypeError(f"weight[{n}]: expected a tensor, got {w!r}")
+        if w.numel() != numel if shared else w.numel() % max(numel, 1):
+            expected = f"{list(shape)} or [{numel}]" if shared else f"[..., {str(list(shape))[1:]} or [..., {numel}]"
+            raise RuntimeError(f"weight[{n}]: expected shape {expected}, got {list(w.shape)}")
+        if numel == 0:
+            continue
+        if shared:
+            w = w.reshape(numel)
+        elif several and w.dim() > rank and tuple(w.shape[-rank:]) == tuple(shape):
+            w = w.flatten(-rank)
+        elif not several or w.dim() < 2 or w.shape[-1] != numel:
+            w = w.reshape(-1, numel)
+        flat.append(w)
+    return torch.cat(flat, -1) if flat else None
+
+
+def _checked_weights(weight: Tensor | None, own: Tensor, numel: int, internal: bool, shared: bool) -> Tensor:
+    if weight is None:
+        if numel > 0 and not internal:
+            raise RuntimeError("weight: expected a tensor, since internal_weights is False, got None")
+        return own
+    if not torch.jit.is_scripting() and not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, or a list of them, got {weight}")
+    if shared:
+        if weight.dim() != 1 or weight.shape[0] != numel:
+            raise RuntimeError(f"weight: expected shape [{numel}], got {list(weight.shape)}")
+    elif weight.dim() < 2 or weight.shape[-1] != numel:
+        raise RuntimeError(f"weight: expected shape [..., {numel}], got {list(weight.shape)}")
+    return weight
+
+
+def _module_product(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    own: Tensor,
+    dims: tuple[int, int],
+    numel: int,
+    internal: bool,
+    shared: bool,
+    weighted: bool,
+    plan: str,
+) -> Tensor:
+    """What a module computes, as a function that torch.fx keeps whole and TorchScript compiles."""
+    check_operand("x", x, dims[0])
+    check_operand("y", y, dims[1])
+    weight = _checked_weights(weight, own, numel, internal, shared)
+    w: Tensor | None = None
+    if weighted:
+        # A module without weights of its own keeps an empty buffer, of no leading dimension and of any dtype.
+        w = weight if numel > 0 else x.new_empty([0] if shared else [1, 0])
+    return broadcast_product(x, y, w, shared, plan)
+
+
+torch.fx.wrap("_flat_weights")
+torch.fx.wrap("_module_product")
 
 
 class TensorProduct(E3nnModule):
@@ -65,6 +140,7 @@ class TensorProduct(E3nnModule):
     _compile_left_right: bool
     _compile_right: bool
     _in1_dim: int
+    _in2_dim: int
     _out_dim: int
 
     def __init__(
@@ -141,6 +217,7 @@ class TensorProduct(E3nnModule):
         self._compile_left_right = bool(compile_left_right)
         self._compile_right = bool(compile_right)
         self._in1_dim = plan.irreps_in1.dim
+        self._in2_dim = plan.irreps_in2.dim
         self._out_dim = plan.irreps_out.dim
 
     def _use(self, plan: Plan) -> None:
@@ -206,53 +283,39 @@ class TensorProduct(E3nnModule):
         return sum(numel for _, numel in weight_slices(self.instructions, [True] * len(self.instructions)))
 
     @torch.jit.unused
-    def _flat_weight(self, weight: list[Tensor] | Tensor | None) -> Tensor | None:
+    def _flat(self, weight: list[Tensor] | Tensor | None, operands: list[Tensor]) -> Tensor | None:
         if not isinstance(weight, (list, tuple)):
             return weight
         shapes = [ins.path_shape for ins in self.instructions if ins.has_weight]
-        if len(weight) != len(shapes):
-            raise ArgumentError(
-                f"weight: expected {len(shapes)} tensors, one for each weighted instruction, got {len(weight)}"
-            )
-        flat = []
-        for w, shape in zip(weight, shapes, strict=True):
-            rank = len(shape)
-            if self.shared_weights:
-                flat.append(w.reshape(-1))
-            elif tuple(w.shape[-rank:]) == shape:
-                flat.append(w.flatten(-rank))
-            else:
-                flat.append(w)
-        return torch.cat(flat, -1) if flat else None
+        return _flat_weights(weight, shapes, self.shared_weights, operands)
 
+    @torch.jit.unused
     def _weights(self, weight: Tensor | None) -> Tensor:
-        if not torch.jit.is_scripting():
-            weight = self._flat_weight(weight)
-        if weight is None:
-            if self.weight_numel > 0 and not self.internal_weights:
-                raise RuntimeError("weight: expected a tensor, since internal_weights is False, got None")
-            return self.weight
-        if self.shared_weights:
-            if weight.dim() != 1 or weight.shape[0] != self.weight_numel:
-                raise RuntimeError(f"weight: expected shape [{self.weight_numel}], got {list(weight.shape)}")
-        elif weight.dim() < 2 or weight.shape[-1] != self.weight_numel:
-            raise RuntimeError(f"weight: expected shape [..., {self.weight_numel}], got {list(weight.shape)}")
-        return weight
+        weight = self._flat(weight, [])
+        return _checked_weights(weight, self.weight, self.weight_numel, self.internal_weights, self.shared_weights)
 
     def _product(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-        weight = self._weights(weight)
-        w: Tensor | None = None
-        if self._weighted:
-            # A module without weights of its own keeps an empty buffer, of no leading dimension and of any dtype.
-            w = weight if self.weight_numel > 0 else x.new_empty([0] if self.shared_weights else [1, 0])
-        return broadcast_product(x, y, w, self.shared_weights, self._plan_text)
+        if not torch.jit.is_scripting():
+            weight = self._flat(weight, [x, y])
+        return _module_product(
+            x,
+            y,
+            weight,
+            self.weight,
+            (self._in1_dim, self._in2_dim),
+            self.weight_numel,
+            self.internal_weights,
+            self.shared_weights,
+            self._weighted,
+            self._plan_text,
+        )
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., dim1], y [..., dim2] -> [..., dim_out], leading dimensions broadcast.
 
         ``weight``: None for internal weights; else [weight_numel] (shared), [..., weight_numel] (not shared), or a list
-        of tensors [*path_shape] or [..., *path_shape], one for each weighted instruction. Raises RuntimeError where a
-        shape does not fit.
+        of tensors [*path_shape] or [..., *path_shape], flat ones too, one for each weighted instruction. Raises
+        RuntimeError where a shape does not fit, TypeError where there is no tensor.
         """
         if not self._compile_left_right:
             raise RuntimeError("forward: expected a module built with compile_left_right=True")
@@ -266,11 +329,14 @@ class TensorProduct(E3nnModule):
         """
         if not self._compile_right:
             raise RuntimeError("right: expected a module built with compile_right=True")
+        check_operand("y", y, self._in2_dim)
         basis = torch.eye(self._in1_dim, dtype=y.dtype, device=y.device)
         if self.shared_weights or self.weight_numel == 0:
             return self._product(basis, y.unsqueeze(-2), weight)
         # One row of weights for each vector of the basis and row of y would be the largest tensor by far.
-        w = self._weights(weight)
+        if not torch.jit.is_scripting():
+            weight = self._flat(weight, [y])
+        w = _checked_weights(weight, self.weight, self.weight_numel, self.internal_weights, self.shared_weights)
         rows = [self._product(basis[i : i + 1], y, w) for i in range(self._in1_dim)]
         if len(rows) == 0:
             shape = torch.broadcast_tensors(y.sum(-1), w.sum(-1))[0].shape
