@@ -14,7 +14,7 @@ import pytest
 import torch
 from e3nn import o3 as theirs
 
-from eqk import o3
+from eqk import Plan, o3
 
 if (theirs.wigner_3j(1, 2, 2) * o3.wigner_3j(1, 2, 2)).sum() < 0:
     pytest.skip(
@@ -202,6 +202,38 @@ def test_bad_arguments_are_value_and_assertion_errors(kwargs):
         o3.TensorProduct("1o", "1o", "0e", [(0, 0, 0, "uvw", True)], normalization="norm")
 
 
+def test_constructors_name_the_argument():
+    tp = lambda *args, **kwargs: o3.TensorProduct(*args, **kwargs)  # noqa: E731
+    path = [(0, 0, 0, "uvw", True)]
+    calls = {
+        "irreps_in1: expected irreps such as '16x0e . 1o', got 5": lambda: tp(5, "1o", "0e", path),
+        "irreps_in2: expected irreps such as '16x0e . 1o', got '1q'": lambda: o3.FullyConnectedTensorProduct(
+            "1o", "1q", "1o"
+        ),
+        "irreps_in2: expected irreps": lambda: o3.FullTensorProduct("1o", "x"),
+        "irreps_in: expected irreps": lambda: o3.TensorSquare("x"),
+        "irreps_out: expected irreps": lambda: o3.Linear("1o", "x"),
+        "irreps_out: expected irreps such": lambda: o3.SphericalHarmonics("1q", True),
+        "l: expected at least one degree": lambda: o3.SphericalHarmonics(None, True),
+        "irreps_in: expected irreps such": lambda: o3.SphericalHarmonics(1, True, irreps_in="x"),
+        "in1_var: expected 1 numbers, one for each irrep, got 2.0": lambda: tp("1o", "1o", "0e", path, in1_var=2.0),
+        "out_var: expected 1 numbers": lambda: tp("1o", "1o", "0e", path, out_var=["a"]),
+        "instructions: expected tuples .* got None": lambda: tp("1o", "1o", "0e", None),
+        "instruction 0: expected .* got 5": lambda: tp("1o", "1o", "0e", [5]),
+        "instruction 1: expected a number as path_weight, got 'x'": lambda: tp(
+            "1o", "1o", "0e", [*path, (*path[0], "x")]
+        ),
+        "instructions: expected pairs .* got 3": lambda: o3.Linear("1o", "1o", instructions=3),
+        "biases: expected a bool": lambda: o3.Linear("1o", "1o", biases=3),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
+    for bad in ("x", None, torch.nn.Linear(1, 1)):
+        with pytest.raises(TypeError, match=r"tp: expected an e3nn\.o3\.TensorProduct"):
+            Plan.from_e3nn(bad)
+
+
 @pytest.mark.parametrize(
     "shapes",
     [((), (), ()), ((2, 1), (3,), (1, 3)), ((0,), (1,), (0,)), ((2, 0, 3), (1, 1, 3), (3,)), ((4,), (1,), (4,))],
@@ -329,6 +361,8 @@ def test_linear_equals_e3nn(irreps_in, irreps_out, kwargs, shared):
         assert_close(out, expected)
         if expected.requires_grad:
             assert_close(*(torch.autograd.grad(t.pow(2).sum(), x)[0] for t in (out, other(*args))))
+    if hasattr(other, "weight_index_slices"):
+        assert [tuple(s) for s in ours.weight_index_slices] == [tuple(s) for s in other.weight_index_slices]
     if shared and ours.weight_numel:
         assert [tuple(v.shape) for v in ours.weight_views()] == [
             (*features, *ins.path_shape) for ins in ours.instructions if ins.i_in >= 0
@@ -453,6 +487,18 @@ def test_symbolic_trace(name, args, kwargs, dims):
     assert sum(node.op == "call_function" for node in traced.graph.nodes) == 1
     for copied in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), torch.jit.script(traced)):
         assert_close(copied(*operands), expected)
+
+
+def test_e3nn_knows_how_to_compile_each():
+    from e3nn.util.jit import compile, get_compile_mode
+
+    modules = [o3.FullTensorProduct("1o", "1o"), o3.Linear("1o", "1o"), o3.SphericalHarmonics([0, 1], True)]
+    for m in modules:
+        assert get_compile_mode(m) == "script"
+        operands = [torch.randn(2, 3)] * (2 if m is modules[0] else 1)
+        scripted = compile(copy.deepcopy(m))
+        assert isinstance(scripted, torch.jit.ScriptModule)
+        assert_close(scripted(*operands), m(*operands))
 
 
 def test_symbolic_trace_of_a_model():

@@ -166,3 +166,31 @@ def test_from_e3nn(rng, generator, float64_default):
         plan = Plan.from_e3nn(product)
         x, y, _ = testing.random_operands(plan, 5, torch.float64, generator)
         testing.assert_close(tensor_product(x, y, None, plan), product(x, y))
+
+
+def test_plan_built_inside_a_compiled_function():
+    def product(x, y, w):
+        plan = Plan.normalized("4x1o+2x0e", "1x1o", "4x0e", [(0, 0, 0, "uvu", True)])
+        return tensor_product(x, y, w, plan)
+
+    operands = torch.randn(3, 14), torch.randn(3, 3), torch.randn(3, 4)
+    compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*operands), product(*operands))
+
+    def text(x):
+        return x, str(Plan("4x1o", Irreps("1x1o"), "4x0e", [(0, 0, 0, "uvu", True)])), repr(Irreps("2x1o+3e"))
+
+    assert torch.compile(text, backend="eager")(operands[0])[1:] == text(operands[0])[1:]
+
+
+def test_instructions_may_be_a_generator():
+    paths = [(0, 0, 0, "uvu", True, 2.0), (0, 0, 0, "uvu", False)]
+    for build in (Plan.normalized, Plan):
+        assert build("2x1o", "1x1o", "2x0e", (p for p in paths)) == build("2x1o", "1x1o", "2x0e", paths)
+
+
+def test_plans_that_are_too_long_for_the_op_are_refused():
+    with pytest.raises(ValueError, match=r"instructions: expected a string of at most 2\^20 characters, got 10\d{5}"):
+        Plan("1x1o", "1x1o", "1x0e", [(0, 0, 0, "uuu", True)] * 63_000)
+    longest = Plan("1x1o", "1x1o", "1x0e", [(0, 0, 0, "uuu", True)] * 61_600)
+    assert accepted_by_op(str(longest))

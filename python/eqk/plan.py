@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 
 from eqk._symbols import generated_buffers, reads_symbol, relative_sign, relative_signs
-from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike
+from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike, irreps_argument
 
 LAYOUTS = ("mul_ir", "ir_mul")
 WEIGHTS = ("none", "shared", "per_sample")
+MAX_LENGTH = 2**20  # of a plan's string: csrc/core/plan.h
+_FIELDS = "(i_in1, i_in2, i_out, mode, has_weight[, coefficient])"
 MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
 
 
@@ -100,7 +102,7 @@ class Plan:
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)
         for name in ("irreps_in1", "irreps_in2", "irreps_out"):
-            irreps = Irreps(getattr(self, name))
+            irreps = irreps_argument(name, getattr(self, name))
             for mul, ir in irreps:
                 if ir.l > MAX_DEGREE:
                     raise ValueError(f"{name}: expected degrees up to {MAX_DEGREE}, got {ir}")
@@ -112,6 +114,8 @@ class Plan:
         for name in ("layout_in1", "layout_in2", "layout_out"):
             if getattr(self, name) not in LAYOUTS:
                 raise ValueError(f"{name}: expected one of {', '.join(LAYOUTS)}, got {getattr(self, name)!r}")
+        if not isinstance(self.instructions, Iterable):
+            raise ValueError(f"instructions: expected tuples {_FIELDS}, got {self.instructions!r}")
         put("instructions", tuple(self._checked(n, ins) for n, ins in enumerate(self.instructions)))
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {self.weights!r}")
@@ -120,13 +124,16 @@ class Plan:
         elif self.weights == "none":
             raise ValueError("weights: expected 'shared' or 'per_sample', since an instruction is weighted, got 'none'")
         put("_string", self._format())
+        if len(self._string) > MAX_LENGTH:
+            raise ValueError(f"instructions: expected a string of at most 2^20 characters, got {len(self._string)}")
 
     def _checked(self, number: int, instruction: Sequence) -> Instruction:
         def require(ok: bool, expected: str) -> None:
             if not ok:
-                raise ValueError(f"instruction {number}: expected {expected}, got {tuple(instruction)}")
+                got = tuple(instruction) if isinstance(instruction, Sequence) else instruction
+                raise ValueError(f"instruction {number}: expected {expected}, got {got!r}")
 
-        require(len(instruction) in (5, 6), "(i_in1, i_in2, i_out, mode, has_weight[, coefficient])")
+        require(isinstance(instruction, Sequence) and len(instruction) in (5, 6), _FIELDS)
         ins = Instruction(*instruction)
         operands = (self.irreps_in1, self.irreps_in2, self.irreps_out)
         for index, irreps, name in zip(ins, operands, ("i_in1", "i_in2", "i_out"), strict=False):
@@ -166,21 +173,35 @@ class Plan:
         output: the sum of in1_var in2_var terms (``"element"``), that product times their number (``"path"``), or 1
         (``"none"``). (e3nn 0.6, ``o3.TensorProduct``.)
         """
-        in1, in2, out = Irreps(irreps_in1), Irreps(irreps_in2), Irreps(irreps_out)
+        names = ("irreps_in1", "irreps_in2", "irreps_out")
+        in1, in2, out = map(irreps_argument, names, (irreps_in1, irreps_in2, irreps_out))
+        if not isinstance(instructions, Iterable):
+            raise ValueError(f"instructions: expected tuples {_FIELDS}, got {instructions!r}")
+        instructions = list(instructions)
         if irrep_normalization not in ("component", "norm", "none"):
             raise ValueError(f"irrep_normalization: expected component, norm or none, got {irrep_normalization!r}")
         if path_normalization not in ("element", "path", "none"):
             raise ValueError(f"path_normalization: expected element, path or none, got {path_normalization!r}")
         variances = []
         for name, var, irreps in (("in1_var", in1_var, in1), ("in2_var", in2_var, in2), ("out_var", out_var, out)):
-            values = [1.0] * len(irreps) if var is None else [float(v) for v in var]
+            try:
+                values = [1.0] * len(irreps) if var is None else [float(v) for v in var]
+            except (TypeError, ValueError) as error:
+                expected = f"{name}: expected {len(irreps)} numbers, one for each irrep"
+                raise ValueError(f"{expected}, got {var!r}") from error
             if len(values) != len(irreps):
                 raise ValueError(f"{name}: expected {len(irreps)} values, one for each irrep, got {len(values)}")
             variances.append(values)
         var1, var2, varo = variances
         # A plan of the same paths checks every index and mode before they are used below.
-        paths = cls(in1, in2, out, tuple(tuple(ins)[:5] for ins in instructions), **kwargs).instructions
-        weights = [float(ins[5]) if len(ins) == 6 else 1.0 for ins in instructions]
+        bare = [ins[:5] if isinstance(ins, Sequence) and len(ins) == 6 else ins for ins in instructions]
+        paths = cls(in1, in2, out, bare, **kwargs).instructions
+        weights = []
+        for n, ins in enumerate(instructions):
+            try:
+                weights.append(float(ins[5]) if len(ins) == 6 else 1.0)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"instruction {n}: expected a number as path_weight, got {ins[5]!r}") from error
 
         def fan(ins: Instruction) -> float:
             terms = _fan_in(ins.connection_mode, in1[ins.i_in1].mul, in2[ins.i_in2].mul)
@@ -209,6 +230,8 @@ class Plan:
         """
         if isinstance(getattr(tp, "plan", None), Plan):
             return dataclasses.replace(tp.plan, **kwargs)
+        if not isinstance(tp, torch.nn.Module) or not hasattr(tp, "irreps_in1") or not hasattr(tp, "instructions"):
+            raise TypeError(f"tp: expected an e3nn.o3.TensorProduct or eqk.o3.TensorProduct, got {tp!r}")
         try:
             signs = relative_signs(generated_buffers(tp))
         except ValueError as error:
@@ -231,7 +254,7 @@ class Plan:
         """The plan whose ``str`` is ``text``. Raises ValueError on malformed text."""
         match = _PLAN.fullmatch(text)
         # The op's parser knows no white space but the space, and no digits but ASCII's.
-        if not match or len(text) > 2**20 or not (text.isascii() and text.isprintable()):
+        if not match or len(text) > MAX_LENGTH or not (text.isascii() and text.isprintable()):
             raise ValueError(f"expected a plan 'IN1 * IN2 -> OUT [LAYOUTS] WEIGHTS {{PATHS}}', got {text[:200]!r}")
         for name, part in zip(("irreps_in1", "irreps_in2", "irreps_out"), match.groups(), strict=False):
             if not _IRREPS.fullmatch(part):
@@ -252,7 +275,7 @@ class Plan:
         return plan
 
     def _format(self) -> str:
-        irreps = [str(i) if i else "-" for i in (self.irreps_in1, self.irreps_in2, self.irreps_out)]
+        irreps = [i._text() if i else "-" for i in (self.irreps_in1, self.irreps_in2, self.irreps_out)]
         paths = "; ".join(
             f"{i} {j} {o} {mode} {'w' if weighted else '-'} {coefficient!r}"
             for i, j, o, mode, weighted, coefficient in self.instructions

@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eqk.irreps import Irreps, IrrepsLike
+from eqk.irreps import IrrepsLike, irreps_argument
 from eqk.o3._module import ArgumentError, E3nnModule, output_mask, weight_slices
 from eqk.plan import LAYOUTS
+
+
+class LinearSlices(NamedTuple):
+    slice_1D: slice
+    shape_2D: tuple
 
 
 class LinearInstruction(NamedTuple):
@@ -126,6 +131,9 @@ class Linear(E3nnModule):
         _optimize_einsums: e3nn's, ignored.
         layout_in, layout_out: ``"mul_ir"`` (e3nn's) or ``"ir_mul"``, which saves a transposed copy.
 
+    Attributes:
+        weight_index_slices: ``(slice_1D, shape_2D)`` of each instruction in the flat weights, as in e3nn.
+
     Raises:
         ValueError (an AssertionError too, as in e3nn), IndexError: naming the argument that does not fit.
     """
@@ -162,7 +170,7 @@ class Linear(E3nnModule):
         layout_out: str = "mul_ir",
     ) -> None:
         super().__init__()
-        irreps_in, irreps_out = Irreps(irreps_in), Irreps(irreps_out)
+        irreps_in, irreps_out = irreps_argument("irreps_in", irreps_in), irreps_argument("irreps_out", irreps_out)
         if path_normalization not in ("element", "path"):
             raise ArgumentError(f"path_normalization: expected element or path, got {path_normalization!r}")
         if (f_in is None) != (f_out is None):
@@ -179,7 +187,10 @@ class Linear(E3nnModule):
                 for o, (_, ir_out) in enumerate(irreps_out)
                 if ir == ir_out
             ]
-        paths = [(i, o) for i, o in instructions]
+        try:
+            paths = [(i, o) for i, o in instructions]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"instructions: expected pairs (i_in, i_out), got {instructions!r}") from error
         for i, o in paths:
             if not 0 <= i < len(irreps_in) or not 0 <= o < len(irreps_out):
                 raise IndexError(
@@ -196,6 +207,8 @@ class Linear(E3nnModule):
 
         if biases is None or isinstance(biases, bool):
             biases = [bool(biases) and ir.is_scalar() for _, ir in irreps_out]
+        if not isinstance(biases, Sequence):
+            raise ArgumentError(f"biases: expected a bool, or one for each output irrep, got {biases!r}")
         if len(biases) != len(irreps_out):
             raise ArgumentError(
                 f"biases: expected {len(irreps_out)} values, one for each output irrep, got {len(biases)}"
@@ -225,6 +238,11 @@ class Linear(E3nnModule):
                 self.instructions.append(LinearInstruction(-1, o, (mul,), 1.0))
                 self._biases.append((starts_out[o], self.bias_numel, mul))
                 self.bias_numel += mul
+        every = weight_slices(self.instructions, [True] * len(self.instructions))
+        self.weight_index_slices = [
+            LinearSlices(slice(start, start + numel), ins.path_shape)
+            for ins, (start, numel) in zip(self.instructions, every, strict=True)
+        ]
         self._features = f_in is not None
         self._f_in, self._f_out = f_in or 1, f_out or 1
         self._dim_in = irreps_in.dim

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqk.irreps import IrrepsLike
+from eqk.irreps import Irrep, IrrepsLike, irreps_argument
 from eqk.o3._module import check_operand
 from eqk.spherical_harmonics import check_normalization, evaluate, plan_string, resolve, spherical_harmonics
 
@@ -43,6 +43,11 @@ class SphericalHarmonics(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_normalization(normalization)
+        degrees = [irreps_out] if isinstance(irreps_out, (int, str, Irrep)) else irreps_out
+        if not isinstance(degrees, Sequence) or not all(isinstance(l, int) for l in degrees):
+            irreps_out = irreps_argument("irreps_out", irreps_out)
+        if irreps_in is not None:
+            irreps_in = irreps_argument("irreps_in", irreps_in)
         ls, self.irreps_in, self.irreps_out = resolve(irreps_out, irreps_in)
         self._set(ls, normalize, normalization)
 

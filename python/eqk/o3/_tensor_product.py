@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eqk._library import wigner_3j
 from eqk._symbols import GENERATED, generated_buffers, reads_symbol, relative_signs
-from eqk.irreps import Irrep, Irreps, IrrepsLike
+from eqk.irreps import Irrep, Irreps, IrrepsLike, irreps_argument
 from eqk.o3._module import ArgumentError, E3nnModule, check_operand, output_mask, weight_slices
 from eqk.plan import Plan
 from eqk.tensor_product import broadcast_product
@@ -177,7 +177,7 @@ class TensorProduct(E3nnModule):
                 irreps_in1,
                 irreps_in2,
                 irreps_out,
-                list(instructions),
+                instructions,
                 in1_var,
                 in2_var,
                 out_var,
@@ -374,7 +374,8 @@ class FullyConnectedTensorProduct(TensorProduct):
         path_normalization: str | None = None,
         **kwargs,
     ) -> None:
-        in1, in2, out = Irreps(irreps_in1), Irreps(irreps_in2), Irreps(irreps_out)
+        names = ("irreps_in1", "irreps_in2", "irreps_out")
+        in1, in2, out = map(irreps_argument, names, (irreps_in1, irreps_in2, irreps_out))
         instructions = [
             (i, j, o, "uvw", True)
             for i, (_, ir1) in enumerate(in1)
@@ -417,7 +418,8 @@ class ElementwiseTensorProduct(TensorProduct):
         **kwargs,
     ) -> None:
         keep = _filter(filter_ir_out)
-        in1, in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
+        in1 = irreps_argument("irreps_in1", irreps_in1).simplify()
+        in2 = irreps_argument("irreps_in2", irreps_in2).simplify()
         if in1.num_irreps != in2.num_irreps:
             raise ArgumentError(
                 f"irreps_in2: expected {in1.num_irreps} irreps as irreps_in1 has, got {in2.num_irreps} in {in2}"
@@ -461,7 +463,8 @@ class FullTensorProduct(TensorProduct):
         **kwargs,
     ) -> None:
         keep = _filter(filter_ir_out)
-        in1, in2 = Irreps(irreps_in1).simplify(), Irreps(irreps_in2).simplify()
+        in1 = irreps_argument("irreps_in1", irreps_in1).simplify()
+        in2 = irreps_argument("irreps_in2", irreps_in2).simplify()
         out, instructions = [], []
         for i, (mul1, ir1) in enumerate(in1):
             for j, (mul2, ir2) in enumerate(in2):
@@ -525,11 +528,11 @@ class TensorSquare(TensorProduct):
         if irreps_out is not None and filter_ir_out is not None:
             raise ValueError("filter_ir_out: expected None with irreps_out, got both")
         keep = _filter(filter_ir_out)
-        irreps = Irreps(irreps_in).simplify()
+        irreps = irreps_argument("irreps_in", irreps_in).simplify()
         instructions: list = []
         pairs = [(i, j) for i in range(len(irreps)) for j in range(i, len(irreps))]
         if irreps_out is not None:
-            out = Irreps(irreps_out).simplify()
+            out = irreps_argument("irreps_out", irreps_out).simplify()
             modes = {"pair": "uvw", "u<v": "u<vw", "same": "uuw"}
             for i, j in pairs:
                 for o, (_, ir) in enumerate(out):
