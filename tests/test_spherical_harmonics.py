@@ -216,6 +216,34 @@ def test_func():
     )
 
 
+def test_no_grad_inside_transforms():
+    """What is constant to the inner level is so to the outer one, and a sum of tangents is not cut off from it."""
+    x, t = torch.randn(3, 3), torch.randn(3, 3)
+    results = []
+    for f in (
+        lambda v: eqk.spherical_harmonics([1, 2, 3], v, False),
+        lambda v: reference.spherical_harmonics([1, 2, 3], v, "integral"),
+    ):
+        scale = torch.tensor(1.3, requires_grad=True)
+
+        def energy(v, f=f, scale=scale):
+            with torch.no_grad():
+                target = f(scale * v)
+            return ((f(scale * v) - 0.5 * target) ** 3).sum()
+
+        value, pullback = torch.func.vjp(energy, x)
+        (force,) = pullback(torch.ones(()))
+        hvp = torch.func.jvp(torch.func.grad(energy), (x,), (t,))[1]
+        nested = torch.func.jvp(lambda v: torch.func.jvp(torch.func.grad(energy), (v,), (t,))[1], (x,), (t,))[1]
+        with torch.no_grad():
+            assert not any(r.requires_grad for r in torch.func.jvp(energy, (x,), (t,)))
+        results.append(
+            [torch.autograd.grad((r * r).sum(), scale, retain_graph=True)[0] for r in (value, force, hvp, nested)]
+        )
+    for a, b in zip(*results, strict=True):
+        close(a, b, 1e-11)
+
+
 def test_forward_ad():
     x, t = torch.randn(4, 3), torch.randn(4, 3)
     with torch.autograd.forward_ad.dual_level():

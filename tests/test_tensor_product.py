@@ -241,6 +241,76 @@ def test_nested_transforms(name, order, generator):
         assert relative_error(f(*operands), expected) < 1e-9, [t.__name__ for t in nesting]
 
 
+FUNCTIONAL = {
+    "vjp": lambda f, x, t: torch.func.vjp(f, x)[0],
+    "pullback": lambda f, x, t: torch.func.vjp(f, x)[1](torch.ones((), dtype=x.dtype))[0],
+    "grad": lambda f, x, t: torch.func.grad(f)(x),
+    "jvp": lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1],
+    "hvp": lambda f, x, t: torch.func.jvp(torch.func.grad(f), (x,), (t,))[1],
+    "grad of jvp": lambda f, x, t: torch.func.grad(lambda x: torch.func.jvp(f, (x,), (t,))[1])(x),
+    "jvp of jvp": lambda f, x, t: torch.func.jvp(lambda x: torch.func.jvp(f, (x,), (t,))[1], (x,), (t,))[1],
+    "jacfwd": lambda f, x, t: torch.func.jacfwd(f)(x),
+    "jacrev": lambda f, x, t: torch.func.jacrev(f)(x),
+}
+
+
+@pytest.mark.parametrize("where", ["outside", "inside", "between", "nowhere"])
+@pytest.mark.parametrize("transform", FUNCTIONAL)
+def test_no_grad_around_and_inside_transforms(transform, where, generator):
+    """Each level records gradients where its own code does: the numbers, requires_grad and gradients of the reference."""
+    case = CASES["mixed-mul_ir-ir_mul-mul_ir-shared"]
+    x, y, w = (t / t.abs().max() for t in case.operands(2, torch.float64, generator))
+    tangent = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    def without_grad(at, f, *args):
+        with torch.set_grad_enabled(where != at):
+            return f(*args)
+
+    def run(op):
+        weights = w.clone().requires_grad_()
+
+        def energy(x):
+            target = without_grad("inside", op, x, y, weights, case.plan)
+            return (op(x, y, weights, case.plan) - 0.5 * target).pow(3).sum()
+
+        def between(x):
+            return without_grad("between", FUNCTIONAL[transform], energy, x, tangent).pow(2).sum() * x.sum()
+
+        if where == "between":
+            result = torch.func.vjp(between, x)[1](torch.ones((), dtype=x.dtype))[0]
+        else:
+            result = without_grad("outside", FUNCTIONAL[transform], energy, x, tangent)
+        if not result.requires_grad:
+            return result, None
+        directions = torch.linspace(-1, 1, result.numel(), dtype=x.dtype).view_as(result)
+        return result, torch.autograd.grad((result * directions).sum(), weights, allow_unused=True)[0]
+
+    (got, gradient), (want, expected) = run(eqk.tensor_product), run(reference.tensor_product)
+    assert got.requires_grad == want.requires_grad
+    assert want.requires_grad == (where in ("inside", "nowhere"))
+    assert_close(got, want, 3)
+    assert (gradient is None) == (expected is None)
+    if expected is not None:
+        assert_close(gradient, expected, 3)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_forward_mode_switched_off_inside_transforms(enabled, generator):
+    """A constant to forward mode, at every level."""
+    case = CASES["mixed-mul_ir-ir_mul-mul_ir-shared"]
+    x, y, w = (t / t.abs().max() for t in case.operands(2, torch.float64, generator))
+    results = []
+    for op in (eqk.tensor_product, reference.tensor_product):
+
+        def energy(x, op=op):
+            with torch.autograd.forward_ad._set_fwd_grad_enabled(enabled):
+                constant = op(x, y, w, case.plan)
+            return (op(x, y, w, case.plan) * constant).sum()
+
+        results.append(FUNCTIONAL["jvp of jvp"](energy, x, torch.ones_like(x)))
+    assert_close(*results, 2)
+
+
 @pytest.mark.parametrize("name", ["mixed-ir_mul-mul_ir-ir_mul-per_sample", "mixed-mul_ir-ir_mul-mul_ir-shared"])
 def test_jacobians_and_hessian(name, generator):
     plan = CASES[name].plan

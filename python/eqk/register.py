@@ -15,11 +15,14 @@ of members: differentiable to every order, with no further kernel.
 The formulas are registered to the Autograd dispatch key as a torch.autograd.Function. torch.library.register_autograd
 would do for reverse mode alone: on its ops torch.func.jvp and forward_ad return zero silently and torch.func.grad
 raises (torch 2.13). Called below the Python wrapper of ``apply``, the same Function serves torch.func at any nesting,
-because functorch peels its levels through the dispatcher; gradient recording must then stay on for the levels beneath.
+because functorch peels its levels through the dispatcher. ``apply`` switches gradient recording off while a forward
+runs; the levels beneath need it as it was, on or off (each level's interpreter takes care of its own transform).
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,18 +40,52 @@ def _apply(function: type[torch.autograd.Function], *args):
         return _apply_function.__get__(None, function)(*args)
 
 
-def _redispatch(op, keyset, *args):
+class _State(threading.local):
+    in_jvp_rule = False
+
+
+_state = _State()
+
+
+def jvp_rule(rule):
+    """Marks the jvp of an autograd function: it runs where forward mode is on, which torch switches off within."""
+
+    @functools.wraps(rule)
+    def marked(*args):
+        before, _state.in_jvp_rule = _state.in_jvp_rule, True
+        try:
+            return rule(*args)
+        finally:
+            _state.in_jvp_rule = before
+
+    return marked
+
+
+def _forward_mode() -> bool:
+    """Whether the levels beneath are to see forward mode on."""
+    return _state.in_jvp_rule or torch._C._is_fwd_grad_enabled()
+
+
+def _redispatch(op, keyset, grad_mode, forward_mode, *args):
     below = keyset & torch._C._after_autograd_keyset
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(below, *args)
+    before, _state.in_jvp_rule = _state.in_jvp_rule, False
+    try:
+        with (
+            torch.set_grad_enabled(grad_mode),
+            forward_ad._set_fwd_grad_enabled(forward_mode),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return op.redispatch(below, *args)
+    finally:
+        _state.in_jvp_rule = before
 
 
 def _sum(terms: Sequence[MaybeTensor]) -> MaybeTensor:
     present = [term for term in terms if term is not None]
     if len(present) < 2:
         return present[0] if present else None
-    # torch switches forward mode off within a jvp rule, which would cut the sum off from the functorch levels beneath.
-    with forward_ad._set_fwd_grad_enabled(True):
+    # Off, as torch has it within a jvp rule, forward mode would cut the sum off from the functorch levels beneath.
+    with forward_ad._set_fwd_grad_enabled(_forward_mode()):
         return sum(present[1:], present[0])
 
 
@@ -76,8 +113,10 @@ def _needed(ctx, saved: Sequence[MaybeTensor]) -> list[bool]:
 
 
 def register(library: torch.library.Library, op, function: type[torch.autograd.Function], fake, vmap) -> None:
-    """Gives ``op``, whose kernels exist, its autograd ``function`` (first argument: the dispatch key set), fake kernel,
-    vmap rule and autocast."""
+    """Gives ``op``, whose kernels exist, its autograd ``function``, fake kernel, vmap rule and autocast.
+
+    The first argument of ``function`` is the op itself below this level of autograd, to be called in its forward.
+    """
     name = op.name()
     required = [(n, a.name) for n, a in enumerate(op._schema.arguments) if isinstance(a.type, torch._C.TensorType)]
 
@@ -85,7 +124,8 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
         for n, argument in required:  # the dispatcher takes None for a tensor that is not optional
             if args[n] is None:
                 raise RuntimeError(f"{name}: {argument}: expected a tensor, got None")
-        return _apply(function, keyset, *args)
+        below = functools.partial(_redispatch, op, keyset, torch.is_grad_enabled(), _forward_mode())
+        return _apply(function, below, *args)
 
     def promote(*args):
         # The kernels accumulate in at least float32, so autocast has nothing to lower: it only makes mixed operands
@@ -196,19 +236,19 @@ class Multilinear:
             for term, shape, want in zip(terms, shapes, wanted, strict=False)
         )
 
-    # The four autograd functions. Their first argument is the dispatch key set.
+    # The four autograd functions. Their first argument is the op below this level.
 
     def _forward_function(self):
         n, family = self.n, self
 
         class Forward(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, keyset, *args):
+            def forward(ctx, below, *args):
                 *v, ctx.plan = args
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*v)
                 ctx.save_for_forward(*v)
-                return _redispatch(family.forward, keyset, *args)
+                return below(*args)
 
             @staticmethod
             def backward(ctx, g):
@@ -216,6 +256,7 @@ class Multilinear:
                 return None, *family._backward(v, g, ctx.plan, _needed(ctx, v)), None
 
             @staticmethod
+            @jvp_rule
             def jvp(ctx, _, *tangents):
                 v = ctx.saved_tensors
                 return family._tangents(v, ctx.plan, [family._jvp(v, tangents[:n], ctx.plan)], [True])[0]
@@ -227,12 +268,12 @@ class Multilinear:
 
         class Jvp(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, keyset, *args):
+            def forward(ctx, below, *args):
                 ctx.plan = args[-1]
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*args[:-1])
                 ctx.save_for_forward(*args[:-1])
-                return _redispatch(family.jvp, keyset, *args)
+                return below(*args)
 
             @staticmethod
             def backward(ctx, g):
@@ -246,6 +287,7 @@ class Multilinear:
                 return None, *dv, *dt, None
 
             @staticmethod
+            @jvp_rule
             def jvp(ctx, _, *tangents):
                 v, t = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
                 terms = [family._jvp(v, tangents[n : 2 * n], ctx.plan)]
@@ -260,13 +302,13 @@ class Multilinear:
 
         class Backward(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, keyset, *args):
+            def forward(ctx, below, *args):
                 *slots, ctx.plan, wanted = args
                 ctx.wanted = [w and v is not None for w, v in zip(wanted, slots, strict=False)]
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*slots)
                 ctx.save_for_forward(*slots)
-                return _redispatch(family.backward, keyset, *args)
+                return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
@@ -276,6 +318,7 @@ class Multilinear:
                 return None, *family._double_backward(v, g, (*t, None), ctx.plan, need), None, None
 
             @staticmethod
+            @jvp_rule
             def jvp(ctx, _, *tangents):
                 *v, g = ctx.saved_tensors
                 terms = family._double_backward(v, g, tangents[: n + 1], ctx.plan, (*ctx.wanted, False))[:n]
@@ -288,13 +331,13 @@ class Multilinear:
 
         class DoubleBackward(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, keyset, *args):
+            def forward(ctx, below, *args):
                 *operands, ctx.plan, wanted = args
                 ctx.wanted = [w and s is not None for w, s in zip(wanted, operands, strict=False)]
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*operands)
                 ctx.save_for_forward(*operands)
-                return _redispatch(family.double_backward, keyset, *args)
+                return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
@@ -307,6 +350,7 @@ class Multilinear:
                 return None, *d_slots, *d_t, None, None
 
             @staticmethod
+            @jvp_rule
             def jvp(ctx, _, *tangents):
                 slots, t = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
                 total = family._mixed(slots, tangents[: n + 1], t, ctx.plan, ctx.wanted)

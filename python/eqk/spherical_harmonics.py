@@ -28,7 +28,7 @@ from torch import Tensor
 from eqk import reference
 from eqk.irreps import MAX_DEGREE, Irrep, Irreps, IrrepsLike
 from eqk.plan import Plan
-from eqk.register import _redispatch, register
+from eqk.register import _sum, jvp_rule, register
 
 NORMALIZATIONS = ("integral", "component", "norm")
 _PLAN = re.compile(rf"(-|\d{{1,2}}(?:,\d{{1,2}})*) ({'|'.join(NORMALIZATIONS)})", re.ASCII)
@@ -102,12 +102,12 @@ def _second(x: Tensor, g: Tensor, t: Tensor, text: str) -> Tensor:
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keyset, x, plan):
+    def forward(ctx, below, x, plan):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
-        return _redispatch(_FORWARD, keyset, x, plan)
+        return below(x, plan)
 
     @staticmethod
     def backward(ctx, g):
@@ -115,6 +115,7 @@ class _Forward(torch.autograd.Function):
         return None, None if g is None else _BACKWARD(x, g, ctx.plan), None
 
     @staticmethod
+    @jvp_rule
     def jvp(ctx, _, t, __):
         (x,) = ctx.saved_tensors
         return x.new_zeros(x.shape[0], _parse(ctx.plan).dim) if t is None else _jvp(x, t, ctx.plan)
@@ -122,12 +123,12 @@ class _Forward(torch.autograd.Function):
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keyset, x, g, plan):
+    def forward(ctx, below, x, g, plan):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, g)
         ctx.save_for_forward(x, g)
-        return _redispatch(_BACKWARD, keyset, x, g, plan)
+        return below(x, g, plan)
 
     @staticmethod
     def backward(ctx, c):
@@ -139,11 +140,12 @@ class _Backward(torch.autograd.Function):
         return None, gx, gg, None
 
     @staticmethod
+    @jvp_rule
     def jvp(ctx, _, tx, tg, __):
         x, g = ctx.saved_tensors
         terms = [] if tx is None else [_second(x, g, tx, ctx.plan)]
         terms += [] if tg is None else [_BACKWARD(x, tg, ctx.plan)]
-        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(x)
+        return _sum(terms) if terms else torch.zeros_like(x)
 
 
 def _fake_forward(x, plan):
