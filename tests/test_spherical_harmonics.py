@@ -216,6 +216,22 @@ def test_func():
     )
 
 
+def test_vmap_over_nothing():
+    for shape, dim in (((0, 2, 3), 0), ((2, 0, 3), 1), ((0, 3), 0)):
+        for transform in (lambda f: f, torch.func.jacrev, torch.func.jacfwd):
+            results = [
+                torch.func.vmap(transform(f), in_dims=dim)(torch.zeros(shape))
+                for f in (
+                    lambda v: eqk.spherical_harmonics([0, 1], v, False),
+                    lambda v: reference.spherical_harmonics(
+                        [0, 1], v.reshape(v.shape[:-1].numel(), 3), "integral"
+                    ).reshape(*v.shape[:-1], 4),
+                )
+            ]
+            assert results[0].shape == results[1].shape
+    assert torch.vmap(lambda v: eqk.spherical_harmonics([0, 1], v, True))(torch.zeros(0, 2, 3)).shape == (0, 2, 4)
+
+
 def test_no_grad_inside_transforms():
     """What is constant to the inner level is so to the outer one, and a sum of tangents is not cut off from it."""
     x, t = torch.randn(3, 3), torch.randn(3, 3)

@@ -362,6 +362,31 @@ def test_vmap(name, mapped, generator):
             assert_close(got[b], want, 1)
 
 
+@pytest.mark.parametrize("name", ["mixed-ir_mul-mul_ir-ir_mul-per_sample", "mixed-mul_ir-ir_mul-mul_ir-shared"])
+@pytest.mark.parametrize("mapped", [s for s in itertools.product((0, 1, None), repeat=3) if s != (None,) * 3], ids=str)
+def test_vmap_over_nothing(name, mapped, generator):
+    """Results and derivatives of an empty batch have the shapes of the reference's."""
+    plan = CASES[name].plan
+    operands = random_operands(plan, 3, torch.float64, generator)
+    mapped = [None if d is None else min(d, t.dim()) for t, d in zip(operands, mapped, strict=True)]
+    batched = [
+        t if d is None else torch.stack([t, t], d).narrow(d, 0, 0) for t, d in zip(operands, mapped, strict=True)
+    ]
+
+    def f(op):
+        def energy(*t):
+            return op(*t, plan).pow(2).sum()
+
+        gradient = torch.func.grad(energy, (0, 1, 2))
+        return lambda *t: (op(*t, plan), *gradient(*t), *torch.func.jvp(gradient, t, t)[1])
+
+    got, want = (
+        torch.func.vmap(f(op), in_dims=tuple(mapped))(*batched) for op in (eqk.tensor_product, reference.tensor_product)
+    )
+    assert [r.shape for r in got] == [r.shape for r in want]
+    assert all(r.numel() == 0 and r.dtype == torch.float64 for r in got)
+
+
 def test_forward_ad(generator):
     case = CASES["mixed-mul_ir-mul_ir-mul_ir-per_sample"]
     operands = case.operands(3, torch.float64, generator)
@@ -441,6 +466,60 @@ def test_only_what_is_needed_is_computed(name, asked_by, generator):
                 assert list(args[-1]) == asked
             for a, b in zip(got, want, strict=True):
                 assert_close(torch.zeros_like(b) if a is None else a, b, 2)
+
+
+@pytest.mark.parametrize("name", ["mixed-ir_mul-mul_ir-mul_ir-per_sample", "mixed-mul_ir-mul_ir-mul_ir-shared"])
+@pytest.mark.parametrize("member", ["", "_jvp", "_backward", "_double_backward"])
+def test_only_what_is_needed_is_saved(member, name, rng, generator):
+    """Exactly the operands on which the wanted gradients depend, found by changing one after the other."""
+    case = CASES[name]
+    v = [*case.operands(3, torch.float64, generator)]
+    v.append(torch.randn(3, case.plan.irreps_out.dim, generator=generator, dtype=torch.float64))
+    t = [torch.randn(a.shape, generator=generator, dtype=a.dtype) for a in v]
+    for _ in range(12):
+        present = [a if rng.random() < 0.7 else None for a in t]
+        values = {"": v[:3], "_jvp": [*v[:3], *present[:3]], "_backward": v, "_double_backward": [*v, *present]}[member]
+        wanted = [rng.random() < 0.5 for _ in range({"_backward": 3, "_double_backward": 4}.get(member, 0))]
+        needs = [a is not None and rng.random() < 0.4 for a in values]
+        if not any(needs) or (wanted and not any(wanted)):
+            continue
+
+        def gradients(values, saved, wanted=wanted, needs=needs):
+            args = [None if a is None else a.clone().requires_grad_(n) for a, n in zip(values, needs, strict=True)]
+            with torch.autograd.graph.saved_tensors_hooks(lambda a: saved.append(a) or a, lambda a: a):
+                out = getattr(OPS, f"tensor_product{member}")(*args, str(case.plan), *([wanted] if wanted else []))
+            out = torch.cat([o.flatten() for o in (out if wanted else [out])])
+            saved[:] = [
+                n for n, a in enumerate(args) if a is not None and any(a.data_ptr() == s.data_ptr() for s in saved)
+            ]
+            inputs = [a for a in args if a is not None and a.requires_grad]
+            return torch.autograd.grad(
+                out, inputs, torch.linspace(1, 2, len(out), dtype=out.dtype), materialize_grads=True
+            )
+
+        saved = []
+        expected = gradients(values, saved)
+        depends = []
+        for n, a in enumerate(values):
+            if a is not None:
+                changed = gradients([*values[:n], a + 1, *values[n + 1 :]], [])
+                if not all(map(torch.equal, changed, expected)):
+                    depends.append(n)
+        assert saved == depends, (wanted, needs, [a is not None for a in values])
+
+
+def test_weights_written_to_before_backward(generator):
+    """As in e3nn: the gradient of the weights alone is none of the weights' own values."""
+    case = CASES["mixed-mul_ir-mul_ir-mul_ir-shared"]
+    x, y, w = case.operands(3, torch.float64, generator)
+    results = []
+    for op in (eqk.tensor_product, reference.tensor_product):
+        weights = w.clone().requires_grad_()
+        out = op(x, y, weights, case.plan)
+        with torch.no_grad():
+            weights.fill_(torch.nan)
+        results.append(torch.autograd.grad(out.sum(), weights)[0])
+    assert_close(*results, 1)
 
 
 def test_cotangents_that_are_none(generator):

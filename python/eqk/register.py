@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -101,15 +101,49 @@ def _will_execute(node) -> bool:
         return True
 
 
-def _needed(ctx, saved: Sequence[MaybeTensor]) -> list[bool]:
-    """Which of the saved arguments this backward pass needs gradients of.
+def _first(tensors: Sequence[MaybeTensor]) -> MaybeTensor:
+    return next((t for t in tensors if t is not None), None)
+
+
+def _but(count: int, *without: int) -> list[int]:
+    return [n for n in range(count) if n not in without]
+
+
+def _save(ctx, tensors: Sequence[MaybeTensor], products: Iterable[Iterable[int]]) -> None:
+    """Saves the tensor arguments that the gradients which some of them require are made of.
+
+    The op is a sum of ``products`` of tensors, given by their indices: the gradient of a factor needs the others.
+    """
+    ctx.shapes = [None if t is None else t.shape for t in tensors]
+    needs = ctx.needs_input_grad[1 : len(tensors) + 1]
+    kept = {p for factors in products for q in factors if needs[q] for p in factors if p != q} if any(needs) else ()
+    ctx.save_for_backward(*[t if n in kept else None for n, t in enumerate(tensors)])
+    ctx.save_for_forward(*tensors)
+
+
+def _saved(ctx, like: Tensor) -> list[MaybeTensor]:
+    """The tensor arguments in backward; zeros, of which no wanted gradient is made, for those that were not saved."""
+    return [
+        like.new_zeros((1,) * (len(shape) - 1) + shape[-1:]).expand(shape) if t is None and shape is not None else t
+        for t, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
+    ]
+
+
+def _needed(ctx) -> list[bool]:
+    """Which of the tensor arguments this backward pass needs gradients of.
 
     ctx.needs_input_grad says which of them require any: autograd.grad(energy, positions) wants none of parameters.
     """
     nodes = iter(ctx.next_functions)  # one for each tensor
-    needs = ctx.needs_input_grad[1 : len(saved) + 1]
-    nodes = [None if tensor is None else next(nodes)[0] for tensor in saved]
+    needs = ctx.needs_input_grad[1 : len(ctx.shapes) + 1]
+    nodes = [None if shape is None else next(nodes)[0] for shape in ctx.shapes]
     return [need and node is not None and _will_execute(node) for need, node in zip(needs, nodes, strict=True)]
+
+
+def unmerged(result: Tensor, size: int, x: Tensor, dim: int | None) -> Tensor:
+    """[size * rows, columns] -> [size, rows, columns], where x has rows besides the mapped dimension ``dim``."""
+    rows = x.shape[1 if dim == 0 else 0]  # not to be told from the result where size is 0
+    return result.unflatten(0, (size, rows))
 
 
 def register(library: torch.library.Library, op, function: type[torch.autograd.Function], fake, vmap) -> None:
@@ -246,14 +280,14 @@ class Multilinear:
             def forward(ctx, below, *args):
                 *v, ctx.plan = args
                 ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*v)
-                ctx.save_for_forward(*v)
+                _save(ctx, v, [range(n)])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, g):
-                v = ctx.saved_tensors
-                return None, *family._backward(v, g, ctx.plan, _needed(ctx, v)), None
+                if g is None:
+                    return (None,) * (n + 2)
+                return None, *family._backward(_saved(ctx, g), g, ctx.plan, _needed(ctx)), None
 
             @staticmethod
             @jvp_rule
@@ -269,19 +303,18 @@ class Multilinear:
         class Jvp(torch.autograd.Function):
             @staticmethod
             def forward(ctx, below, *args):
-                ctx.plan = args[-1]
+                *tensors, ctx.plan = args
                 ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*args[:-1])
-                ctx.save_for_forward(*args[:-1])
+                _save(ctx, tensors, [[*_but(n, s), n + s] for s in range(n) if tensors[n + s] is not None])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, g):
                 if g is None:
                     return (None,) * (2 * n + 2)
-                saved = ctx.saved_tensors
+                saved = _saved(ctx, g)
                 v, t = saved[:n], saved[n:]
-                need = _needed(ctx, saved)
+                need = _needed(ctx)
                 dv = family._double_backward(v, g, (*t, None), ctx.plan, (*need[:n], False))[:n]
                 dt = family._backward(v, g, ctx.plan, need[n : 2 * n])
                 return None, *dv, *dt, None
@@ -306,16 +339,17 @@ class Multilinear:
                 *slots, ctx.plan, wanted = args
                 ctx.wanted = [w and v is not None for w, v in zip(wanted, slots, strict=False)]
                 ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*slots)
-                ctx.save_for_forward(*slots)
+                _save(ctx, slots, [_but(n + 1, s) for s, w in enumerate(ctx.wanted[:n]) if w])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
-                *v, g = saved = ctx.saved_tensors
                 t = [c if w else None for c, w in zip(cotangents, ctx.wanted, strict=True)]
-                need = _needed(ctx, saved)
-                return None, *family._double_backward(v, g, (*t, None), ctx.plan, need), None, None
+                like = _first(t)
+                if like is None:
+                    return (None,) * (n + 4)
+                *v, g = _saved(ctx, like)
+                return None, *family._double_backward(v, g, (*t, None), ctx.plan, _needed(ctx)), None, None
 
             @staticmethod
             @jvp_rule
@@ -335,16 +369,21 @@ class Multilinear:
                 *operands, ctx.plan, wanted = args
                 ctx.wanted = [w and s is not None for w, s in zip(wanted, operands, strict=False)]
                 ctx.set_materialize_grads(False)
-                ctx.save_for_backward(*operands)
-                ctx.save_for_forward(*operands)
+                t = operands[n + 1 :]
+                wanted = [s for s, w in enumerate(ctx.wanted[: n + 1]) if w]
+                pairs = [(s, r) for s in wanted for r in _but(n + 1, s) if t[r] is not None]
+                _save(ctx, operands, [[*_but(n + 1, s, r), n + 1 + r] for s, r in pairs])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
-                saved = ctx.saved_tensors
-                slots, t = saved[: n + 1], saved[n + 1 :]
                 c = [a if w else None for a, w in zip(cotangents, ctx.wanted, strict=True)]
-                need = _needed(ctx, saved)
+                like = _first(c)
+                if like is None:
+                    return (None,) * (2 * n + 5)
+                saved = _saved(ctx, like)
+                slots, t = saved[: n + 1], saved[n + 1 :]
+                need = _needed(ctx)
                 d_slots = family._mixed(slots, c, t, ctx.plan, need[: n + 1])
                 d_t = family._double_backward(slots[:-1], slots[-1], c, ctx.plan, need[n + 1 : 2 * n + 2])
                 return None, *d_slots, *d_t, None, None
@@ -411,17 +450,23 @@ class Multilinear:
                 result = op(*merged, *rest)
                 single = isinstance(result, Tensor)
                 parts = [
-                    r.unflatten(0, (info.batch_size, -1)) if r.dim() > 1 else r
+                    unmerged(r, info.batch_size, tensors[0], in_dims[0]) if r.dim() > 1 else r
                     for r in ((result,) if single else result)
                 ]
                 dims = [0 if r.dim() > 2 else None for r in parts]
                 return (parts[0], dims[0]) if single else (tuple(parts), tuple(dims))
+            if info.batch_size == 0:  # one sample of zeros, for the shapes of the results
+                tensors = [
+                    t if t is None or d is None else t.new_zeros((*t.shape[:d], 1, *t.shape[d + 1 :]))
+                    for t, d in zip(tensors, in_dims, strict=False)
+                ]
             results = []
-            for b in range(info.batch_size):
+            for b in range(max(info.batch_size, 1)):
                 row = [t if t is None or d is None else t.select(d, b) for t, d in zip(tensors, in_dims, strict=False)]
                 results.append(op(*row, *rest))
             if isinstance(results[0], Tensor):
-                return torch.stack(results), 0
-            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+                return torch.stack(results)[: info.batch_size], 0
+            stacked = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
+            return stacked, (0,) * len(stacked)
 
         return rule

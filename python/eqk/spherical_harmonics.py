@@ -28,7 +28,7 @@ from torch import Tensor
 from eqk import reference
 from eqk.irreps import MAX_DEGREE, Irrep, Irreps, IrrepsLike
 from eqk.plan import Plan
-from eqk.register import _sum, jvp_rule, register
+from eqk.register import _sum, jvp_rule, register, unmerged
 
 NORMALIZATIONS = ("integral", "component", "norm")
 _PLAN = re.compile(rf"(-|\d{{1,2}}(?:,\d{{1,2}})*) ({'|'.join(NORMALIZATIONS)})", re.ASCII)
@@ -126,7 +126,7 @@ class _Backward(torch.autograd.Function):
     def forward(ctx, below, x, g, plan):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, g)
+        ctx.save_for_backward(x, g if ctx.needs_input_grad[1] else None)
         ctx.save_for_forward(x, g)
         return below(x, g, plan)
 
@@ -165,7 +165,7 @@ def _vmap(op):
             (t.unsqueeze(0).expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)).flatten(0, 1)
             for t, d in zip(tensors, in_dims, strict=False)
         ]
-        return op(*rows, plan).unflatten(0, (info.batch_size, -1)), 0
+        return unmerged(op(*rows, plan), info.batch_size, tensors[0], in_dims[0]), 0
 
     return rule
 
@@ -237,7 +237,10 @@ def evaluate(x: Tensor, normalize: bool, plan: str) -> Tensor:
         x = torch.nn.functional.normalize(x, dim=-1)
     if x.dim() == 2:
         return torch.ops.eqk.spherical_harmonics(x, plan)
-    out = torch.ops.eqk.spherical_harmonics(x.reshape(-1, 3), plan)
+    rows = 1  # -1 is ambiguous where vmap maps over nothing
+    for n in x.shape[:-1]:
+        rows *= n
+    out = torch.ops.eqk.spherical_harmonics(x.reshape(rows, 3), plan)
     return out.reshape(x.shape[:-1] + out.shape[-1:])
 
 
