@@ -6,6 +6,7 @@ import pickle
 import random
 
 import e3nn.o3
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,20 @@ def test_zero_normalized(dtype):
     z = torch.zeros(2, 3, requires_grad=True)
     (theirs,) = torch.autograd.grad(e3nn.o3.spherical_harmonics([0, 1, 2], z, True, "component"), z, g.double())
     close(ours, theirs, TOLERANCE[dtype])
+
+
+def test_zero_normalized_float16():
+    """1e-12 is zero in float16: the bound of the norm is 2^-14 there, whose inverse is finite."""
+    x = torch.zeros(2, 3, dtype=torch.float16)
+    x[1] = torch.tensor([3.0, 0.0, -4.0]) * 2**-10
+    x.requires_grad_()
+    y = eqk.spherical_harmonics([0, 1, 2], x, True, "component")
+    assert y[0].tolist() == [1.0] + [0.0] * 8
+    close(y, e3nn.o3.spherical_harmonics([0, 1, 2], x.detach().double(), True, "component"), TOLERANCE[torch.float16])
+    (gradient,) = torch.autograd.grad(y[0, :4].sum(), x)
+    close(gradient, torch.tensor([[3**0.5 * 2**14] * 3, [0.0] * 3]), TOLERANCE[torch.float16])
+    scripted = torch.jit.script(eqk.o3.SphericalHarmonics([0, 1, 2], True, "component"))
+    assert torch.equal(scripted(x), y)
 
 
 @pytest.mark.parametrize("ls", [[0], [1], [0, 1, 2], [3, 1, 3], [6]], ids=str)
@@ -339,6 +354,27 @@ def test_irreps_and_module():
     close(*(torch.autograd.grad((y**2 * torch.arange(9)).sum(), x)[0] for y in (scripted(x), expected)), 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("l", "ls"),
+    [
+        (np.int64(2), 2),
+        (np.arange(3), [0, 1, 2]),
+        (torch.arange(3), [0, 1, 2]),
+        (torch.tensor(2), 2),
+        (range(3), [0, 1, 2]),
+        ((l for l in (2, 0)), [2, 0]),
+        (iter(["0e", "1o"]), [0, 1]),
+        ([True], [1]),
+        (True, 1),
+        (e3nn.o3.Irrep("2e"), 2),
+    ],
+    ids=str,
+)
+def test_what_stands_for_degrees(l, ls):
+    x = torch.randn(3, 3)
+    close(eqk.spherical_harmonics(l, x, False), e3nn.o3.spherical_harmonics(ls, x, False))
+
+
 def test_equivariance():
     rotation = e3nn.o3.rand_matrix()
     x = torch.randn(6, 3)
@@ -377,6 +413,11 @@ def test_not_finite():
         ("1e+1o", {}, ValueError, "irreps_out: expected parity"),
         ("2o", {}, ValueError, "irreps_out: expected parity"),
         ("1q", {}, ValueError, "expected irreps"),
+        (None, {}, ValueError, "l: expected a degree, several, or irreps, got None"),
+        (1.0, {}, ValueError, "l: expected a degree, several, or irreps, got 1.0"),
+        ([0, 1.0], {}, ValueError, "l: expected a degree, several, or irreps, got"),
+        ([None], {}, ValueError, "l: expected a degree, several, or irreps, got"),
+        (object, {}, ValueError, "l: expected a degree, several, or irreps, got"),
         (1, {"normalization": "sphere"}, AssertionError, "normalization: expected one of"),
         (1, {"x": torch.zeros(4, 2)}, RuntimeError, "x: expected shape"),
         (1, {"x": torch.zeros(())}, RuntimeError, "x: expected shape"),

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eqk import reference
-from eqk.irreps import MAX_DEGREE, Irrep, Irreps, IrrepsLike
+from eqk import dispatch, reference
+from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike
 from eqk.plan import Plan
 from eqk.register import _sum, jvp_rule, register, unmerged
 
@@ -194,18 +195,38 @@ for _op, _function, _fake, _composite in (
     _LIBRARY.impl(_op, _composite, "CompositeExplicitAutograd")
 
 
+def _degree(item: object) -> int | None:
+    try:
+        return operator.index(item)
+    except TypeError:
+        return None
+
+
+def _degrees(l: object) -> list[int] | None:
+    """The degrees that ``l`` is, or consists of; None for what else it may be."""
+    degree = _degree(l)
+    if degree is not None:
+        return [degree]
+    if isinstance(l, str) or hasattr(l, "p") or not isinstance(l, Iterable):  # an Irrep, eqk's or e3nn's, has p
+        return None
+    degrees = [_degree(item) for item in l]
+    return None if None in degrees else degrees
+
+
 def resolve(
     l: int | Sequence[int] | IrrepsLike, irreps_in: IrrepsLike | None = None
 ) -> tuple[list[int], Irreps, Irreps]:
     """Degrees, irreps of the vector and irreps of the harmonics that e3nn's ``l`` (``irreps_out``) stands for."""
     irreps = None
-    if isinstance(l, int):
-        ls = [l]
-    elif isinstance(l, (str, Irrep)) or not all(isinstance(item, int) for item in l):
-        irreps = Irreps(l)
+    if isinstance(l, Iterator):
+        l = list(l)
+    ls = _degrees(l)
+    if ls is None:
+        try:
+            irreps = Irreps(l)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"l: expected a degree, several, or irreps, got {l!r} ({error})") from error
         ls = irreps.ls
-    else:
-        ls = list(l)
     if not ls or min(ls) < 0:
         raise ValueError(f"l: expected at least one degree, none negative, got {l!r}")
     if max(ls) > MAX_DEGREE:
@@ -229,18 +250,31 @@ def check_normalization(normalization: str) -> None:
         raise AssertionError(f"normalization: expected one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
 
 
+def _dispatched(x: Tensor, plan: str) -> Tensor:
+    chosen = dispatch.choose("spherical_harmonics", x.device)
+    return _other_devices_forward(x, plan) if chosen == "reference" else torch.ops.eqk.spherical_harmonics(x, plan)
+
+
+def _op(x: Tensor, plan: str) -> Tensor:
+    if torch.jit.is_scripting():
+        return torch.ops.eqk.spherical_harmonics(x, plan)
+    else:
+        return _dispatched(x, plan)
+
+
 def evaluate(x: Tensor, normalize: bool, plan: str) -> Tensor:
     """Y of x [..., 3] for a plan string; torch.jit.script can compile it."""
     if x.dim() == 0 or x.shape[-1] != 3:
         raise RuntimeError(f"x: expected shape [..., 3], got {x.shape}")
     if normalize:
-        x = torch.nn.functional.normalize(x, dim=-1)
+        # torch's 1e-12 is zero in float16, whose smallest normal number has an inverse.
+        x = torch.nn.functional.normalize(x, dim=-1, eps=2.0**-14 if x.dtype == torch.float16 else 1e-12)
     if x.dim() == 2:
-        return torch.ops.eqk.spherical_harmonics(x, plan)
+        return _op(x, plan)
     rows = 1  # -1 is ambiguous where vmap maps over nothing
     for n in x.shape[:-1]:
         rows *= n
-    out = torch.ops.eqk.spherical_harmonics(x.reshape(rows, 3), plan)
+    out = _op(x.reshape(rows, 3), plan)
     return out.reshape(x.shape[:-1] + out.shape[-1:])
 
 
@@ -260,15 +294,16 @@ def spherical_harmonics(
     at the poles, on the axes and at zero.
 
     Args:
-        l: degree, list of degrees, or irreps such as ``"0e + 1o + 2e"``; up to 20, in any order, repeated or not. The
-            parities of irreps must be those of the harmonics of a vector, (-1)^l, or of a pseudovector, even.
+        l: degree, several (any iterable of integers, an array too), or irreps such as ``"0e + 1o + 2e"``; up to 20, in
+            any order, repeated or not. The parities of irreps must be those of the harmonics of a vector, (-1)^l, or of
+            a pseudovector, even.
         x: [..., 3], float32 or float64; float16 and bfloat16 compute in float32. Any device; kernels exist for the CPU,
-            other devices run the same polynomials as torch operations.
+            other devices run the same polynomials as torch operations (``eqk.dispatch.explain`` says what runs).
         normalize: whether to divide x by its norm first (``torch.nn.functional.normalize``). The zero vector then
             stays zero, where degree 0 has its constant value and every other degree is 0. As in e3nn, first derivatives
-            there are finite (degree 1: divided by the 1e-12 that bounds the norm from below; other degrees: zero), and
-            second ones, which torch takes of the norm, are not a number. Without ``normalize`` zero is a point like any
-            other.
+            there are finite (degree 1: divided by what bounds the norm from below, 1e-12 or, in float16, 2^-14; other
+            degrees: zero), and second ones, which torch takes of the norm, are not a number. Shorter vectors than that
+            are divided by the bound. Without ``normalize`` zero is a point like any other.
         normalization: ``"component"``, :math:`\sum_m Y_m^2 = 2l+1` on the sphere; ``"norm"``, 1;
             ``"integral"``, :math:`\int Y_m^2 = 1` over the sphere.
 
@@ -277,10 +312,10 @@ def spherical_harmonics(
         under torch.func and torch.compile.
 
     Raises:
-        ValueError: if ``l`` is no degree, has none, or has parities that do not fit one input vector.
+        ValueError: if ``l`` is neither degrees nor irreps, has none, or has parities that do not fit one input vector.
         NotImplementedError: for degrees above 20.
         AssertionError: for another ``normalization`` (e3nn's type).
-        RuntimeError: if x has another shape or dtype.
+        RuntimeError: if x has another shape or dtype, or the backend asked for (:mod:`eqk.dispatch`) cannot run.
     """
     check_normalization(normalization)
     return evaluate(x, normalize, plan_string(resolve(l)[0], normalization))
