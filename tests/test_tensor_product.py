@@ -758,6 +758,17 @@ def test_broadcasting(generator):
         )
 
 
+def test_broadcasting_with_a_plan_in_other_words(generator):
+    """Spaces are free in a plan: which weights it says is asked of the parsed plan, under torch.compile too."""
+    plan = CASES["depthwise-3"].plan
+    x, y, w = random_operands(plan, ((2, 3), (3,), (2, 1)), torch.float64, generator)
+    expected = eqk.tensor_product(x, y, w, plan)
+    for text in (str(plan).replace(" {", "{"), str(plan).replace(" {", "   { ")):
+        assert torch.equal(eqk.tensor_product(x, y, w, text), expected)
+        compiled = torch.compile(lambda *v, text=text: eqk.tensor_product(*v, text), fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x, y, w), expected)
+
+
 @pytest.mark.parametrize(
     "name", ["mixed-mul_ir-mul_ir-mul_ir-shared", "mixed-mul_ir-mul_ir-mul_ir-per_sample", "uuu-none", "empty-all"]
 )

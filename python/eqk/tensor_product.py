@@ -104,20 +104,33 @@ def _broadcast(x: Tensor, y: Tensor, w: Tensor | None, shared: bool) -> tuple[Te
     return _rows(x, leading), _rows(y, leading), w, leading
 
 
-def _unflatten(out: Tensor, leading: list[int]) -> Tensor:
-    return out if len(leading) == 1 else out.reshape(leading + [out.shape[-1]])  # noqa: RUF005
+_OPS = {
+    "triton": lambda *args: torch.ops.eqk_triton.tensor_product(*args),
+    "reference": reference.tensor_product,
+}
+
+
+def _dispatched(x: Tensor, y: Tensor, w: Tensor | None, plan: str) -> Tensor:
+    op = _OPS.get(dispatch.choose("tensor_product", x.device))
+    return torch.ops.eqk.tensor_product(x, y, w, plan) if op is None else op(x, y, w, plan)
 
 
 def broadcast_product(x: Tensor, y: Tensor, w: Tensor | None, shared: bool, plan: str) -> Tensor:
     """:func:`tensor_product` in what TorchScript compiles; ``shared``: whether the plan's weights are."""
     x, y, w, leading = _broadcast(x, y, w, shared)
-    return _unflatten(torch.ops.eqk.tensor_product(x, y, w, plan), leading)
+    if torch.jit.is_scripting():
+        out = torch.ops.eqk.tensor_product(x, y, w, plan)
+    else:
+        out = _dispatched(x, y, w, plan)
+    return out if len(leading) == 1 else out.reshape(leading + [out.shape[-1]])  # noqa: RUF005
 
 
-_OPS = {
-    "triton": lambda *args: torch.ops.eqk_triton.tensor_product(*args),
-    "reference": reference.tensor_product,
-}
+@dispatch._constant_when_traced
+def _shares_weights(plan: str) -> bool:
+    try:
+        return Plan.parse(plan).weights != "per_sample"
+    except ValueError:  # which the op raises in its own words
+        return True
 
 
 def tensor_product(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan | str) -> Tensor:
@@ -150,9 +163,4 @@ def tensor_product(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan | str) -> 
     if not isinstance(plan, (str, Plan)):
         raise TypeError(f"eqk.tensor_product: plan: expected an eqk.Plan or its string, got {plan!r}")
     text = plan if isinstance(plan, str) else str(plan)
-    shared = " per_sample {" not in text
-    op = _OPS.get(dispatch.choose("tensor_product", x.device))
-    if op is None:
-        return broadcast_product(x, y, w, shared, text)
-    x, y, w, leading = _broadcast(x, y, w, shared)
-    return _unflatten(op(x, y, w, text), leading)
+    return broadcast_product(x, y, w, _shares_weights(text), text)
