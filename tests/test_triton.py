@@ -1,14 +1,17 @@
 """The Triton ops: interpreted, and compiled ahead of time for GPUs that need not be there; and the dispatch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
+import eqk.o3
 from eqk import Plan, dispatch
 
 triton = pytest.importorskip("triton")
@@ -107,6 +110,141 @@ def test_backend_that_cannot_run(backend, reason):
         pass
 
 
+class Seen(TorchDispatchMode):
+    """Records the ops of eqk, of any backend, below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace.startswith("eqk") and "wigner" not in func._schema.name:
+            self.ops.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def module():
+    return eqk.o3.FullyConnectedTensorProduct("3x0e+2x1o", "1x0e+1x1o", "2x0e+3x1o")
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_modules_take_the_backend_that_was_chosen(backend):
+    tp, sh = module(), eqk.o3.SphericalHarmonics([0, 1], True)
+    x, r = torch.randn(5, 9), torch.randn(5, 3)
+    expected = tp(x, sh(r))
+    with dispatch.use_backend(backend), Seen() as seen:
+        torch.testing.assert_close(tp(x, sh(r)), expected)
+        torch.testing.assert_close(tp(x, eqk.spherical_harmonics([0, 1], r, True)), expected)
+    assert seen.ops == (set() if backend == "reference" else {"eqk::tensor_product", "eqk::spherical_harmonics"})
+
+
+def test_modules_on_a_backend_that_cannot_run():
+    x, y = torch.randn(2, 9), torch.randn(2, 4)
+    with dispatch.use_backend("triton"):
+        with pytest.raises(RuntimeError, match="eqk::tensor_product: backend triton cannot run"):
+            module()(x, y)
+        assert torch.jit.script(module())(x, y).shape == (2, 11)
+        # It has no Triton kernel, so that a model on Triton takes what there is.
+        assert eqk.spherical_harmonics(1, torch.randn(2, 3), True).shape == (2, 3)
+        assert "triton: spherical_harmonics has no such backend" in dispatch.explain("spherical_harmonics", x)
+
+
+def test_explain_agrees_with_what_runs():
+    x = torch.randn(4, 3)
+    for backend, chosen, ops in (
+        ("auto", "cpu", {"eqk::spherical_harmonics"}),
+        ("cuda", "cpu", {"eqk::spherical_harmonics"}),
+        ("reference", "reference", set()),
+    ):
+        with dispatch.use_backend(backend), Seen() as seen:
+            assert dispatch.explain("spherical_harmonics", x).endswith(f"-> {chosen}")
+            y = eqk.spherical_harmonics([0, 2], x, False)
+        assert seen.ops == ops
+        torch.testing.assert_close(y, eqk.spherical_harmonics([0, 2], x, False))
+    for device, chosen in (("cuda", "torch"), ("mps", "torch"), ("meta", "meta"), ("cpu", "cpu")):
+        assert dispatch.choose("spherical_harmonics", torch.device(device)) == chosen
+    with pytest.raises(RuntimeError, match="eqk::tensor_product: no backend can run; cpu: the tensors are on mps"):
+        dispatch.choose("tensor_product", torch.device("mps"))
+    with pytest.raises(ValueError, match="op: expected one of tensor_product, spherical_harmonics, got 'so2'"):
+        dispatch.explain("so2", x)
+    for nothing in ((), (None,)):
+        with pytest.raises(ValueError, match="tensors: expected those that tensor_product is to be called with"):
+            dispatch.explain("tensor_product", *nothing)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "chosen"),
+    [
+        ((7, 0), "the GPU has compute capability 7.0, libeqk_cuda needs 7.5 or newer", "triton"),
+        ((7, 5), None, "cuda"),
+        ((10, 0), None, "cuda"),
+        (RuntimeError("Found no NVIDIA driver"), r"CUDA does not work here \(Found no NVIDIA driver\)", "triton"),
+    ],
+    ids=str,
+)
+def test_gpus_that_the_library_has_no_code_for(found, reason, chosen, monkeypatch):
+    def capability(index):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(dispatch, "_has_cuda_kernel", lambda op: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    dispatch._device_reason.cache_clear()
+    device = torch.device("cuda", 1)
+    got = dispatch.can_run_cuda("tensor_product", device)
+    assert got is None if reason is None else re.fullmatch(reason, got)
+    assert dispatch.choose("tensor_product", device) == chosen
+    traced = torch.compile(
+        lambda x: x + (dispatch.choose("tensor_product", device) == chosen), fullgraph=True, backend="eager"
+    )
+    assert traced(torch.zeros(1)).item() == 1
+    dispatch._device_reason.cache_clear()
+
+
+LOADED = """
+import sys, torch
+class NoDriver:
+    def __getattr__(self, name): raise AssertionError(name)
+torch.version.cuda = "13.0"
+torch._C._cuda_init = torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda._lazy_init = NoDriver()
+loaded, load = [], torch.ops.load_library
+def record(path):
+    loaded.append(path)
+    if "cuda" in path:
+        if sys.argv[1] == "fails": raise OSError("libcudart.so.13: cannot open")
+    else: load(path)
+torch.ops.load_library = record
+import pathlib, importlib.util
+find = pathlib.Path.glob
+pathlib.Path.glob = lambda path, pattern: iter([path / "libeqk_cuda.so"]) if "eqk_cuda" in pattern else find(path, pattern)
+import eqk
+from eqk import dispatch
+print(len(loaded), torch.cuda.is_initialized(), dispatch.can_run_cuda("tensor_product", torch.device("cuda")))
+"""
+
+
+@pytest.mark.parametrize(("how", "shown"), [("loads", "has no CUDA kernel"), ("fails", "cannot be loaded (libcudart")])
+def test_import_initialises_no_cuda(how, shown):
+    """CUDA_VISIBLE_DEVICES may be set afterwards and children may be forked; no driver is needed, nor a fitting one."""
+    command = [sys.executable, "-c", LOADED, how]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.stdout.startswith("2 False "), process.stderr
+    assert shown in process.stdout
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+def test_dispatch_of_modules_inside_compile(backend):
+    tp, sh = module(), eqk.o3.SphericalHarmonics([0, 1], True)
+    x, r = torch.randn(5, 9), torch.randn(5, 3, requires_grad=True)
+    compiled = torch.compile(lambda x, r: tp(x, sh(r)), fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x, r), tp(x, sh(r)))
+    want, got = (torch.autograd.grad(f(x, r).pow(2).sum(), r)[0] for f in (lambda x, r: tp(x, sh(r)), compiled))
+    torch.testing.assert_close(got, want)
+    exported = torch.export.export(tp, (x, sh(r.detach())))
+    torch.testing.assert_close(exported.module()(x, sh(r)), tp(x, sh(r)))
+
+
 def test_dispatch_inside_compile():
     *tensors, plan = operands()
     compiled = torch.compile(lambda *v: eqk.tensor_product(*v, plan), fullgraph=True, backend="aot_eager")
@@ -123,6 +261,22 @@ def test_environment_chooses_the_backend():
         command = [sys.executable, "-c", code]
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert shown in process.stdout + process.stderr
+
+
+def test_environment_chooses_the_backend_of_modules():
+    code = "import torch, eqk, torch.utils._python_dispatch as p\n"
+    code += "class Seen(p.TorchDispatchMode):\n"
+    code += "    def __torch_dispatch__(self, f, types, args=(), kwargs=None):\n"
+    code += "        if f.namespace.startswith('eqk'): print(f)\n"
+    code += "        return f(*args, **(kwargs or {}))\n"
+    code += "tp = eqk.o3.FullTensorProduct('2x1o', '1o')\n"
+    code += "x, y = torch.randn(3, 6), torch.randn(3, 3)\n"
+    code += "with Seen(): z = tp(x, y)\n"
+    code += "torch.testing.assert_close(z, eqk.reference.tensor_product(x, y, None, tp.plan))"
+    environment = {**os.environ, "EQK_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert "eqk_triton.tensor_product.default" in process.stdout
+    assert process.returncode == 0, process.stderr
 
 
 def test_imports_without_triton():

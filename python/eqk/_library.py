@@ -1,4 +1,4 @@
-"""Loads the compiled libraries: the CPU one always, the CUDA one where there is a GPU."""
+"""Loads the compiled libraries: the CPU one always, the CUDA one where torch is built for CUDA."""
 
 from pathlib import Path
 
@@ -6,15 +6,26 @@ import torch
 
 _DIRECTORY = Path(__file__).parent / "lib"
 
+cuda_reason: str | None = None  # why the CUDA library is not loaded
+
 
 def load() -> None:
+    """Initialises no CUDA, which would fix CUDA_VISIBLE_DEVICES and keep forked children from it; needs no driver."""
+    global cuda_reason
     cpu = next(_DIRECTORY.glob("libeqk_cpu.*"), None)
     if cpu is None:
         raise ImportError(f"eqk was installed without its compiled library: expected libeqk_cpu in {_DIRECTORY}")
     torch.ops.load_library(str(cpu))
     cuda = next(_DIRECTORY.glob("libeqk_cuda.*"), None)
-    if cuda is not None and torch.version.cuda is not None and torch.cuda.is_available():
-        torch.ops.load_library(str(cuda))
+    if cuda is None:
+        cuda_reason = "libeqk_cuda is not there: eqk was built without CUDA"
+    elif torch.version.cuda is None:
+        cuda_reason = "libeqk_cuda is not loaded: torch is not built for CUDA"
+    else:
+        try:
+            torch.ops.load_library(str(cuda))
+        except OSError as error:
+            cuda_reason = f"libeqk_cuda cannot be loaded ({error})"
 
 
 def wigner_3j(l1: int, l2: int, l3: int, dtype: torch.dtype | None = None, device=None) -> torch.Tensor:

@@ -2,7 +2,10 @@
 
 Backends: ``"cpu"`` and ``"cuda"`` (the compiled libraries), ``"triton"``, ``"reference"`` (dense einsum) and
 ``"auto"``, the first of the compiled one and Triton that can run. :func:`use_backend` chooses for a block of code, the
-environment variable ``EQK_BACKEND`` for a process. A backend that was asked for by name and cannot run is an error.
+environment variable ``EQK_BACKEND`` for a process; both act on the functions and the modules of eqk. A backend that was
+asked for by name and cannot run is an error. An op that does not have it is left to ``"auto"``, so that a model on
+Triton has its spherical harmonics, whose op runs torch operations on every device but the CPU (``torch`` in
+:func:`explain`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from eqk import _library
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 
@@ -43,8 +48,9 @@ def _choose(backend: str) -> None:
 def use_backend(backend: str) -> Iterator[None]:
     """Runs the functions of eqk in the block on ``backend``, one of :data:`BACKENDS`. All threads see it.
 
-    It acts on :func:`eqk.tensor_product` and its like when they are called (or traced); ``torch.ops.eqk.*`` always are
-    the compiled kernels of the tensors' device.
+    It acts on :func:`eqk.tensor_product` and its like, and on the modules of :mod:`eqk.o3`, when they are called (or
+    traced). ``torch.ops.eqk.*``, and with them what torch.jit.script compiles, always are the kernels of the tensors'
+    device.
 
     Raises:
         ValueError: if there is no such backend.
@@ -82,6 +88,29 @@ def _has_cuda_kernel(op: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"eqk::{op}", "CUDA")
 
 
+# The oldest architecture that libeqk_cuda has code for.
+_CAPABILITY = (7, 5)
+
+
+@functools.cache
+def _device_reason(index: int | None) -> str | None:
+    try:
+        capability = torch.cuda.get_device_capability(index)
+    except (RuntimeError, AssertionError) as error:
+        return f"CUDA does not work here ({error})"
+    if capability < _CAPABILITY:
+        have, need = (".".join(map(str, c)) for c in (capability, _CAPABILITY))
+        return f"the GPU has compute capability {have}, libeqk_cuda needs {need} or newer"
+    return None
+
+
+@_constant_when_traced
+def _cuda_reason(op: str, index: int | None) -> str | None:
+    if not _has_cuda_kernel(op):
+        return _library.cuda_reason or f"eqk has no CUDA kernel of {op}"
+    return _device_reason(torch.cuda.current_device() if index is None and torch.cuda.is_initialized() else index)
+
+
 def can_run_cpu(op: str, device: torch.device) -> str | None:
     """None if the compiled CPU kernel of ``op`` runs on tensors of ``device``, else the reason why not."""
     return None if device.type == "cpu" else f"the tensors are on {device}, not on the CPU"
@@ -91,9 +120,7 @@ def can_run_cuda(op: str, device: torch.device) -> str | None:
     """None if the compiled CUDA kernel of ``op`` runs on tensors of ``device``, else the reason why not."""
     if device.type != "cuda":
         return f"the tensors are on {device}, not on a GPU"
-    if not _has_cuda_kernel(op):
-        return "libeqk_cuda is not loaded: eqk was built without CUDA, or torch is not a CUDA build"
-    return None
+    return _cuda_reason(op, device.index)
 
 
 def can_run_triton(op: str, device: torch.device) -> str | None:
@@ -113,31 +140,51 @@ def can_run_reference(op: str, device: torch.device) -> str | None:
     return "torch.compile cannot trace it" if torch.compiler.is_compiling() else None
 
 
+def can_run_torch(op: str, device: torch.device) -> str | None:
+    """None if ``op`` runs torch operations on tensors of ``device``, else the reason why not."""
+    return "the op has a kernel there" if device.type == "cpu" else None
+
+
 _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
     "cuda": can_run_cuda,
     "cpu": can_run_cpu,
     "triton": can_run_triton,
+    "torch": can_run_torch,
     "reference": can_run_reference,
 }
 
+# The backends of each op, in the order in which auto tries them: all but the reference.
+_BACKENDS_OF = {
+    "tensor_product": ("cpu", "cuda", "triton", "reference"),
+    "spherical_harmonics": ("cpu", "torch", "reference"),
+}
+
+
+def _backends_of(op: str) -> tuple[str, ...]:
+    if op not in _BACKENDS_OF:
+        raise ValueError(f"op: expected one of {', '.join(_BACKENDS_OF)}, got {op!r}")
+    return _BACKENDS_OF[op]
+
 
 def choose(op: str, device: torch.device) -> str:
-    """The backend of ``op`` for tensors of ``device``.
+    """The backend of ``op`` for tensors of ``device``; ``"meta"``, the fake kernel, for those without data.
 
     Raises:
         RuntimeError: with the reason if the backend that was asked for, or under ``auto`` each of them, cannot run.
+        ValueError: if eqk has no such op.
     """
-    backend = _chosen
-    if backend != "auto":
+    backend, backends = _chosen, _backends_of(op)
+    if backend in backends:
         reason = _PREDICATES[backend](op, device)
         if reason is not None:
             raise RuntimeError(f"eqk::{op}: backend {backend} cannot run: {reason}")
         return backend
-    if device.type not in ("cpu", "cuda"):
-        # Meta tensors and those of other dispatch keys have no kernel to choose.
-        return "cpu"
+    if device.type == "meta":
+        return "meta"
     reasons = []
-    for name in ("cpu", "cuda", "triton"):
+    for name in backends:
+        if name == "reference":
+            continue
         reason = _PREDICATES[name](op, device)
         if reason is None:
             return name
@@ -146,11 +193,21 @@ def choose(op: str, device: torch.device) -> str:
 
 
 def explain(op: str, *tensors: Tensor | None) -> str:
-    """One line for each backend: runs, or why not, for ``op`` on these tensors; and which one is chosen."""
-    device = next(t.device for t in tensors if t is not None)
+    """One line for each backend: runs, or why not, for ``op`` on these tensors; and which one is chosen.
+
+    Raises:
+        ValueError: if eqk has no such op, or there is no tensor, whose device decides.
+    """
+    backends = _backends_of(op)
+    devices = [t.device for t in tensors if isinstance(t, Tensor)]
+    if not devices:
+        raise ValueError(f"tensors: expected those that {op} is to be called with, got none")
+    device = devices[0]
     lines = [f"eqk::{op} on {device}, backend {_chosen!r}:"]
-    for name, predicate in _PREDICATES.items():
-        reason = predicate(op, device)
+    if _chosen != "auto" and _chosen not in backends:
+        lines.append(f"  {_chosen}: {op} has no such backend, so that auto chooses")
+    for name in backends:
+        reason = _PREDICATES[name](op, device)
         lines.append(f"  {name}: {'can run' if reason is None else reason}")
     try:
         lines.append(f"  -> {choose(op, device)}")
