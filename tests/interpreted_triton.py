@@ -59,6 +59,8 @@ MIXED = Plan(
     "shared",
 )
 
+SCALARS = "1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {0 0 0 uuu - 1.0}"
+
 CASES = [
     (mode, layouts, weights)
     for mode in ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
@@ -202,12 +204,75 @@ def test_operands_longer_than_32_bits():
 
 
 def test_many_kernels_for_one_plan(monkeypatch):
-    monkeypatch.setattr(kernels, "_MAX_TERMS", 10)
+    monkeypatch.setattr(kernels, "_MAX_OPERATIONS", 500)
     monkeypatch.setattr(kernels, "_ROW_CHUNKS", 2)
     kernels.lower.cache_clear()
     assert len(kernels.lower(str(MIXED), (0, 1, 2, 3))) > 4
     check_family(MIXED, 300, "float64", SEED + 6)
     kernels.lower.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["uvw", "uuw", "u<vw"])
+def test_infinity(mode):
+    """Scalars, of whose coefficients none is zero: infinite where the reference is, although most lanes hold no channel."""
+    m2 = 2 if mode == "uvw" else 3
+    plan = Plan("3x0e", f"{m2}x0e", "5x0e", ((0, 0, 0, mode, True, 1.0),), weights="per_sample")
+    for operand in range(2):
+        v, _ = random_operands(plan, 2, torch.float64, SEED)
+        v = [s.abs() for s in v]  # inf - inf depends on the order of sums
+        v[operand][1, 1] = float("inf")
+        slots = [s.requires_grad_() for s in v[:3]]
+        out = reference(*slots, plan)
+        first = torch.autograd.grad(out, slots, v[3])
+        v = [s.detach() for s in v]
+        got = OPS.tensor_product(*v[:3], str(plan)), *OPS.tensor_product_backward(*v, str(plan), [True] * 3)
+        assert any(t.isinf().any() for t in first)
+        for a, b in zip(got, (out, *first), strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_device_and_size_of_launches(monkeypatch):
+    """Each launch is on the device of the operands, not on the current one, and of no more threads than HIP can count."""
+    launches, devices = [], []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return lambda *args, **kwargs: launches.append((args, kwargs))
+
+    class On:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            devices.append(self.device)
+
+        def __exit__(self, *_):
+            devices.append(None)
+
+    monkeypatch.setattr(kernels, "kernel", Recorder())
+    monkeypatch.setattr(kernels, "_on", On)
+    rows = 2**33
+    v = [torch.empty(rows, n, device="meta") for n in (1, 1)]
+    kernels._run("tensor_product", (*v, None), None, (None,) * 4, SCALARS, False, (False, False, False, True))
+    grids, calls = launches[::2], launches[1::2]
+    assert devices == [torch.device("meta"), None] * len(grids)
+    begin = 0
+    for (programs,), (args, kwargs) in zip(grids, calls, strict=True):
+        assert programs * kwargs["num_warps"] * 64 < 2**32
+        assert kwargs["enable_fp_fusion"]
+        # begin, steps, rows, key, blocks, rows of a program
+        first, _, total, _, blocks, block_rows = args[24:30]
+        assert (first, total) == (begin, rows)
+        begin += programs // blocks
+    assert len(grids) > 1
+    assert begin * block_rows >= rows
+
+
+def test_launches_on_the_device_of_the_operands():
+    on = kernels._on(torch.device("cuda", 1))
+    assert isinstance(on, torch.cuda.device)
+    assert on.idx == 1
 
 
 def test_autograd_and_functorch():

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import eqk
 import eqk.o3
 from eqk import Plan, dispatch
+from eqk.testing import CASES
 
 triton = pytest.importorskip("triton")
 
@@ -62,7 +63,8 @@ def compiled(plan, member, dtype, target):
     shared = plan.weights == "shared"
     pointer = {"fp32": "*fp32", "fp64": "*fp64", "bf16": "*bf16"}[dtype]
     compute = tl.float64 if dtype == "fp64" else tl.float32
-    for launch in kernels.lower(str(plan), slots):
+    varies = (True, True, True, member == "double_backward") if dual else None
+    for launch in kernels.lower(str(plan), slots, varies):
         values = [launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared]
         values += [launch.over_rows, dual, dual, dual, dual, dual and member == "double_backward"]
         constants = dict(zip(names[-len(values) :], values, strict=True))
@@ -72,7 +74,8 @@ def compiled(plan, member, dtype, target):
             signature["gw"] = "*fp64" if dtype == "fp64" else "*fp32"
         signature |= dict.fromkeys(constants, "constexpr")
         source = triton.compiler.ASTSource(kernels.kernel, signature, constants)
-        yield triton.compile(source, target=GPUTarget(*TARGETS[target]))
+        options = {"num_warps": kernels._WARPS, "enable_fp_fusion": True}
+        yield triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -83,6 +86,21 @@ def test_compiles_ahead_of_time(plan, target, tmp_path, monkeypatch):
     for member in MEMBERS:
         for kernel in compiled(plan, member, "bf16" if member == "jvp" else "fp32", target):
             assert "kernel" in kernel.asm[assembly]
+
+
+def test_compile_time_is_bounded(tmp_path, monkeypatch):
+    """It grows with the square of a kernel's length, so that no kernel of a published model's plan may be long."""
+    from eqk.triton_kernels import tensor_product as kernels
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    plan = CASES["mace-medium"].plan
+    lengths = [kernel.asm["ttir"].count("\n") for kernel in compiled(plan, "backward", "fp32", "sm_90")]
+    assert max(lengths) < 1.3 * kernels._MAX_OPERATIONS
+    # Dual numbers make each operation several.
+    count = {
+        member: kernels.lower(str(plan), (0, 1, 2), varies) for member, varies in (("", None), ("dual", (True,) * 4))
+    }
+    assert len(count["dual"]) > len(count[""]) > 1
 
 
 def operands():

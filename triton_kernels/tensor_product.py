@@ -22,6 +22,7 @@ opaque.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -50,10 +51,13 @@ _G = tl.constexpr(3)
 _FAN_OUT = ("uvw", "uuw", "u<vw")
 _TILE = 256
 _MAX_CHANNELS = 64
-_MAX_GRID = 2**31 - 1
+_WARPS = 4
+# HIP counts threads of a dimension in 32 bits, 64 of them a warp; CUDA allows 2^31 - 1 programs.
+_MAX_GRID = (2**32 - 1) // (_WARPS * 64)
 _ROW_CHUNKS = 256
-# Straight-line code beyond this many products goes to another kernel, since compile time grows faster than linearly.
-_MAX_TERMS = 3000
+# Straight-line code beyond this many operations, as _operations counts them, goes to another kernel: the time to
+# compile one grows with the square. Programs of different kernels share nothing but what the L2 cache holds.
+_MAX_OPERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,29 @@ def _power_of_2(n: int, limit: int) -> int:
     return min(limit, 1 << max(0, n - 1).bit_length())
 
 
+def _operations(path: _Path, slot: int, varies: tuple[bool, ...] | None) -> int:
+    """About as many operations as ``_path`` has in Triton's IR."""
+    dx, dy, dw, dg = varies or (False,) * 4
+    dw &= path.weighted
+    contraction = sum(2 + 3 * len(q) for component in path.terms for _, q in component)
+    if slot in (2, 3):
+        contractions = 1 + dx + dy
+    else:
+        contractions = (dw or dg) + (dy if slot == 0 else dx) if varies else 1
+    loads = path.weighted * (1 + dw)
+    for n, (d, varying) in enumerate(((path.d1, dx), (path.d2, dy), (path.d3, dg))):
+        if (slot if slot < 2 else 5 - slot if slot == 3 else None) != n:
+            loads += d * (1 + varying)
+    elementwise = path.d3 * (1 + dw + dg) + len(path.terms)
+    return 40 + contraction * contractions + 4 * loads + 3 * elementwise
+
+
 @functools.lru_cache(maxsize=4096)
-def lower(text: str, slots: tuple[int, ...]) -> tuple[_Launch, ...]:
-    """The launches that compute the results ``slots`` (0 to 3: gx, gy, gw, out) of the plan ``text``."""
+def lower(text: str, slots: tuple[int, ...], varies: tuple[bool, ...] | None = None) -> tuple[_Launch, ...]:
+    """The launches that compute the results ``slots`` (0 to 3: gx, gy, gw, out) of the plan ``text``.
+
+    ``varies``: on dual numbers, which of x, y, w and g have a tangent.
+    """
     plan = Plan.parse(text)
     irreps = (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)
     layouts = (plan.layout_in1, plan.layout_in2, plan.layout_out)
@@ -240,6 +264,8 @@ def lower(text: str, slots: tuple[int, ...]) -> tuple[_Launch, ...]:
             end = begin + (s.extent if s.reduce else -(-s.extent // channels))
             table.append(replace(s, begin=begin, end=end))
             begin = end
+        if begin > _MAX_GRID:
+            raise NotImplementedError(f"eqk_triton: expected a plan of at most {_MAX_GRID} programs a row, got {begin}")
         # The content is the key, because Triton's cache on disk outlives this process and this file.
         key = hashlib.sha256(repr(table).encode()).hexdigest()
         _TABLES[key] = tuple(table)
@@ -249,9 +275,9 @@ def lower(text: str, slots: tuple[int, ...]) -> tuple[_Launch, ...]:
         group, budget = [], 0
 
     for section in sections:
-        cost = sum(len(q) for p in section.paths for k in p.terms for _, q in k)
+        cost = sum(_operations(p, section.slot, varies) for p in section.paths)
         changes_rows = group and plan.weights == "shared" and (group[0].slot == 2) != (section.slot == 2)
-        if changes_rows or budget + cost > _MAX_TERMS:
+        if changes_rows or budget + cost > _MAX_OPERATIONS:
             flush()
         group.append(section)
         budget += cost
@@ -541,7 +567,8 @@ def _path(acc, own, tensors, rows, strides, row_mask, S: tl.constexpr, p: tl.con
                 acc = _to_x_or_y(acc, w_g, dw_g, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
         if P.fan_out and (S.slot == _X or S.slot == _Y):
             u, v, c, n = _indices(own, outer, lanes, S.slot, P)
-            valid = own < S.extent
+            # Lanes without a channel hold h = 0, which is NaN times infinity.
+            valid = (own < S.extent) & (lanes < P.inner)
             if P.ordered:
                 valid = valid & (u < v)
             acc = _to_x_or_y(acc, h, dh, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
@@ -666,6 +693,11 @@ def _prepared(
     return [o if o is None or o.shape[-1] <= 1 or o.stride(-1) == 1 else o.contiguous() for o in operands]
 
 
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, whatever that of its arguments."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Tensor]:
     operands = _prepared(op, v, g, t, text)
     x = operands[0]
@@ -677,12 +709,12 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
     compute = _COMPUTE.get(x.dtype, tl.float32)
     if not rows:
         return [r.zero_() for r in results]
-    varies = [o is not None for o in operands[4:]]
+    varies = tuple(o is not None for o in operands[4:])
     # A pointer that no code reads still has to be one.
     pointers = [x if o is None else o for o in operands]
     strides = [0 if o is None or o.dim() == 1 else o.stride(0) for o in operands]
     columns = [0 if s is None else s[-1] for s in shapes]
-    for launch in lower(text, tuple(slots)):
+    for launch in lower(text, tuple(slots), varies if dual else None):
         row_blocks, steps, targets = -(-rows // launch.rows), 1, list(results)
         if launch.over_rows:
             steps = -(-row_blocks // _ROW_CHUNKS)
@@ -692,11 +724,12 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
         most = max(1, _MAX_GRID // launch.blocks)
         for begin in range(0, row_blocks, most):
             grid = (min(most, row_blocks - begin) * launch.blocks,)
-            kernel[grid](
-                *pointers, *targets, *strides, *columns, begin, steps, rows,
-                launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
-                launch.over_rows, dual, *varies,
-            )  # fmt: skip
+            with _on(x.device):
+                kernel[grid](
+                    *pointers, *targets, *strides, *columns, begin, steps, rows,
+                    launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
+                    launch.over_rows, dual, *varies, num_warps=_WARPS, enable_fp_fusion=True,
+                )  # fmt: skip
         if launch.over_rows:
             # Launches of one plan write different columns, so each finishes its own.
             first, last = launch.columns
