@@ -5,10 +5,10 @@ namespace {
 
 eqk::Tensor wigner_3j(int64_t l1, int64_t l2, int64_t l3) {
   for (const int64_t l : {l1, l2, l3})
-    eqk::check(l >= 0 && l <= eqk::kMaxDegree, "eqk::wigner_3j: expected degrees 0 to ", eqk::kMaxDegree, ", got (", l1,
-               ", ", l2, ", ", l3, ")");
-  eqk::check(l3 >= std::abs(l1 - l2) && l3 <= l1 + l2, "eqk::wigner_3j: expected |l1 - l2| <= l3 <= l1 + l2, got (", l1,
-             ", ", l2, ", ", l3, ")");
+    if (l < 0 || l > eqk::kMaxDegree)
+      eqk::fail("eqk::wigner_3j: expected degrees 0 to ", eqk::kMaxDegree, ", got (", l1, ", ", l2, ", ", l3, ")");
+  if (l3 < std::abs(l1 - l2) || l3 > l1 + l2)
+    eqk::fail("eqk::wigner_3j: expected |l1 - l2| <= l3 <= l1 + l2, got (", l1, ", ", l2, ", ", l3, ")");
   const auto c = eqk::wigner_3j(static_cast<int>(l1), static_cast<int>(l2), static_cast<int>(l3));
   const std::vector<int64_t> size{2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1};
   auto t = torch::stable::empty(size, eqk::ScalarType::Double, std::nullopt,
@@ -18,7 +18,7 @@ eqk::Tensor wigner_3j(int64_t l1, int64_t l2, int64_t l3) {
 }
 
 int64_t keep_memory(int64_t max_bytes) {
-  eqk::check(max_bytes >= 0, "eqk::keep_memory: max_bytes: expected at least 0, got ", max_bytes);
+  if (max_bytes < 0) eqk::fail("eqk::keep_memory: max_bytes: expected at least 0, got ", max_bytes);
   eqk::KeptMemory::instance().keep_up_to(static_cast<std::size_t>(max_bytes));
   return static_cast<int64_t>(eqk::KeptMemory::instance().held());
 }

@@ -30,9 +30,7 @@ Kernel choose_kernel([[maybe_unused]] Kernel (*avx512)(), [[maybe_unused]] Kerne
   const char* wanted = std::getenv("EQK_CPU_ISA");
   for (const auto& set : sets)
     if (set.supported && (!wanted || wanted == set.name)) return set.kernel();
-  check(false, "EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '", wanted,
-        "'");
-  return nullptr;
+  fail("EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '", wanted, "'");
 }
 
 #if defined(EQK_X86)

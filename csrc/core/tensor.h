@@ -22,10 +22,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Checks read `if (!right) fail(...)`, so that a message is made only where it is needed.
 template <class... Parts>
-void check(bool ok, const Parts&... parts) {
-  if (ok) [[likely]]
-    return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
@@ -35,12 +34,6 @@ inline std::string shape_string(const Tensor& t) {
   std::string s = "[";
   for (int d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
   return s + "]";
-}
-
-inline std::string dtype_string(ScalarType type) {
-  std::ostringstream s;
-  s << type;
-  return s.str();
 }
 
 inline Dtype kernel_dtype(const char* op, const Tensor& x) {
@@ -54,17 +47,15 @@ inline Dtype kernel_dtype(const char* op, const Tensor& x) {
     case ScalarType::BFloat16:
       return Dtype::bfloat16;
     default:
-      break;
+      fail("eqk::", op, ": x: expected dtype float32, float64, float16 or bfloat16, got ", x.scalar_type());
   }
-  check(false, "eqk::", op, ": x: expected dtype float32, float64, float16 or bfloat16, got ",
-        dtype_string(x.scalar_type()));
-  return {};
 }
 
 inline std::string device_string(const Tensor& t) {
   const auto d = t.device();
-  const char* const name = d.is_cpu() ? "cpu" : d.is_cuda() ? "cuda" : "another kind";
-  return name + (d.has_index() ? ":" + std::to_string(d.index()) : std::string());
+  std::string name = d.is_cpu() ? "cpu" : d.is_cuda() ? "cuda" : "another kind";
+  if (d.has_index()) name.append(":").append(std::to_string(d.index()));
+  return name;
 }
 
 // Kernels read rows through a row stride; only the elements of a row have to be adjacent.

@@ -24,19 +24,19 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   Problem problem;
   problem.plan = plan.get();
   problem.dtype = kernel_dtype(op, x);
-  check(x.dim() == 2 && x.size(1) == 3, "eqk::", op, ": x: expected shape [rows, 3], got ", shape_string(x));
+  if (x.dim() != 2 || x.size(1) != 3) fail("eqk::", op, ": x: expected shape [rows, 3], got ", shape_string(x));
   problem.rows = x.size(0);
   const Tensor kept_x = with_adjacent_columns(x);
   problem.x = kept_x.const_data_ptr();
   problem.x_stride = kept_x.stride(0);
   Tensor kept_g;
   if (g) {
-    check(g->dim() == 2 && g->size(0) == problem.rows && g->size(1) == columns, "eqk::", op, ": g: expected shape [",
-          problem.rows, ", ", columns, "], got ", shape_string(*g));
-    check(g->scalar_type() == x.scalar_type(), "eqk::", op, ": g: expected dtype ", dtype_string(x.scalar_type()),
-          " as x has, got ", dtype_string(g->scalar_type()));
-    check(g->device() == x.device(), "eqk::", op, ": g: expected device ", device_string(x), " as x has, got ",
-          device_string(*g));
+    if (g->dim() != 2 || g->size(0) != problem.rows || g->size(1) != columns)
+      fail("eqk::", op, ": g: expected shape [", problem.rows, ", ", columns, "], got ", shape_string(*g));
+    if (g->scalar_type() != x.scalar_type())
+      fail("eqk::", op, ": g: expected dtype ", x.scalar_type(), " as x has, got ", g->scalar_type());
+    if (g->device() != x.device())
+      fail("eqk::", op, ": g: expected device ", device_string(x), " as x has, got ", device_string(*g));
     kept_g = with_adjacent_columns(*g);
     problem.g = kept_g.const_data_ptr();
     problem.g_stride = kept_g.stride(0);

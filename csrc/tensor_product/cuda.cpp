@@ -10,7 +10,7 @@ namespace eqk::tensor_product {
 namespace {
 
 void check_cuda(cudaError_t error, const char* what) {
-  check(error == cudaSuccess, "eqk::tensor_product: ", what, ": ", cudaGetErrorString(error));
+  if (error != cudaSuccess) fail("eqk::tensor_product: ", what, ": ", cudaGetErrorString(error));
 }
 
 // The library is linked without libtorch_cuda, so that it builds beside a torch without CUDA; a process that holds CUDA
@@ -19,13 +19,13 @@ cudaStream_t current_stream(std::int32_t device) {
   using Get = AOTITorchError (*)(std::int32_t, void**);
   static const Get get = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
-    check(library, "eqk::tensor_product: expected libtorch_cuda.so to be loaded, since x is on a CUDA device");
+    if (!library) fail("eqk::tensor_product: expected libtorch_cuda.so to be loaded, since x is on a CUDA device");
     void* const symbol = dlsym(library, "aoti_torch_get_current_cuda_stream");
-    check(symbol, "eqk::tensor_product: expected aoti_torch_get_current_cuda_stream in libtorch_cuda.so");
+    if (!symbol) fail("eqk::tensor_product: expected aoti_torch_get_current_cuda_stream in libtorch_cuda.so");
     return reinterpret_cast<Get>(symbol);
   }();
   void* stream = nullptr;
-  check(get(device, &stream) == 0, "eqk::tensor_product: no current stream on cuda:", device);
+  if (get(device, &stream) != 0) fail("eqk::tensor_product: no current stream on cuda:", device);
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -21,22 +21,22 @@ class Call {
  public:
   Call(const char* op, const Tensor& first, const std::string& plan_text)
       : op_(op), first_(first), plan_(cached_plan(plan_text)) {
-    check(first.defined(), "eqk::", op_, ": x: expected a tensor, got None");
+    if (!first.defined()) fail("eqk::", op_, ": x: expected a tensor, got None");
     problem_.dtype = kernel_dtype(op, first);
-    check(first.dim() == 2, "eqk::", op_, ": x: expected 2 dimensions [rows, ", plan_->dim[0], "], got shape ",
-          shape_string(first));
+    if (first.dim() != 2)
+      fail("eqk::", op_, ": x: expected 2 dimensions [rows, ", plan_->dim[0], "], got shape ", shape_string(first));
     problem_.plan = plan_.get();
     problem_.rows = first.size(0);
   }
 
   void value(Slot slot, const OptionalTensor& t) {
-    const bool none = slot == kW && plan_->weights == Weights::none;
-    if (none) {
-      check(!t || t->numel() == 0, "eqk::", op_,
-            ": w: expected none, since no instruction of the plan is weighted, got shape ", t ? shape_string(*t) : "");
+    if (slot == kW && plan_->weights == Weights::none) {
+      if (t && t->numel() != 0)
+        fail("eqk::", op_, ": w: expected none, since no instruction of the plan is weighted, got shape ",
+             shape_string(*t));
       return;
     }
-    check(t.has_value() && t->defined(), "eqk::", op_, ": ", kSlotNames[slot], ": expected a tensor, got None");
+    if (!t || !t->defined()) fail("eqk::", op_, ": ", kSlotNames[slot], ": expected a tensor, got None");
     const Tensor& kept = accept(kSlotNames[slot], slot, *t);
     problem_.in[slot].value = kept.const_data_ptr();
     problem_.in[slot].stride = row_stride(slot, kept);
@@ -89,19 +89,20 @@ class Call {
     const bool shared = slot == kW && plan_->weights == Weights::shared;
     const bool fits = shared ? t.dim() == 1 && t.size(0) == columns(slot)
                              : t.dim() == 2 && t.size(0) == problem_.rows && t.size(1) == columns(slot);
-    check(fits, "eqk::", op_, ": ", name, ": expected shape [", shared ? "" : std::to_string(problem_.rows) + ", ",
-          columns(slot), "], got ", shape_string(t));
-    check(t.scalar_type() == first_.scalar_type(), "eqk::", op_, ": ", name, ": expected dtype ",
-          dtype_string(first_.scalar_type()), " as x has, got ", dtype_string(t.scalar_type()));
-    check(t.device() == first_.device(), "eqk::", op_, ": ", name, ": expected device ", device_string(first_),
-          " as x has, got ", device_string(t));
+    if (!fits)
+      fail("eqk::", op_, ": ", name, ": expected shape [", shared ? "" : std::to_string(problem_.rows) + ", ",
+           columns(slot), "], got ", shape_string(t));
+    if (t.scalar_type() != first_.scalar_type())
+      fail("eqk::", op_, ": ", name, ": expected dtype ", first_.scalar_type(), " as x has, got ", t.scalar_type());
+    if (t.device() != first_.device())
+      fail("eqk::", op_, ": ", name, ": expected device ", device_string(first_), " as x has, got ", device_string(t));
     kept_.push_back(with_adjacent_columns(t));
     return kept_.back();
   }
 };
 
 inline void check_wanted(const char* op, const std::vector<bool>& wanted, std::size_t count) {
-  check(wanted.size() == count, "eqk::", op, ": wanted: expected ", count, " flags, got ", wanted.size());
+  if (wanted.size() != count) fail("eqk::", op, ": wanted: expected ", count, " flags, got ", wanted.size());
 }
 
 template <Launcher launch>
