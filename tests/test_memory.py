@@ -99,6 +99,24 @@ def test_kept_memory_is_not_faulted_in_again():
     assert max(kept[1:]) < min(pages / 100, *page_faults("default")[0][1:])
 
 
+HUGE = """
+import sys, torch, eqk
+eqk.keep_memory(1 << 30)
+x = torch.zeros(1, 0).expand(int(sys.argv[1]), 0)
+try:
+    torch.ops.eqk.tensor_product(x, x, None, "- * - -> 16x0e [mul_ir,mul_ir,mul_ir] none {}")
+except RuntimeError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("rows", [2**60 + 2**20, 2**59, 2**58 + 2**18, 2**57 + 1, 2**50])
+def test_results_larger_than_any_memory(rows):
+    """Expanded rows of no columns, and a result whose size in elements or bytes overflows, or that no memory holds."""
+    result = subprocess.run([sys.executable, "-c", HUGE, str(rows)], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "refused\n"), result.stderr
+
+
 @pytest.mark.parametrize("max_bytes", [-1, 2**63, 1.5, None])
 def test_bad_limit(max_bytes):
     with pytest.raises(ValueError, match="max_bytes: expected an int"):

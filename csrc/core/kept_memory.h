@@ -31,7 +31,7 @@ class KeptMemory {
     return held_;
   }
 
-  // Uninitialised, at the start of a cache line; null where nothing is kept, or nothing so small.
+  // Uninitialised, at the start of a cache line; null where nothing is kept, or nothing so small, or memory ran out.
   void* take(std::size_t bytes) {
     if (bytes < kSmallest) return nullptr;
     // Sizes in steps of an eighth, so that a batch of slightly more edges finds the last one's block.
@@ -47,7 +47,9 @@ class KeptMemory {
           return block + 1;
         }
     }
-    Block* const block = static_cast<Block*>(::operator new(sizeof(Block) + capacity, AlignedDelete::kAlign));
+    void* const memory = ::operator new(sizeof(Block) + capacity, AlignedDelete::kAlign, std::nothrow);
+    if (!memory) return nullptr;
+    Block* const block = static_cast<Block*>(memory);
     block->capacity = capacity;
     return block + 1;
   }

@@ -69,9 +69,12 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.begin(), size.size());
   if (like.device().is_cpu()) {
     std::vector<int64_t> strides(size.size());
-    int64_t numel = 1;
-    for (std::size_t d = size.size(); d-- > 0; numel *= sizes[d]) strides[d] = numel;
-    if (void* const data = KeptMemory::instance().take(static_cast<std::size_t>(numel) * like.element_size()))
+    int64_t numel = 1, bytes = 0;
+    bool fits = true;  // rows of an expanded tensor take no memory, so there may be any number of them
+    for (std::size_t d = size.size(); d-- > 0; fits = fits && !__builtin_mul_overflow(numel, sizes[d], &numel))
+      strides[d] = numel;
+    fits = fits && !__builtin_mul_overflow(numel, static_cast<int64_t>(like.element_size()), &bytes);
+    if (void* const data = fits ? KeptMemory::instance().take(static_cast<std::size_t>(bytes)) : nullptr)
       return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type(),
                                       [](void* p) { KeptMemory::instance().give_back(p); });
   }
