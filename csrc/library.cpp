@@ -1,5 +1,11 @@
+#include "core/aligned.h"
 #include "core/tensor.h"
 #include "core/wigner_3j.h"
+
+void* eqk::aligned_bytes(std::size_t bytes) {
+  if (void* const p = ::operator new(bytes, AlignedDelete::kAlign, std::nothrow)) return p;
+  fail("eqk: out of memory: could not allocate ", bytes, " bytes of scratch memory for a block of rows");
+}
 
 namespace {
 

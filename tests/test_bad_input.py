@@ -76,6 +76,33 @@ def test_nan_and_infinity_stay_in_their_row(value):
     assert torch.equal(out[2, 1:], expected[2, 1:])
 
 
+OUT_OF_MEMORY = """
+import resource, torch, eqk
+torch.set_num_threads(2)
+n = 1 << 24
+x = torch.zeros(1, n).expand(256, n)
+call = lambda text, x: torch.ops.eqk.tensor_product(x, torch.zeros(256, 1), None, text)
+call("1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {}", x[:, :1])
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + (128 << 20), -1))
+for text in (f"{n}x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {{}}", f"{n}x0e * 1x0e -> {n}x0e [mul_ir,mul_ir,mul_ir] none {{}}"):
+    try:
+        call(text, x)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_out_of_memory():
+    """What a thread of a parallel region runs out of, and what a result does."""
+    result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=True)
+    scratch, out = result.stdout.splitlines()
+    assert "out of memory: could not allocate" in scratch, scratch
+    assert scratch.endswith("bytes of scratch memory for a block of rows")
+    assert "out of memory: could not allocate a result of shape [256, 16777216]" in out, out
+
+
 def test_mutated_calls():
     outcomes, failures = fuzz.run(1500)
     assert not failures, (testing.seed(), failures[:5])

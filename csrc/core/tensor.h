@@ -6,7 +6,9 @@
 #include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <exception>
 #include <initializer_list>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -78,7 +80,30 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
       return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type(),
                                       [](void* p) { KeptMemory::instance().give_back(p); });
   }
-  return torch::stable::new_empty(like, sizes);
+  try {
+    return torch::stable::new_empty(like, sizes);
+  } catch (const std::exception&) {  // the text that reaches this side names the function of torch and no reason
+    std::string shape;
+    for (const int64_t n : size) shape += (shape.empty() ? "" : ", ") + std::to_string(n);
+    fail("eqk: out of memory: could not allocate a result of shape [", shape, "] and dtype ", like.scalar_type());
+  }
+}
+
+// f(begin, end) on torch's threads for ranges that make up [0, count), of `grain` or more. What f throws reaches the
+// caller; through torch's C interface its text would be lost.
+template <class F>
+void parallel_for(int64_t count, int64_t grain, const F& f) {
+  std::mutex mutex;
+  std::exception_ptr error;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    try {
+      f(begin, end);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace eqk

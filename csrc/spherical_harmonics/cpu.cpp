@@ -44,7 +44,7 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   Tensor out = empty(x, {problem.rows, g ? 3 : columns});
   problem.out = out.mutable_data_ptr();
   if (g && columns == 0) return torch::stable::zero_(out);
-  torch::stable::parallel_for(0, (problem.rows + kGrain - 1) / kGrain, 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for((problem.rows + kGrain - 1) / kGrain, 1, [&](std::int64_t begin, std::int64_t end) {
     kernel(problem, begin * kGrain, std::min(end * kGrain, problem.rows));
   });
   return out;

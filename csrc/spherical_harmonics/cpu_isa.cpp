@@ -1,8 +1,7 @@
 // Compiled once per instruction set with EQK_ISA and EQK_VECTOR_BYTES set by the build.
-#include <cstring>
-#include <memory>
-#include <new>
+#include <algorithm>
 
+#include "core/aligned.h"
 #include "core/lanes.h"
 #include "spherical_harmonics/plan.h"
 
@@ -24,11 +23,11 @@ class RowLanes {
         c_(solid_coefficients<T>()) {
     const std::int64_t components = solid_index(problem.plan->lmax, problem.plan->lmax) + 1;
     const std::int64_t staged = std::max<std::int64_t>(columns_, 3) + 1;
-    memory_.reset(static_cast<V*>(::operator new((2 * components + staged) * sizeof(V), kAlign)));
+    memory_ = aligned_array<V>(2 * components + staged);
     values_ = memory_.get();
     g_ = values_ + components;
     stage_ = reinterpret_cast<T*>(g_ + components);
-    std::memset(stage_, 0, staged * sizeof(V));
+    std::fill_n(stage_, staged * W, T{});
   }
 
   void run(std::int64_t begin, std::int64_t end) {
@@ -49,16 +48,11 @@ class RowLanes {
   }
 
  private:
-  static constexpr std::align_val_t kAlign{64};
-  struct Free {
-    void operator()(V* p) const { ::operator delete(p, kAlign); }
-  };
-
   const Problem& p_;
   std::int64_t columns_;
   const T* scale_;
   const SolidCoefficients<T>& c_;
-  std::unique_ptr<V, Free> memory_;
+  AlignedArray<V> memory_;
   V *values_, *g_;
   T* stage_;
 

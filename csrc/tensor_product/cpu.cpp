@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "tensor_product/cpu_kernels.h"
 #include "tensor_product/cpu_matmul.h"
@@ -28,7 +27,7 @@ const CpuPlan& cached_lowering(const Plan& plan) {
 
 template <class T, class Storage>
 void reduce_partials(const T* partial, std::int64_t parts, std::int64_t numel, void* out) {
-  torch::stable::parallel_for(0, numel, 4096, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t q = begin; q < end; ++q) {
       T sum = 0;
       for (std::int64_t p = 0; p < parts; ++p) sum += partial[p * numel + q];
@@ -73,8 +72,7 @@ void launch(const Problem& problem, const Tensor& like) {
   // range of one is not made a region.
   const auto tasks = [&](std::int64_t n) { return matmul ? std::max<std::int64_t>(n, 2) : n; };
   if (!(problem.out[kW].data && problem.plan->weights == Weights::shared)) {
-    torch::stable::parallel_for(0, tasks(blocks), 1,
-                                [&](std::int64_t begin, std::int64_t end) { run(begin, end, nullptr); });
+    parallel_for(tasks(blocks), 1, [&](std::int64_t begin, std::int64_t end) { run(begin, end, nullptr); });
     return;
   }
   // The gradient of shared weights sums over rows. Its partial sums are cut by the number of rows alone, never by the
@@ -87,7 +85,7 @@ void launch(const Problem& problem, const Tensor& like) {
   const Tensor scratch =
       torch::stable::new_zeros(like, {parts, numel}, size == 8 ? ScalarType::Double : ScalarType::Float);
   char* const partial = static_cast<char*>(scratch.mutable_data_ptr());
-  torch::stable::parallel_for(0, tasks(parts), 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(tasks(parts), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < std::min(end, parts); ++p)
       run(blocks * p / parts, blocks * (p + 1) / parts, partial + p * numel * size);
   });
