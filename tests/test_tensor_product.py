@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -971,6 +972,34 @@ print(json.dumps(times))
     runs = [json.loads(run_python(code)) for _ in range(3)]
     for name in runs[0]:
         assert min(run[name] for run in runs) < 5e-3, name
+
+
+def test_a_cold_plan_holds_up_no_other(generator):
+    """Its tables of high degree take a second or so; meanwhile another thread's plan, known already, runs."""
+    known = CASES["depthwise-3"]
+    operands = known.operands(1, torch.float32, generator)
+    eqk.tensor_product(*operands, known.plan)
+    degrees = "+".join(f"1x{l}e" for l in range(12, 20))
+    paths = "; ".join(f"{i} {j} {k} uuu - 1" for i in range(8) for j in range(8) for k in range(8))
+    cold = f"{degrees} * {degrees} -> {degrees} [mul_ir,mul_ir,mul_ir] none {{{paths}}}"
+    x = torch.ones(1, sum(2 * l + 1 for l in range(12, 20)))
+    times = {}
+
+    def run():
+        start = time.perf_counter()
+        OPS.tensor_product(x, x, None, cold)
+        times["cold"] = time.perf_counter() - start
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    longest = 0
+    while thread.is_alive():
+        start = time.perf_counter()
+        eqk.tensor_product(*operands, known.plan)
+        longest = max(longest, time.perf_counter() - start)
+        time.sleep(1e-3)
+    thread.join()
+    assert longest < times["cold"] / 2
 
 
 def test_import_time():

@@ -11,15 +11,14 @@
 #include <cstdint>
 #include <locale>
 #include <memory>
-#include <mutex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "core/cached.h"
 #include "core/wigner_3j.h"
 
 namespace eqk {
@@ -278,17 +277,8 @@ class PlanParser {
   }
 };
 
-// Parsed once per distinct string and kept: a process meets few plans, and each is small.
 inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
-  static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const Plan>> plans;
-  {
-    const std::lock_guard lock(mutex);
-    if (const auto it = plans.find(text); it != plans.end()) return it->second;
-  }
-  auto plan = std::make_shared<const Plan>(PlanParser(text).parse());
-  const std::lock_guard lock(mutex);
-  return plans.try_emplace(text, std::move(plan)).first->second;
+  return cached(text, [&] { return PlanParser(text).parse(); });
 }
 
 }  // namespace eqk

@@ -4,10 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "core/dtype.h"
@@ -55,17 +53,7 @@ inline Plan parse_plan(const std::string& text) {
 }
 
 inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
-  static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const Plan>> plans;
-  const std::lock_guard lock(mutex);
-  auto& plan = plans[text];
-  if (!plan) try {
-      plan = std::make_shared<const Plan>(parse_plan(text));
-    } catch (...) {
-      plans.erase(text);
-      throw;
-    }
-  return plan;
+  return cached(text, [&] { return parse_plan(text); });
 }
 
 struct Problem {

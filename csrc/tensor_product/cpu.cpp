@@ -16,13 +16,9 @@ struct CpuPlan {
   std::unique_ptr<const MatmulPlan> matmul;
 };
 
-const CpuPlan& cached_lowering(const Plan& plan) {
-  static std::mutex mutex;
-  static std::unordered_map<const Plan*, std::unique_ptr<const CpuPlan>> cache;  // plans are never freed
-  const std::lock_guard lock(mutex);
-  auto& slot = cache[&plan];
-  if (!slot) slot.reset(new CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)});
-  return *slot;
+// Plans are never freed: their addresses tell them apart.
+std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
+  return cached(&plan, [&] { return CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)}; });
 }
 
 template <class T, class Storage>
@@ -53,7 +49,8 @@ constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own b
 
 void launch(const Problem& problem, const Tensor& like) {
   static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
-  const CpuPlan& plan = cached_lowering(*problem.plan);
+  const auto lowering = cached_lowering(*problem.plan);
+  const CpuPlan& plan = *lowering;
   // The library would round what lies between in 16 bits.
   const bool matmul = plan.matmul && (problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64);
   const std::int64_t block = matmul ? plan.matmul->block(problem.rows) : kBlock;

@@ -2,12 +2,10 @@
 // A plan made ready for loops: coefficients as sparse tables, strides of each segment, and which loop order runs it.
 #include <algorithm>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <tuple>
 #include <vector>
 
+#include "core/cached.h"
 #include "core/plan.h"
 #include "core/wigner_3j.h"
 
@@ -27,38 +25,37 @@ struct Coupling {
   std::vector<Term> by_k, by_pair;
 };
 
-inline std::shared_ptr<const Coupling> coupling(int l1, int l2, int l3) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, int, int>, std::shared_ptr<const Coupling>> cache;
-  const std::lock_guard lock(mutex);
-  auto& slot = cache[{l1, l2, l3}];
-  if (slot) return slot;
-  auto c = std::make_shared<Coupling>();
+inline Coupling couple(int l1, int l2, int l3) {
+  Coupling c;
   const auto entries = sparse_wigner_3j(l1, l2, l3);
   const int d1 = 2 * l1 + 1, d2 = 2 * l2 + 1, d3 = 2 * l3 + 1;
   std::vector<std::vector<Coupling::Term>> per_pair;
   std::vector<int> index(static_cast<std::size_t>(d1) * d2, -1);
-  c->k_begin.assign(1, 0);
+  c.k_begin.assign(1, 0);
   for (int k = 0; k < d3; ++k) {
     for (const auto& e : entries) {
       if (e.k != k) continue;
       int& q = index[static_cast<std::size_t>(e.i) * d2 + e.j];
       if (q < 0) {
-        q = static_cast<int>(c->pairs.size());
-        c->pairs.push_back({e.i, e.j});
+        q = static_cast<int>(c.pairs.size());
+        c.pairs.push_back({e.i, e.j});
         per_pair.emplace_back();
       }
-      c->by_k.push_back({q, e.c});
+      c.by_k.push_back({q, e.c});
       per_pair[q].push_back({k, e.c});
     }
-    c->k_begin.push_back(static_cast<int>(c->by_k.size()));
+    c.k_begin.push_back(static_cast<int>(c.by_k.size()));
   }
-  c->pair_begin.assign(1, 0);
+  c.pair_begin.assign(1, 0);
   for (const auto& terms : per_pair) {
-    c->by_pair.insert(c->by_pair.end(), terms.begin(), terms.end());
-    c->pair_begin.push_back(static_cast<int>(c->by_pair.size()));
+    c.by_pair.insert(c.by_pair.end(), terms.begin(), terms.end());
+    c.pair_begin.push_back(static_cast<int>(c.by_pair.size()));
   }
-  return slot = std::move(c);
+  return c;
+}
+
+inline std::shared_ptr<const Coupling> coupling(int l1, int l2, int l3) {
+  return cached((l1 * (kMaxDegree + 1) + l2) * (kMaxDegree + 1) + l3, [&] { return couple(l1, l2, l3); });
 }
 
 // Element (u, i) of a segment is at offset + u * channel + i * component.
