@@ -448,6 +448,13 @@ def test_bad_plan(text):
         BACKWARD(torch.randn(2, 3), torch.randn(2, 1), text)
 
 
+def test_bad_plan_of_odd_characters():
+    """Not cut within a character, nor at a NUL, which ends the text of an error."""
+    for text in ("0," + "é" * 60 + " component", "0," + "x" + "é" * 60 + " component", "0,\x001 component"):
+        with pytest.raises(ValueError, match=r"plan: expected degrees .* separated by commas, found '0,.*'$"):
+            OP(torch.zeros(1, 3), text)
+
+
 @pytest.mark.parametrize(
     ("x", "g", "message"),
     [

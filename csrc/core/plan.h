@@ -60,6 +60,13 @@ class PlanError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// For a message: a NUL would end it, and a cut through a character of several bytes would not be text any more.
+inline std::string excerpt(std::string_view text) {
+  std::string s = "'";
+  for (const char c : text) s += c >= ' ' && c <= '~' ? c : '?';
+  return s + "'";
+}
+
 class PlanParser {
  public:
   explicit PlanParser(std::string_view text) : text_(text) {}
@@ -99,14 +106,8 @@ class PlanParser {
   std::size_t at_ = 0;
 
   [[noreturn]] void fail(const std::string& expected) const {
-    std::string found = "the end";
-    if (at_ < text_.size()) {
-      found = "'";
-      // A cut through a character of several bytes would not be text any more.
-      for (const char c : text_.substr(at_, 24)) found += c >= ' ' && c <= '~' ? c : '?';
-      found += "'";
-    }
-    throw PlanError("plan: expected " + expected + " at character " + std::to_string(at_) + ", found " + found);
+    throw PlanError("plan: expected " + expected + " at character " + std::to_string(at_) + ", found " +
+                    (at_ < text_.size() ? excerpt(text_.substr(at_, 24)) : "the end"));
   }
 
   static bool any_weighted(const Plan& plan) {

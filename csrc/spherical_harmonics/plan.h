@@ -23,7 +23,7 @@ struct Plan {
 
 inline Plan parse_plan(const std::string& text) {
   const auto fail = [&](const char* expected) {
-    throw PlanError("plan: expected " + std::string(expected) + ", found '" + text.substr(0, 80) + "'");
+    throw PlanError("plan: expected " + std::string(expected) + ", found " + excerpt(text.substr(0, 80)));
   };
   const auto space = text.find(' ');
   if (space == std::string::npos || text.size() > (1 << 16))
