@@ -455,6 +455,11 @@ def test_bad_plan_of_odd_characters():
             OP(torch.zeros(1, 3), text)
 
 
+def test_rows_without_columns():
+    x = torch.zeros(1, 3).expand(2**40, 3)
+    assert OP(x, "- component").shape == (2**40, 0)
+
+
 @pytest.mark.parametrize(
     ("x", "g", "message"),
     [

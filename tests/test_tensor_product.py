@@ -787,6 +787,20 @@ def test_zero_rows(name, generator):
         assert h is None or (h.shape == t.shape and not h.any())
 
 
+def test_rows_without_columns():
+    """As many as an expanded tensor may have, at no cost; gradients of other operands are still zeros."""
+    for rows in (2**40, 2**63 - 1):
+        x = torch.zeros(1, 0).expand(rows, 0)
+        plan = "- * - -> - [mul_ir,mul_ir,mul_ir] none {}"
+        assert OPS.tensor_product(x, x, None, plan).shape == (rows, 0)
+        assert OPS.tensor_product_jvp(x, x, None, x, x, None, plan).shape == (rows, 0)
+        for t in OPS.tensor_product_double_backward(x, x, None, x, x, x, None, x, plan, [True, True, False, True])[:2]:
+            assert t.shape == (rows, 0)
+    x, w = torch.zeros(0, 2), torch.ones(4)
+    plan = "2x0e * 2x0e -> 1x0e [mul_ir,mul_ir,mul_ir] shared {0 0 0 uvw w 1}"
+    assert torch.equal(OPS.tensor_product_backward(x, x, w, x[:, :1], plan, [True] * 3)[2], torch.zeros(4))
+
+
 def test_autocast_promotes_mixed_dtypes(generator):
     case = CASES["depthwise-5"]
     x, y, w = case.operands(4, torch.float32, generator)

@@ -43,7 +43,7 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   }
   Tensor out = empty(x, {problem.rows, g ? 3 : columns});
   problem.out = out.mutable_data_ptr();
-  if (g && columns == 0) return torch::stable::zero_(out);
+  if (columns == 0) return g ? torch::stable::zero_(out) : out;
   parallel_for((problem.rows + kGrain - 1) / kGrain, 1, [&](std::int64_t begin, std::int64_t end) {
     kernel(problem, begin * kGrain, std::min(end * kGrain, problem.rows));
   });

@@ -49,14 +49,16 @@ constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own b
 
 void launch(const Problem& problem, const Tensor& like) {
   static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  // Rows without columns take no memory: there may be more of them than anyone can wait for.
+  if (std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; })) return;
   const auto lowering = cached_lowering(*problem.plan);
   const CpuPlan& plan = *lowering;
   // The library would round what lies between in 16 bits.
   const bool matmul = plan.matmul && (problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64);
   const std::int64_t block = matmul ? plan.matmul->block(problem.rows) : kBlock;
-  const std::int64_t blocks = (problem.rows + block - 1) / block;
+  const std::int64_t blocks = problem.rows / block + (problem.rows % block != 0);
   const auto run = [&](std::int64_t first, std::int64_t last, void* weight_partial) {
-    const std::int64_t begin = first * block, end = std::min(last * block, problem.rows);
+    const std::int64_t begin = first * block, end = last < blocks ? last * block : problem.rows;
     if (begin >= end) return;
     if (!matmul)
       kernel(problem, plan.lowered, begin, end, weight_partial);

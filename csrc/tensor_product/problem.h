@@ -22,7 +22,7 @@ struct Operand {
 };
 
 struct Result {
-  void* data = nullptr;  // null: not wanted
+  void* data = nullptr;  // null: not wanted, or without elements
   std::int64_t stride = 0;
 };
 
