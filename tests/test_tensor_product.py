@@ -118,6 +118,22 @@ def test_16_bit(name, dtype, generator):
     compare(plan, cast(operands, dtype), generator, (dtype,))
 
 
+@pytest.mark.parametrize("flush", [False, True])
+def test_every_half(flush):
+    """All 65 536 numbers, read and written; products of two that round, subnormal ones too."""
+    plan = "1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {0 0 0 uuu - 1}"
+    half = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)[:, None]
+    factors = [torch.full_like(half, value) for value in (1, 0.3, 3e-3, 5e-6, -7)]
+    expected = [(half.double() * factor.double()).to(torch.float16) for factor in factors]
+    try:
+        assert torch.set_flush_denormal(flush) or not flush
+        got = [OPS.tensor_product(half, factor, None, plan) for factor in factors]
+    finally:
+        torch.set_flush_denormal(False)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.all((a == b) | (a.isnan() & b.isnan()))
+
+
 E3NN_CHUNKS = 10
 
 

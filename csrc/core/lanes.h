@@ -48,10 +48,12 @@ EQK_HD float to_float(BFloat16 b) { return __builtin_bit_cast(float, static_cast
 
 EQK_HD float to_float(Half h) {
   const std::uint32_t sign = (h.bits & 0x8000u) << 16, magnitude = h.bits & 0x7fffu;
-  // Shift exponent and mantissa into place, then scale by 2^112 to correct the exponent bias; right for subnormals too.
-  const float scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
-  const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, scaled) | special | sign);
+  // Exponent and mantissa shifted into place, and the bias of the exponent corrected: by 112, twice for infinity and
+  // NaN. A subnormal is what 1/2 plus it exceeds 1/2 by. No operand is subnormal in float, where the machine may read
+  // such a number as zero.
+  const std::uint32_t normal = (magnitude << 13) + ((magnitude < 0x7c00u ? 112u : 224u) << 23);
+  const float subnormal = __builtin_bit_cast(float, 0x3f000000u + magnitude) - 0.5f;
+  return __builtin_bit_cast(float, (magnitude < 0x400u ? __builtin_bit_cast(std::uint32_t, subnormal) : normal) | sign);
 }
 
 EQK_HD BFloat16 to_storage(float f, BFloat16) {
