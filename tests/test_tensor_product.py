@@ -118,6 +118,20 @@ def test_16_bit(name, dtype, generator):
     compare(plan, cast(operands, dtype), generator, (dtype,))
 
 
+def test_long_sums():
+    """Of positive terms, so that nothing cancels: rounding each partial sum down would show."""
+    plan = eqk.Plan("256x0e", "256x0e", "1x0e", ((0, 0, 0, "uvw", True),))
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.rand(4, n, generator=generator) for n in (256, 256, 256 * 256)]
+    assert_close(eqk.tensor_product(*operands, plan), reference.tensor_product(*cast(operands, torch.float64), plan))
+    for in1, in2, mode in (("16x0e", "1x0e", "uvu"), ("16x0e", "16x0e", "uuu")):
+        plan = eqk.Plan(in1, in2, in1, ((0, 0, 0, mode, True),), weights="shared")
+        for rows, value in ((200_000, 0.1), (200_000, 0.7), (1_000_000, 0.3)):
+            x, y, g = (torch.full((1, n), value).expand(rows, n) for n in (16, plan.irreps_in2.dim, 16))
+            gw = OPS.tensor_product_backward(x, y, torch.ones(16), g, str(plan), [False, False, True])[2]
+            assert_close(gw, rows * (x[0] * y[0]).double() * g[0].double(), 1)
+
+
 @pytest.mark.parametrize("flush", [False, True])
 def test_every_half(flush):
     """All 65 536 numbers, read and written; products of two that round, subnormal ones too."""

@@ -2,7 +2,7 @@
 // The general kernel: SIMD lanes are rows. A block of W rows is transposed into vectors, after which every mode, any
 // multiplicity and any degree is the same scalar program over vectors, driven by the coefficient tables.
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
 
 #include "core/aligned.h"
 #include "core/lanes.h"
@@ -21,14 +21,16 @@ class RowLanes {
       : problem_(problem), lowered_(lowered), partial_(weight_partial) {
     const auto& dim = problem.plan->dim;
     int pairs = 1, components = 1;
+    std::int64_t collected = 0;
     for (const auto& path : lowered.paths) {
       pairs = std::max(pairs, static_cast<int>(path.cg->pairs.size()));
       components = std::max({components, 2 * path.l1 + 1, 2 * path.l2 + 1, 2 * path.l3 + 1});
+      if (pairs_to_collect(path)) collected = std::max(collected, path.mo * (2 * path.l3 + 1));
     }
     const bool g = problem.in[kG].value != nullptr;
     const std::size_t inputs = dim[0] + dim[1] + (g ? dim[2] : 0) + pairs + 2 * components;
     const std::size_t outputs = (problem.out[kX].data ? dim[0] : 0) + (problem.out[kY].data ? dim[1] : 0) +
-                                (problem.out[kG].data ? dim[2] : 0) + 2 * components;
+                                (problem.out[kG].data ? dim[2] + collected : 0) + 2 * components;
     memory_ = aligned_array<V>(inputs * (kDual ? 2 : 1) + outputs);
     S* s = reinterpret_cast<S*>(memory_.get());
     x_ = s, s += dim[0];
@@ -41,6 +43,7 @@ class RowLanes {
     gx_ = v, v += problem.out[kX].data ? dim[0] : 0;
     gy_ = v, v += problem.out[kY].data ? dim[1] : 0;
     out_ = v, v += problem.out[kG].data ? dim[2] : 0;
+    sum_out_ = v, v += problem.out[kG].data ? collected : 0;
     sum_x_ = v, v += components;
     sum_y_ = v;
   }
@@ -56,7 +59,7 @@ class RowLanes {
   T* partial_;
   AlignedArray<V> memory_;
   S *x_, *y_, *g_, *pair_, *t_, *h_;
-  V *gx_, *gy_, *out_, *sum_x_, *sum_y_;
+  V *gx_, *gy_, *out_, *sum_out_, *sum_x_, *sum_y_;
   V w_[W], w_tangent_[kDual ? W : 1], gw_[W];
   std::int64_t w_begin_ = -W, gw_begin_ = 0;  // the columns of these tiles
   int gw_count_ = 0;
@@ -219,6 +222,15 @@ class RowLanes {
     }
   }
 
+  // Where every pair of channels feeds every channel of the output, one chain of additions over all of them would lose
+  // digits: sums over so many pairs are collected first, about as many as there are such sums. 0: one sum is as good.
+  static std::int64_t pairs_to_collect(const Path& p) {
+    if (p.mode != Mode::uvw && p.mode != Mode::uuw && p.mode != Mode::u_lt_vw) return 0;
+    constexpr std::int64_t kFew = 16;
+    const double pairs = static_cast<double>(p.m1) * static_cast<double>(p.mode == Mode::uuw ? 1 : p.m2);
+    return pairs > kFew ? std::max(kFew, static_cast<std::int64_t>(std::sqrt(pairs))) : 0;
+  }
+
   void run_path(const Path& p) {
     const Coupling& cg = *p.cg;
     const int pairs = static_cast<int>(cg.pairs.size()), d1 = 2 * p.l1 + 1, d2 = 2 * p.l2 + 1, d3 = 2 * p.l3 + 1;
@@ -226,7 +238,18 @@ class RowLanes {
     const bool want_gx = problem_.out[kX].data, want_gy = problem_.out[kY].data, want_out = problem_.out[kG].data;
     const bool want_gw = problem_.out[kW].data && p.weighted, want_h = want_gx || want_gy;
     if (!want_h && !want_out && !want_gw) return;
-    std::int64_t next_weight = p.weight_offset;
+    const S* const g = g_ + p.out.offset;
+    V* const out = out_ + p.out.offset;
+    const std::int64_t out_size = p.mo * d3, to_collect = want_out ? pairs_to_collect(p) : 0;
+    V* const sum_out = to_collect ? sum_out_ : out;
+    if (to_collect) std::fill_n(sum_out, out_size, V{});
+    const auto add_collected = [&] {
+      for (std::int64_t q = 0; q < out_size; ++q) {
+        out[q] += sum_out[q];
+        sum_out[q] = V{};
+      }
+    };
+    std::int64_t next_weight = p.weight_offset, collected = 0;
     for_pairs(p, [&](std::int64_t u, std::int64_t v, std::int64_t first, std::int64_t count) {
       const S *x = x_ + p.x.offset + u * p.x.channel, *y = y_ + p.y.offset + v * p.y.channel;
       if (want_out || want_gw) {
@@ -243,17 +266,21 @@ class RowLanes {
         for (int k = 0; k < d3; ++k) h_[k] = S{};
       for (std::int64_t c = first; c < first + count; ++c) {
         const S w = p.weighted ? weight(next_weight) : constant_one();
-        const std::int64_t at = p.out.offset + c * p.out.channel;
+        const std::int64_t at = c * p.out.channel;
         if (want_out)
-          for (int k = 0; k < d3; ++k) fma_part(out_[at + k * p.out.component], w, t_[k]);
+          for (int k = 0; k < d3; ++k) fma_part(sum_out[at + k * p.out.component], w, t_[k]);
         if (want_gw) {
           V sum{};
-          for (int k = 0; k < d3; ++k) fma_part(sum, t_[k], g_[at + k * p.out.component]);
+          for (int k = 0; k < d3; ++k) fma_part(sum, t_[k], g[at + k * p.out.component]);
           weight_gradient(next_weight, sum);
         }
         if (want_h)
-          for (int k = 0; k < d3; ++k) fma(h_[k], w, g_[at + k * p.out.component]);
+          for (int k = 0; k < d3; ++k) fma(h_[k], w, g[at + k * p.out.component]);
         ++next_weight;
+      }
+      if (to_collect && ++collected == to_collect) {
+        add_collected();
+        collected = 0;
       }
       if (!want_h) return;
       for (int k = 0; k < d3; ++k) h_[k] = mul(h_[k], coefficient);
@@ -273,6 +300,7 @@ class RowLanes {
       if (want_gy)
         for (int j = 0; j < d2; ++j) gy_[p.y.offset + v * p.y.channel + j * p.y.component] += sum_y_[j];
     });
+    if (collected) add_collected();
   }
 };
 
