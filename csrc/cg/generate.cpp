@@ -2,7 +2,6 @@
 // build directory. usage: generate LMAX > cg_table.h
 #include <cstdio>
 #include <cstdlib>
-#include <set>
 #include <utility>
 
 #include "core/wigner_3j.h"
@@ -31,9 +30,7 @@ int main(int argc, char** argv) {
       "// Written by csrc/cg/generate.cpp. A pair is a component (i, k) of M[k, i] = sum_j C[i, j, k] y[j]; pairs are\n"
       "// sorted by i, terms by pair.\n"
       "namespace eqk {\n"
-      "inline constexpr int kUnrolledDegree = %d;\n"
-      "template <int l1, int l2, int l3>\nstruct Cg;\n",
-      lmax);
+      "template <int l1, int l2, int l3>\nstruct Cg;\n");
   for (int a = 0; a <= lmax; ++a)
     for (int b = 0; b <= lmax; ++b)
       for (int c = std::abs(a - b); c <= std::min(lmax, a + b); ++c) {

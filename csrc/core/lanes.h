@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/dtype.h"
 #include "core/macros.h"
 #include "core/scalar.h"
 #if defined(__x86_64__)
@@ -33,7 +34,7 @@ EQK_HD void store(T* p, Vector<T, W> v) {
 
 template <class T, int W>
 EQK_HD Vector<T, W> splat(T s) {
-  return Vector<T, W>{} + s;
+  return s - Vector<T, W>{};
 }
 
 // 16-bit storage types; arithmetic happens in float.
@@ -90,6 +91,21 @@ EQK_HD Storage as_storage(T value) {
     return value;
   else
     return to_storage(value, Storage{});
+}
+
+// f(T{}, Storage{}) of the types in which a dtype is computed and stored.
+template <class F>
+void with_types(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::float32:
+      return f(float{}, float{});
+    case Dtype::float64:
+      return f(double{}, double{});
+    case Dtype::float16:
+      return f(float{}, Half{});
+    case Dtype::bfloat16:
+      return f(float{}, BFloat16{});
+  }
 }
 
 // All bits of lane i are set where i < n.
@@ -186,13 +202,6 @@ EQK_HD void transpose_stage(V* r) {
 template <class T, int W>
 EQK_HD void transpose(Vector<T, W>* r) {
   if constexpr (W > 1) detail::transpose_stage<W / 2, W>(r);
-}
-
-template <class T, int W>
-EQK_HD T sum_lanes(Vector<T, W> v) {
-  T s = 0;
-  for (int i = 0; i < W; ++i) s += v[i];
-  return s;
 }
 
 }  // namespace EQK_ISA

@@ -6,11 +6,9 @@
 #if defined(__CUDACC__)
 #define EQK_HD __host__ __device__ __forceinline__
 #define EQK_LAMBDA
-#define EQK_UNROLL _Pragma("unroll")
 #else
 #define EQK_HD inline __attribute__((always_inline))
 #define EQK_LAMBDA __attribute__((always_inline))
-#define EQK_UNROLL
 #endif
 
 namespace eqk {

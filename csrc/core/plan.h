@@ -93,7 +93,7 @@ class PlanParser {
     }
     skip_space();
     if (at_ != text_.size()) fail("nothing after '}'");
-    if ((plan.weights == Weights::none) != (plan.weight_numel == 0 && !any_weighted(plan)))
+    if ((plan.weights == Weights::none) == any_weighted(plan))
       fail("weights 'none' exactly when no instruction is weighted");
     return plan;
   }

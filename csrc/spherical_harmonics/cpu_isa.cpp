@@ -126,22 +126,8 @@ class RowLanes {
   }
 };
 
-template <class T, class Storage>
-void run(const Problem& problem, std::int64_t begin, std::int64_t end) {
-  RowLanes<T, Storage>(problem).run(begin, end);
-}
-
 static void kernel(const Problem& problem, std::int64_t begin, std::int64_t end) {
-  switch (problem.dtype) {
-    case Dtype::float32:
-      return run<float, float>(problem, begin, end);
-    case Dtype::float64:
-      return run<double, double>(problem, begin, end);
-    case Dtype::float16:
-      return run<float, Half>(problem, begin, end);
-    case Dtype::bfloat16:
-      return run<float, BFloat16>(problem, begin, end);
-  }
+  with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) { RowLanes<T, Storage>(problem).run(begin, end); });
 }
 
 }  // namespace EQK_ISA

@@ -21,28 +21,16 @@ std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
   return cached(&plan, [&] { return CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)}; });
 }
 
-template <class T, class Storage>
-void reduce_partials(const T* partial, std::int64_t parts, std::int64_t numel, void* out) {
-  parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t q = begin; q < end; ++q) {
-      T sum = 0;
-      for (std::int64_t p = 0; p < parts; ++p) sum += partial[p * numel + q];
-      static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
-    }
-  });
-}
-
 void reduce_partials(Dtype dtype, const void* partial, std::int64_t parts, std::int64_t numel, void* out) {
-  switch (dtype) {
-    case Dtype::float32:
-      return reduce_partials<float, float>(static_cast<const float*>(partial), parts, numel, out);
-    case Dtype::float64:
-      return reduce_partials<double, double>(static_cast<const double*>(partial), parts, numel, out);
-    case Dtype::float16:
-      return reduce_partials<float, Half>(static_cast<const float*>(partial), parts, numel, out);
-    case Dtype::bfloat16:
-      return reduce_partials<float, BFloat16>(static_cast<const float*>(partial), parts, numel, out);
-  }
+  with_types(dtype, [&]<class T, class Storage>(T, Storage) {
+    parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t q = begin; q < end; ++q) {
+        T sum = 0;
+        for (std::int64_t p = 0; p < parts; ++p) sum += static_cast<const T*>(partial)[p * numel + q];
+        static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
+      }
+    });
+  });
 }
 
 constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own block, so threads split where kernels do

@@ -44,42 +44,39 @@ class ChannelLanes {
       steps_.push_back({&p, k.couple, forward ? k.forward : problem.dual ? k.dual : k.backward, pairs});
       pairs += k.pairs;
     }
-    Arena sizes{nullptr};
-    for (Arena* arena : {&sizes, &arena_}) {
-      if (arena == &arena_) {
+    Arena sizes{nullptr}, arena{nullptr};
+    T *ones, *zeros;
+    for (Arena* a : {&sizes, &arena}) {
+      if (a == &arena) {
         memory_ = aligned_array<std::byte>(sizes.used);
-        arena_ = {memory_.get()};
+        arena = {memory_.get()};
       }
-      m_ = arena->template take<R>(duals * pairs);
-      c_ = arena->template take<T>(duals * plan_.c_size);
-      shared_ = arena->template take<R>(duals * s_dim_);
-      gc_ = arena->template take<T>(gc ? plan_.c_size : 0);
-      gs_ = arena->template take<V>(gs ? padded(kRows * s_dim_) : 0);
-      out_ = arena->template take<T>(out ? plan_.out_size : 0);
-      g_buffer_ = arena->template take<T>(gs ? row : 0);
-      wc_buffer_ = arena->template take<T>(gs ? row : 0);
-      ones_ = arena->template take<T>(plan_.max_channels);
-      zeros_ = arena->template take<T>(plan_.max_channels);
+      m_ = a->template take<R>(duals * pairs);
+      c_ = a->template take<T>(duals * plan_.c_size);
+      shared_ = a->template take<R>(duals * s_dim_);
+      gs_ = a->template take<V>(gs ? padded(kRows * s_dim_) : 0);
+      row_.gc = a->template take<T>(gc ? plan_.c_size : 0);
+      row_.out_scratch = a->template take<T>(out ? plan_.out_size : 0);
+      row_.g_buffer = a->template take<T>(gs ? row : 0);
+      row_.wc_buffer = a->template take<T>(gs ? row : 0);
+      row_.ones = ones = a->template take<T>(plan_.max_channels);
+      row_.zeros = zeros = a->template take<T>(plan_.max_channels);
     }
-    for (std::int64_t q = 0; q < plan_.max_channels; ++q) ones_[q] = 1, zeros_[q] = 0;
+    std::fill_n(ones, plan_.max_channels, T{1});
+    std::fill_n(zeros, plan_.max_channels, T{0});
 
     m_tangent_ = problem.dual ? m_ + pairs : m_;
     row_.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
     row_.c = c_;
     row_.c_tangent = c_ + plan_.c_size;
     row_.add_gw = weight_partial != nullptr;
-    row_.out_scratch = out_;
-    row_.gc = gc ? gc_ : nullptr;
-    row_.ones = ones_;
-    row_.zeros = zeros_;
-    row_.g_buffer = g_buffer_;
-    row_.wc_buffer = wc_buffer_;
+    bool aligned_out = true, aligned_gw = true;
     for (const auto& p : plan_.paths) {
-      aligned_out_ = aligned_out_ && p.channels % W == 0 && p.out.offset % W == 0;
-      aligned_gw_ = aligned_gw_ && p.channels % W == 0 && p.weight_offset % W == 0;
+      aligned_out = aligned_out && p.channels % W == 0 && p.out.offset % W == 0;
+      aligned_gw = aligned_gw && p.channels % W == 0 && p.weight_offset % W == 0;
     }
-    row_.stream_out = aligned_out_ && streams(kG, dim[2]);
-    row_.stream_gw = aligned_gw_ && !weight_partial && streams(kW, problem.plan->weight_numel);
+    row_.stream_out = aligned_out && streams(kG, dim[2]);
+    row_.stream_gw = aligned_gw && !weight_partial && streams(kW, problem.plan->weight_numel);
     stream_gc_ = streams(c_slot_, dim[c_slot_]);
     for (const auto& s : plan_.c_segments) stream_gc_ = stream_gc_ && s.mul % W == 0 && s.memory.offset % W == 0;
   }
@@ -115,7 +112,6 @@ class ChannelLanes {
   const Problem& problem_;
   const ChannelPlan& plan_;
   T* weight_partial_;
-  Arena arena_{nullptr};
   AlignedArray<std::byte> memory_;
   Slot c_slot_, s_slot_;
   std::int64_t s_dim_;
@@ -127,10 +123,10 @@ class ChannelLanes {
   };
   std::vector<Step> steps_;
   R *m_, *m_tangent_;
-  T *c_, *gc_, *out_, *g_buffer_, *wc_buffer_, *ones_, *zeros_;
+  T* c_;
   R* shared_;
   V* gs_;
-  bool aligned_out_ = true, aligned_gw_ = true, stream_gc_ = false;
+  bool stream_gc_;
   ChannelRow<T> row_{};
 
   bool streams(Slot slot, std::int64_t columns) const {
@@ -214,7 +210,7 @@ class ChannelLanes {
     row_.gw = weight_partial_ ? weight_partial_ : row_of_result(kW, row);
     row_.gs = gs_ ? gs_ + e * s_dim_ : nullptr;
     if (row_.gc)
-      for (std::int64_t q = 0; q < plan_.c_size; ++q) gc_[q] = 0;
+      for (std::int64_t q = 0; q < plan_.c_size; ++q) row_.gc[q] = 0;
   }
 
   T* row_of_result(Slot slot, std::int64_t row) const {
@@ -242,12 +238,12 @@ class ChannelLanes {
   void finish(std::int64_t row) {
     const auto& layout = problem_.plan->layout;
     if (row_.out) {
-      unstage(plan_.out_segments, out_, row_.out, row_.out_mul_ir, row_.stream_out);
+      unstage(plan_.out_segments, row_.out_scratch, row_.out, row_.out_mul_ir, row_.stream_out);
       clear(plan_.out_untouched, row_.out);
     }
     if (row_.gc) {
       T* const to = row_of_result(c_slot_, row);
-      unstage(plan_.c_segments, gc_, to, layout[c_slot_] == Layout::mul_ir, stream_gc_);
+      unstage(plan_.c_segments, row_.gc, to, layout[c_slot_] == Layout::mul_ir, stream_gc_);
       clear(plan_.c_untouched, to);
     }
   }

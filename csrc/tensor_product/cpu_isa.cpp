@@ -54,16 +54,9 @@ void run(const Problem& problem, const Lowered& lowered, std::int64_t begin, std
 
 static void kernel(const Problem& problem, const Lowered& lowered, std::int64_t begin, std::int64_t end,
                    void* weight_partial) {
-  switch (problem.dtype) {
-    case Dtype::float32:
-      return run<float, float>(problem, lowered, begin, end, weight_partial);
-    case Dtype::float64:
-      return run<double, double>(problem, lowered, begin, end, weight_partial);
-    case Dtype::float16:
-      return run<float, Half>(problem, lowered, begin, end, weight_partial);
-    case Dtype::bfloat16:
-      return run<float, BFloat16>(problem, lowered, begin, end, weight_partial);
-  }
+  with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) {
+    run<T, Storage>(problem, lowered, begin, end, weight_partial);
+  });
 }
 
 }  // namespace EQK_ISA

@@ -170,9 +170,7 @@ class MatmulRows {
   }
 
   void block(std::int64_t row, std::int64_t rows) {
-    Problem rest = problem_;
-    rest.plan = &plan_.rest;
-    kernel_(rest, plan_.rest_lowered, row, row + rows, partial_);
+    run_rest(row, rows);
     make_z(row, rows, false, z_.get());
     make_z(row, rows, true, z_tangent_.get());
     for (const MatmulPath& path : plan_.paths)
@@ -186,6 +184,20 @@ class MatmulRows {
     kernel_(p, plan_.outer_lowered, 0, rows, nullptr);
     add(kX, gx_.get(), row, rows);
     add(kY, gy_.get(), row, rows);
+  }
+
+  // What the products then add to.
+  void run_rest(std::int64_t row, std::int64_t rows) const {
+    if (!plan_.rest_lowered.paths.empty()) {
+      Problem rest = problem_;
+      rest.plan = &plan_.rest;
+      kernel_(rest, plan_.rest_lowered, row, row + rows, partial_);
+      return;
+    }
+    for (const Slot slot : {kX, kY, kG}) {
+      const Result& result = problem_.out[slot];
+      if (result.data) std::fill_n(static_cast<T*>(result.data) + row * result.stride, rows * result.stride, T{});
+    }
   }
 
   void products(const MatmulPath& path, int k, std::int64_t row, std::int64_t rows) {
