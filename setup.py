@@ -28,6 +28,14 @@ def packages() -> list[str]:
     return found + ["eqk.triton_kernels"] * (ROOT / "triton_kernels" / "__init__.py").is_file()
 
 
+def tool(name: str) -> str:
+    """The path of a program of the build, on PATH or beside this Python, whose environment may not be activated."""
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if path is None:
+        raise SystemExit(f"eqk: expected {name} on PATH or in {Path(sys.executable).parent}: pip install {name}")
+    return path
+
+
 class CMakeBuild(build_ext):
     """One CMake build for all libraries, so run() replaces setuptools' loop over extension modules."""
 
@@ -39,17 +47,17 @@ class CMakeBuild(build_ext):
             "EQK_CUDA": "ON" if cuda_wanted() else "OFF",
             "EQK_SANITIZE": os.environ.get("EQK_SANITIZE", ""),
             "Python_EXECUTABLE": sys.executable,
-        }
-        ninja = shutil.which("ninja")
-        if ninja:
             # An isolated build has a ninja of its own; the path in CMake's cache would outlive it.
-            options["CMAKE_MAKE_PROGRAM"] = ninja
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),
+        }
         definitions = [f"-D{key}={value}" for key, value in options.items()]
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
-        generator = ["-G", "Ninja"] if ninja else []
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, *generator, *definitions], check=True)
-        subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True)
-        subprocess.run(["cmake", "--install", build, "--prefix", package / "lib"], check=True)
+        cmake = tool("cmake")
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)
+        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
+        # Nothing of an earlier build, such as its CUDA library, is what this one made.
+        shutil.rmtree(package / "lib", ignore_errors=True)
+        subprocess.run([cmake, "--install", build, "--prefix", package / "lib"], check=True)
 
     def get_outputs(self) -> list[str]:
         return [] if self.inplace else [str(path) for path in (Path(self.build_lib) / "eqk" / "lib").glob("*")]
