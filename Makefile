@@ -8,21 +8,21 @@ EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA
 
 BIN := $(abspath $(VENV))/bin
-BENCHES ?= $(wildcard bench/[a-z]*.py)
+BENCHES ?= $(filter-out bench/gpu_report.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo test sanitize bench lint format clean
+.PHONY: demo test sanitize bench gpu-report lint format clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sevennet_demo.py
 
-# Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py builds
-# once and asks at its end whether every kernel has run.
+# Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py
+# loads the kernels once and asks at its end whether each has run.
 test: $(VENV)/.installed-test build/e3nn
 	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
@@ -33,6 +33,10 @@ sanitize: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	@test -n "$(BENCHES)" || { echo "make bench: no benchmark in bench/" >&2; exit 1; }
 	set -e; for file in $(BENCHES); do $(BIN)/python $$file $(BENCH_ARGS); done
+
+# What the CUDA kernels cost, counted; needs nvcc, no GPU.
+gpu-report: $(VENV)/.installed-test $(VENV)/.installed-bench
+	$(WITH_PATH) $(BIN)/python bench/gpu_report.py $(GPU_REPORT_ARGS)
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .
@@ -59,6 +63,9 @@ $(VENV)/.linters: $(VENV)/.python Makefile
 $(VENV)/.torch: $(VENV)/.python Makefile
 	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" "cmake>=3.22" ninja
 	touch $@
+
+# The demo runs on the CPU: it keeps a CUDA library that is there, and does not wait for one.
+$(VENV)/.installed-demo: EQK_CUDA := $(if $(wildcard python/eqk/lib/libeqk_cuda.*),$(EQK_CUDA),0)
 
 # Without isolation, so that the library is built against the torch that it will run with.
 $(VENV)/.installed-%: $(VENV)/.torch $(SOURCES)

@@ -1,21 +1,20 @@
 """The CUDA kernels: compiled for every architecture, their PTX run in an emulator against the dense reference."""
 
-import importlib.util
 import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import ptxemu
 import pytest
 import torch
+from emulated_cuda import Emulator, cuobjdump
 
 import eqk
 from eqk.reference.tensor_product import tensor_product as reference
+from eqk.testing import CASES
 
-ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 ACCURACY = {"float32": 2e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 1.6e-2}
 SLOTS = ("x", "y", "w", "g")
@@ -61,103 +60,17 @@ def require_nvcc() -> None:
 
 
 @pytest.fixture(scope="session")
-def build() -> Path:
+def library() -> Path:
+    """The CUDA library that was installed with eqk; it needs no GPU to be built and is not loaded here."""
     require_nvcc()
-    directory = Path(os.environ.get("EQK_CUDA_BUILD", ROOT / "build" / "test_cuda"))
-    pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
-    options = {
-        "EQK_TORCH_DIR": Path(torch.__file__).parent,
-        "EQK_CUDA": "ON",
-        "EQK_TEST_BINDINGS": "ON",
-        "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.strip(),
-    }
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    subprocess.run(
-        ["cmake", "-S", ROOT, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())], check=True
-    )
-    return directory
-
-
-def make(build: Path, *targets: str) -> None:
-    subprocess.run(["cmake", "--build", build, "--parallel", "2", "--target", *targets], check=True)
-
-
-class Emulator:
-    def __init__(self, build: Path):
-        make(build, "eqk_cuda_ptx", "eqk_cuda_launches")
-        # One module a file: the addresses that a launch meets are those of the module of its kernel.
-        modules = [ptxemu.Module(path.read_text()) for path in sorted(build.glob("**/tensor_product/*.ptx"))]
-        self.module_of = {name: module for module in modules for name in module.kernels}
-        spec = importlib.util.spec_from_file_location("eqk_cuda_launches", next(build.glob("eqk_cuda_launches*.so")))
-        self.bindings = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.bindings)
-        self.executed = set()
-
-    def run(self, plan, dtype, values, tangents, wanted, dual):
-        """values, tangents: numpy arrays or None for x, y, w, g in the storage dtype. Returns the wanted results."""
-        rows = values[0].shape[0]
-        columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
-        shared = plan.weights == "shared"
-        # Rows further apart than their columns, and poison between them.
-        pad = 3
-
-        def spread(a, slot):
-            if a is None or (slot == 2 and shared):
-                return a
-            wide = np.full((rows, a.shape[1] + pad), np.nan if dtype != "bfloat16" else 0x7FC0, a.dtype)
-            wide[:, : a.shape[1]] = a
-            return wide
-
-        results = []
-        for slot, want in enumerate(wanted):
-            shape = (columns[slot],) if slot == 2 and shared else (rows, columns[slot])
-            poison = np.nan if dtype != "bfloat16" else 0x7FC0
-            results.append(np.full(shape, poison, values[0].dtype) if want else None)
-        strides = [c + pad for c in columns]
-        if shared:
-            strides[2] = 0
-        keep = [spread(a, s) for s, a in enumerate(values)], [spread(a, s) for s, a in enumerate(tangents)]
-        sizes = self.bindings.Problem(str(plan), dtype, rows, dual, [0] * 4, [0] * 4, strides, [int(w) for w in wanted])
-        tables = np.frombuffer(sizes.tables(), np.uint8).copy()
-        tables.flags.writeable = False
-        scratch = np.full(max(1, sizes.scratch_bytes // 4), np.nan, np.float32)
-
-        def launches(module):
-            address = lambda a: 0 if a is None else module.register(a)  # noqa: E731
-            problem = self.bindings.Problem(
-                str(plan),
-                dtype,
-                rows,
-                dual,
-                *([address(a) for a in arrays] for arrays in keep),
-                strides,
-                [address(a) for a in results],
-            )
-            return problem.launches(address(tables), address(scratch))
-
-        in_module = {id(m): launches(m) for m in {id(m): m for m in self.module_of.values()}.values()}
-        names = [launch["name"] for launch in next(iter(in_module.values()))]
-        for number, name in enumerate(names):
-            module = self.module_of[name]
-            launch = in_module[id(module)][number]
-            module.launch(
-                name,
-                (launch["grid"],),
-                (launch["block"],),
-                [launch["argument"]],
-                dynamic_shared=launch["shared"],
-                check_races=True,
-                check_uninitialised=True,
-            )
-            self.executed.add(name)
-        return results
+    path = Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
+    assert path.exists(), "eqk was installed without its CUDA library: install it with EQK_CUDA=1"
+    return path
 
 
 @pytest.fixture(scope="session")
-def emulator(build) -> Emulator:
-    return Emulator(build)
+def emulator(library, tmp_path_factory) -> Emulator:
+    return Emulator(library, tmp_path_factory.mktemp("emulator"))
 
 
 def to_storage(t: torch.Tensor | None, dtype: str) -> np.ndarray | None:
@@ -187,7 +100,7 @@ def expected(plan, values, tangents, dual):
     return [None if s is None else torch.zeros_like(s) if second[id(s)] is None else second[id(s)] for s in v]
 
 
-def check(emulator, plan, dtype, dual, wanted=(True,) * 4, missing=(), rows=5, seed=0):
+def check(emulator, plan, dtype, dual, wanted=(True,) * 4, missing=(), rows=5, seed=0, pad=3):
     generator = torch.Generator().manual_seed(seed)
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
     shapes = [(columns[2],) if s == 2 and plan.weights == "shared" else (rows, columns[s]) for s in range(4)]
@@ -200,9 +113,8 @@ def check(emulator, plan, dtype, dual, wanted=(True,) * 4, missing=(), rows=5, s
     wanted = [want and values[s] is not None for s, want in enumerate(wanted)]
     tangents = [None if s in missing else t for s, t in enumerate(tangents)]
     used = [values[s] if any(wanted[:3]) or s < 3 else None for s in range(4)]
-    results = emulator.run(
-        plan, dtype, [to_storage(t, dtype) for t in used], [to_storage(t, dtype) for t in tangents], wanted, dual
-    )
+    stored = [to_storage(t, dtype) for t in used], [to_storage(t, dtype) for t in tangents]
+    results, _ = emulator.run(plan, dtype, *stored, wanted, dual, pad)
     wide = lambda ts: [None if t is None else t.double() for t in ts]  # noqa: E731
     truth = expected(plan, wide(values), wide(tangents), dual)
     for slot, (result, want) in enumerate(zip(results, truth, strict=True)):
@@ -241,7 +153,7 @@ def test_wanted_and_missing(emulator, dual):
     check(emulator, plan, "float32", dual, missing=(0, 1, 2), rows=2, seed=seed())
 
 
-def unrolled_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample"):
+def channels_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample"):
     """Every coupling up to lmax, multiplicities from 1 to more than a warp, a path without weight."""
     x = [f"{muls[a]}x{a}e" for a in range(lmax + 1)]
     y = [f"1x{b}e" for b in range(lmax + 1)]
@@ -258,14 +170,52 @@ def unrolled_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample"):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("dual", [False, True], ids=["backward", "double_backward"])
-def test_unrolled(emulator, dual, dtype):
+def test_channels(emulator, dual, dtype):
     layouts = MUL_IR if dtype == "float32" else ("ir_mul", "mul_ir", "ir_mul")
-    check(emulator, unrolled_plan(layouts, 2), dtype, dual, rows=10, seed=seed())
-    check(emulator, unrolled_plan(layouts, 1, weights="shared"), dtype, dual, rows=9, seed=seed())
+    check(emulator, channels_plan(layouts, 2), dtype, dual, rows=10, seed=seed())
+    check(emulator, channels_plan(layouts, 1, weights="shared"), dtype, dual, rows=9, seed=seed())
 
 
-def test_unrolled_highest_degree(emulator):
-    check(emulator, unrolled_plan(IR_MUL, 4, (2, 1, 1, 2, 1)), "float32", False, rows=2, seed=seed())
+@pytest.mark.parametrize("dual", [False, True], ids=["backward", "double_backward"])
+@pytest.mark.parametrize("layouts", [MUL_IR, IR_MUL], ids="-".join)
+@pytest.mark.parametrize(("dtype", "lmax"), [("float32", 3), ("float32", 4), ("float64", 3)])
+def test_channels_in_vectors(emulator, dtype, lmax, layouts, dual):
+    """Multiplicities that fill slices, that leave one part-filled, and that do neither; more rows than a block has."""
+    plan = channels_plan(layouts, lmax, (32, 8, 36, 4, 4))
+    check(emulator, plan, dtype, dual, rows=18, seed=seed(), pad=4)
+
+
+def test_channels_of_y(emulator):
+    """The mirror image: y has the channels."""
+    paths = ((0, 0, 0, "uvv", True, 0.8), (1, 0, 1, "uvuv", True, -0.5), (0, 1, 1, "uvv", False, 0.6))
+    plan = eqk.Plan("1x1o+1x2e", "5x1o+5x2e", "5x2e+5x1o", paths, weights="per_sample")
+    for dual in (False, True):
+        check(emulator, plan, "float32", dual, rows=3, seed=seed())
+
+
+def test_only_what_is_wanted(emulator):
+    """Each subset of the gradients, and of the tangents, by the channel kernels."""
+    plan = channels_plan(MUL_IR, 1, (32, 5))
+    for number in range(1, 8):
+        subset = tuple(bool(number >> slot & 1) for slot in range(3))
+        check(emulator, plan, "float32", False, wanted=(*subset, False), rows=2, seed=seed())
+        missing = [slot for slot in range(3) if not subset[slot]]
+        check(emulator, plan, "float32", True, wanted=(*subset[::-1], True), missing=(*missing, 3), rows=2, seed=seed())
+
+
+SMALL = [case for case in CASES.values() if not case.problem]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
+def test_registry(emulator, case):
+    for dual in (False, True):
+        check(emulator, case.plan, "float32", dual, rows=2, seed=seed())
+
+
+@pytest.mark.parametrize("name", ["mace-medium", "sevennet-l3i5"])
+def test_problems(emulator, name):
+    for dual in (False, True):
+        check(emulator, CASES[name].plan, "float32", dual, rows=3, seed=seed(), pad=4)
 
 
 def test_partial_sums_of_shared_weights(emulator):
@@ -286,12 +236,19 @@ def test_every_kernel_was_executed(emulator):
     assert set(emulator.module_of) == emulator.executed
 
 
-@pytest.mark.timeout(900)
-def test_compiles_for_every_architecture(build):
-    make(build, "eqk_cuda")
-    library = next(build.glob("libeqk_cuda.*"))
-    commands = (build / "compile_commands.json").read_text()
-    assert all(f"sm_{arch}" in commands for arch in ARCHITECTURES)
+def test_machine_code_of_every_architecture(library):
+    assert set(re.findall(r"sm_(\d+)\.cubin", cuobjdump("--list-elf", library))) == set(ARCHITECTURES)
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
     assert "aoti_torch_create_device_guard" in symbols
     assert " cuda" not in symbols, "the CUDA runtime is linked statically"
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "75"])
+def test_channel_kernels_in_float32_spill_nothing(library, architecture):
+    usage = cuobjdump("--dump-resource-usage", "-arch", f"sm_{architecture}", library)
+    kernels = re.findall(r"Function (eqk_tensor_product_(?:for|back)ward\w*_f32_l\d):\s*REG:(\d+) STACK:(\d+)", usage)
+    assert len(kernels) == 6
+    for name, registers, stack in kernels:
+        assert int(stack) == 0, (name, architecture, registers, stack)
+        # Sixteen warps a multiprocessor; twelve for the degrees that need more registers.
+        assert int(registers) <= (128 if name.endswith("_l3") else 168), (name, architecture, registers)

@@ -5,11 +5,10 @@
 
 #if defined(__CUDACC__)
 #define EQK_HD __host__ __device__ __forceinline__
-#define EQK_LAMBDA
 #else
 #define EQK_HD inline __attribute__((always_inline))
-#define EQK_LAMBDA __attribute__((always_inline))
 #endif
+#define EQK_LAMBDA __attribute__((always_inline))
 
 namespace eqk {
 

@@ -1,7 +1,11 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
+#include <tuple>
+#include <utility>
 
 #include "tensor_product/cuda_launch.h"
 #include "tensor_product/op.h"
@@ -40,16 +44,21 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+struct DeviceTables {
+  Tables tables;
+  const void* memory;
+};
+
 // A plan's tables on one device, kept as plans are. They are complete before the first kernel is enqueued on any
 // stream, and making them touches no stream of the caller: neither the order of streams nor a capture in progress can
 // reach them.
-TableView device_tables(const Plan& plan, bool is_double, std::int32_t device) {
+const DeviceTables& device_tables(const Plan& plan, bool is_double, std::int32_t device) {
   static std::mutex mutex;
-  static std::map<std::tuple<const Plan*, bool, std::int32_t>, TableView> cache;
+  static std::map<std::tuple<const Plan*, bool, std::int32_t>, DeviceTables> cache;
   const std::lock_guard lock(mutex);
   const auto key = std::make_tuple(&plan, is_double, device);
   if (const auto it = cache.find(key); it != cache.end()) return it->second;
-  const Tables tables(plan, is_double);
+  Tables tables(plan, is_double);
   const RelaxedCapture relaxed;
   void* memory = nullptr;
   check_cuda(cudaMalloc(&memory, tables.bytes().size()), "tables of the plan");
@@ -61,22 +70,23 @@ TableView device_tables(const Plan& plan, bool is_double, std::int32_t device) {
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   cudaStreamDestroy(stream);
   check_cuda(error, "copying the tables of the plan");
-  const TableView view = cache.emplace(key, tables.view_at(memory)).first->second;
+  const DeviceTables& kept = cache.emplace(key, DeviceTables{std::move(tables), memory}).first->second;
   freed_on_error.release();
-  return view;
+  return kept;
 }
 
 void launch(const Problem& problem, const Tensor& like) {
   const std::int32_t device = like.device().index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const bool is_double = problem.dtype == Dtype::float64;
-  const TableView tables = device_tables(*problem.plan, is_double, device);
+  const DeviceTables& tables = device_tables(*problem.plan, is_double, device);
   const cudaStream_t stream = current_stream(device);
   std::optional<Tensor> partial;
   if (const std::int64_t bytes = scratch_bytes(problem))
     partial = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
-  for (const Launch& l : launches(problem, tables, partial ? partial->mutable_data_ptr() : nullptr))
-    check_cuda(enqueue(l, stream), l.name().c_str());
+  void* const scratch = partial ? partial->mutable_data_ptr() : nullptr;
+  for (const Launch& l : Launches(problem, tables.tables, tables.memory, scratch).all())
+    if (const cudaError_t error = enqueue(l, stream); error != cudaSuccess) check_cuda(error, l.name().c_str());
 }
 
 }  // namespace

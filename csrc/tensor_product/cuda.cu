@@ -80,8 +80,22 @@ EQK_KERNELS(bf16, float, __nv_bfloat16)
 
 namespace {
 
+template <class T, int degree>
+const void* channel_kernel_of(const Launch& launch) {
+  constexpr bool kDuals = has_channel_kernel(sizeof(T) == 8 ? Dtype::float64 : Dtype::float32, degree, true);
+  const bool backward = launch.kernel == Kernel::backward;
+  if constexpr (kDuals)
+    if (launch.dual)
+      return backward ? channel_kernel<T, degree, true, true>() : channel_kernel<T, degree, false, true>();
+  return backward ? channel_kernel<T, degree, true, false>() : channel_kernel<T, degree, false, false>();
+}
+
 const void* kernel_of(const Launch& launch) {
-  if (launch.kernel == Kernel::unrolled) return unrolled_kernel_of(launch);
+  if (launch.kernel == Kernel::forward || launch.kernel == Kernel::backward) {
+    if (launch.dtype == Dtype::float64) return channel_kernel_of<double, kSmallDegree>(launch);
+    return launch.degree == kSmallDegree ? channel_kernel_of<float, kSmallDegree>(launch)
+                                         : channel_kernel_of<float, EQK_LMAX>(launch);
+  }
 #define EQK_CHOOSE(suffix)                                                                                       \
   if (launch.kernel == Kernel::reduce) return reinterpret_cast<const void*>(eqk_tensor_product_reduce_##suffix); \
   if (launch.dual) {                                                                                             \
@@ -117,11 +131,15 @@ const void* kernel_of(const Launch& launch) {
 }  // namespace
 
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
-  const void* argument =
-      launch.kernel == Kernel::reduce ? static_cast<const void*>(&launch.reduce) : &launch.slot_arguments;
-  void* arguments[] = {const_cast<void*>(argument)};
-  return cudaLaunchKernel(kernel_of(launch), dim3(static_cast<unsigned>(launch.grid)),
-                          dim3(static_cast<unsigned>(launch.block)), arguments, launch.shared, stream);
+  const void* const kernel = kernel_of(launch);
+  constexpr int kWithoutAsking = 48 << 10;
+  if (launch.shared > kWithoutAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
+    if (error != cudaSuccess) return error;
+  }
+  void* arguments[] = {const_cast<void*>(launch.argument())};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(launch.grid)), dim3(static_cast<unsigned>(launch.block)),
+                          arguments, launch.shared, stream);
 }
 
 }  // namespace eqk::tensor_product

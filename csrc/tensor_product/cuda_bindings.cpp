@@ -42,11 +42,6 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
   return p;
 }
 
-template <class T>
-py::bytes bytes_of(const T& t) {
-  return py::bytes(reinterpret_cast<const char*>(&t), sizeof(t));
-}
-
 }  // namespace
 
 PYBIND11_MODULE(eqk_cuda_launches, m) {
@@ -62,13 +57,13 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
       .def("launches", [](const Problem& p, std::uint64_t tables, std::uint64_t scratch) {
         const Tables layout(*p.plan, p.dtype == Dtype::float64);
         py::list result;
-        for (const Launch& l : launches(p, layout.view_at(pointer(tables)), const_cast<void*>(pointer(scratch)))) {
+        for (const Launch& l : Launches(p, layout, pointer(tables), const_cast<void*>(pointer(scratch))).all()) {
           py::dict d;
           d["name"] = l.name();
           d["grid"] = l.grid;
           d["block"] = l.block;
           d["shared"] = l.shared;
-          d["argument"] = l.kernel == Kernel::reduce ? bytes_of(l.reduce) : bytes_of(l.slot_arguments);
+          d["argument"] = py::bytes(static_cast<const char*>(l.argument()), l.argument_size());
           result.append(d);
         }
         return result;

@@ -1,245 +1,25 @@
 #pragma once
-// What the host and the kernels of cuda.cu agree on, free of torch and of CUDA headers: the tables of a plan as one
-// block of bytes, the arguments of each kernel, and the launches that solve a problem.
+// What the host and the kernels agree on, free of torch and of CUDA headers: the arguments of each kernel, and the
+// launches that solve a problem.
 #include <algorithm>
+#include <bit>
 #include <cstdint>
-#include <cstring>
-#include <map>
+#include <optional>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
-#include "tensor_product/lowered.h"
-#include "tensor_product/problem.h"
-
-#if !defined(EQK_LMAX)
-#error "the build defines EQK_LMAX"
-#endif
+#include "tensor_product/cuda_tables.h"
 
 namespace eqk::tensor_product {
 
-struct DeviceSegment {
-  std::int64_t offset, mul;
-  std::int32_t components, channels_adjacent;
-  std::int32_t path_begin, path_end;  // into TableView::path_of
-};
-
-struct DevicePath {
-  View view[3];  // x, y, out
-  std::int64_t m1, m2, mo, weight_offset, weight_numel;
-  double coefficient;
-  std::int32_t mode, weighted, coupling;
-  std::int32_t components[3];
-  std::int32_t m_begin;  // where the path's M[k, i] lie in a row of them, see TableView::m_term
-};
-
-// Entries of one (l1, l2, l3), sorted by i, by j and by k: those of component c in order s are
-// [range[begin[s] + c], range[begin[s] + c + 1]) of TableView::entry.
-struct DeviceCoupling {
-  std::int32_t begin[3], entries, first;
-};
-
-template <class T>
-struct DeviceEntry {
-  T c;
-  std::uint8_t at[4];  // i, j, k
-};
-
-template <class T>
-struct DeviceTerm {
-  std::int64_t column;
-  T c;
-};
-
-// Pointers into the block of bytes. Slots in the order of Slot: x, y, w, g.
-struct TableView {
-  const DeviceSegment* segment[3];
-  std::int32_t segments[3];
-  const std::int32_t* path_of;
-  const DevicePath* path;
-  const std::int32_t* weighted;  // the weighted paths in the order of their weights
-  std::int32_t weighted_paths;
-  const DeviceCoupling* coupling;
-  const std::int32_t* range;
-  const void* entry;  // DeviceEntry<T>
-  // Where y has one channel, all channels of a row share M[k, i] = coefficient sum_j C[i, j, k] y[j]: one number for
-  // each pair (k, i) of each path, those of a path in the order of Cg and padded to a multiple of 4. Number n sums the
-  // terms [m_range[n], m_range[n + 1]) of c y[column].
-  std::int32_t m_size;  // 0: the plan has paths that no unrolled kernel covers
-  const std::int32_t* m_range;
-  const void* m_term;  // DeviceTerm<T>
-};
-
-// Whether the unrolled kernels cover this path: y has one channel, and degrees are at most the compiled limit.
-inline bool unrolled(const DevicePath& path, const Segment* const (&segment)[3], int degree_limit) {
-  const auto mode = static_cast<Mode>(path.mode);
-  return (mode == Mode::uvu || mode == Mode::uvuv) && path.m2 == 1 &&
-         std::max({segment[0]->l, segment[1]->l, segment[2]->l}) <= degree_limit;
-}
-
-// The tables of a plan for accumulation type T, to be copied to the device once.
-class Tables {
- public:
-  Tables(const Plan& plan, bool is_double, int degree_limit = EQK_LMAX) {
-    std::vector<DevicePath> paths;
-    std::vector<std::int32_t> weighted;
-    std::vector<DeviceCoupling> couplings;
-    std::vector<std::int32_t> range;
-    std::vector<CgEntry> entries;
-    std::array<std::vector<std::vector<std::int32_t>>, 3> used;
-    for (int s = 0; s < 3; ++s) used[s].resize(plan.irreps[s].size());
-    std::map<std::tuple<int, int, int>, std::int32_t> known;
-    std::vector<std::int32_t> m_range{0};
-    std::vector<DeviceTerm<double>> terms;
-    bool all_unrolled = true;
-    for (const auto& ins : plan.instructions) {
-      const Segment* segment[3] = {&plan.irreps[0][ins.i1], &plan.irreps[1][ins.i2], &plan.irreps[2][ins.io]};
-      if (segment[0]->mul == 0 || segment[1]->mul == 0 || segment[2]->mul == 0) continue;
-      const auto [it, fresh] = known.try_emplace({segment[0]->l, segment[1]->l, segment[2]->l}, couplings.size());
-      if (fresh) couplings.push_back(add_coupling(segment, range, entries));
-      DevicePath path{};
-      for (int s = 0; s < 3; ++s) {
-        path.view[s] = view(*segment[s], plan.layout[s]);
-        path.components[s] = segment[s]->dim();
-      }
-      path.m1 = segment[0]->mul, path.m2 = segment[1]->mul, path.mo = segment[2]->mul;
-      path.weight_offset = ins.weight_offset, path.weight_numel = ins.weight_numel;
-      path.coefficient = ins.coefficient;
-      path.mode = static_cast<std::int32_t>(ins.mode), path.weighted = ins.weighted, path.coupling = it->second;
-      all_unrolled = all_unrolled && unrolled(path, segment, degree_limit);
-      if (all_unrolled) {
-        path.m_begin = static_cast<std::int32_t>(m_range.size()) - 1;
-        add_terms(segment, path, m_range, terms);
-      }
-      const auto number = static_cast<std::int32_t>(paths.size());
-      if (ins.weighted && ins.weight_numel) weighted.push_back(number);
-      used[0][ins.i1].push_back(number);
-      used[1][ins.i2].push_back(number);
-      used[2][ins.io].push_back(number);
-      paths.push_back(path);
-    }
-    std::vector<std::int32_t> path_of;
-    for (int s = 0; s < 3; ++s) {
-      std::vector<DeviceSegment> segments;
-      for (std::size_t n = 0; n < plan.irreps[s].size(); ++n) {
-        const Segment& segment = plan.irreps[s][n];
-        if (segment.mul == 0) continue;
-        const auto begin = static_cast<std::int32_t>(path_of.size());
-        path_of.insert(path_of.end(), used[s][n].begin(), used[s][n].end());
-        segments.push_back({segment.offset, segment.mul, segment.dim(), plan.layout[s] == Layout::ir_mul, begin,
-                            static_cast<std::int32_t>(path_of.size())});
-      }
-      segment_at_[s] = append(segments);
-      segments_[s] = static_cast<std::int32_t>(segments.size());
-    }
-    path_of_at_ = append(path_of);
-    path_at_ = append(paths);
-    weighted_at_ = append(weighted);
-    weighted_paths_ = static_cast<std::int32_t>(weighted.size());
-    coupling_at_ = append(couplings);
-    range_at_ = append(range);
-    entry_at_ = is_double ? append(converted<double>(entries)) : append(converted<float>(entries));
-    m_size_ = all_unrolled ? static_cast<std::int32_t>(m_range.size()) - 1 : 0;
-    m_range_at_ = append(m_range);
-    if (is_double) {
-      m_term_at_ = append(terms);
-    } else {
-      std::vector<DeviceTerm<float>> narrow;
-      for (const auto& t : terms) narrow.push_back({t.column, static_cast<float>(t.c)});
-      m_term_at_ = append(narrow);
-    }
-  }
-
-  const std::vector<std::byte>& bytes() const { return bytes_; }
-
-  // The tables once their bytes lie at `base`, which is aligned to 16.
-  TableView view_at(const void* base) const {
-    const auto* p = static_cast<const std::byte*>(base);
-    TableView v{};
-    for (int s = 0; s < 3; ++s) {
-      v.segment[s] = reinterpret_cast<const DeviceSegment*>(p + segment_at_[s]);
-      v.segments[s] = segments_[s];
-    }
-    v.path_of = reinterpret_cast<const std::int32_t*>(p + path_of_at_);
-    v.path = reinterpret_cast<const DevicePath*>(p + path_at_);
-    v.weighted = reinterpret_cast<const std::int32_t*>(p + weighted_at_);
-    v.weighted_paths = weighted_paths_;
-    v.coupling = reinterpret_cast<const DeviceCoupling*>(p + coupling_at_);
-    v.range = reinterpret_cast<const std::int32_t*>(p + range_at_);
-    v.entry = p + entry_at_;
-    v.m_size = m_size_;
-    v.m_range = reinterpret_cast<const std::int32_t*>(p + m_range_at_);
-    v.m_term = p + m_term_at_;
-    return v;
-  }
-
- private:
-  std::vector<std::byte> bytes_;
-  std::array<std::size_t, 3> segment_at_{};
-  std::array<std::int32_t, 3> segments_{};
-  std::size_t path_of_at_, path_at_, weighted_at_, coupling_at_, range_at_, entry_at_, m_range_at_, m_term_at_;
-  std::int32_t weighted_paths_, m_size_;
-
-  template <class E>
-  std::size_t append(const std::vector<E>& items) {
-    const std::size_t at = (bytes_.size() + 15) / 16 * 16;
-    bytes_.resize(at + std::max<std::size_t>(1, items.size()) * sizeof(E));
-    if (!items.empty()) std::memcpy(bytes_.data() + at, items.data(), items.size() * sizeof(E));
-    return at;
-  }
-
-  static DeviceCoupling add_coupling(const Segment* const (&segment)[3], std::vector<std::int32_t>& range,
-                                     std::vector<CgEntry>& entries) {
-    auto sorted = sparse_wigner_3j(segment[0]->l, segment[1]->l, segment[2]->l);
-    DeviceCoupling coupling{};
-    coupling.entries = static_cast<std::int32_t>(sorted.size());
-    coupling.first = static_cast<std::int32_t>(entries.size());
-    for (int s = 0; s < 3; ++s) {
-      const auto key = [s](const CgEntry& e) { return s == 0 ? e.i : s == 1 ? e.j : e.k; };
-      std::stable_sort(sorted.begin(), sorted.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
-      coupling.begin[s] = static_cast<std::int32_t>(range.size());
-      const auto start = static_cast<std::int32_t>(entries.size());
-      for (int c = 0; c <= segment[s]->dim(); ++c)
-        range.push_back(start + static_cast<std::int32_t>(std::count_if(sorted.begin(), sorted.end(),
-                                                                        [&](const CgEntry& e) { return key(e) < c; })));
-      entries.insert(entries.end(), sorted.begin(), sorted.end());
-    }
-    return coupling;
-  }
-
-  static void add_terms(const Segment* const (&segment)[3], const DevicePath& path, std::vector<std::int32_t>& m_range,
-                        std::vector<DeviceTerm<double>>& terms) {
-    const auto entries = sparse_wigner_3j(segment[0]->l, segment[1]->l, segment[2]->l);
-    for (int i = 0; i < segment[0]->dim(); ++i)
-      for (int k = 0; k < segment[2]->dim(); ++k) {
-        const std::size_t before = terms.size();
-        for (const auto& e : entries)
-          if (e.i == i && e.k == k)
-            terms.push_back({path.view[1].offset + e.j * path.view[1].component, e.c * path.coefficient});
-        if (terms.size() != before) m_range.push_back(static_cast<std::int32_t>(terms.size()));
-      }
-    while ((m_range.size() - 1) % 4) m_range.push_back(static_cast<std::int32_t>(terms.size()));
-  }
-
-  template <class T>
-  static std::vector<DeviceEntry<T>> converted(const std::vector<CgEntry>& entries) {
-    std::vector<DeviceEntry<T>> result;
-    for (const auto& e : entries)
-      result.push_back(
-          {static_cast<T>(e.c),
-           {static_cast<std::uint8_t>(e.i), static_cast<std::uint8_t>(e.j), static_cast<std::uint8_t>(e.k), 0}});
-    return result;
-  }
-};
-
-// Of a kernel that computes one slot of the result.
+// Of a general kernel, which computes one slot of the result.
 struct SlotArguments {
   TableView table;
   Operand in[kSlots];
   void* out;
   std::int64_t out_stride, columns, rows;
-  std::int64_t parts;                 // of the rows, in the gradient of shared weights: out is then T[parts, columns]
-  std::int32_t block_rows, m_stride;  // unrolled kernel: rows of a block, and numbers from one's M to the next's
+  std::int64_t parts;  // of the rows, in the gradient of shared weights: out is then T[parts, columns]
 };
 
 // out[q] = sum over p of partial[p, q]
@@ -249,25 +29,109 @@ struct ReduceArguments {
   std::int64_t parts, columns;
 };
 
-enum class Kernel { general, unrolled, reduce };
+// Where the pieces of a block's shared memory begin, in bytes; the words of ChannelView begin at 0.
+struct ChannelSharedMemory {
+  std::int32_t rows;  // of a block, rounded up to a multiple of kRowsAtOnce
+  std::int32_t pointers, s, m, gs, stage, x, bytes;
+};
+
+inline constexpr int kRowsAtOnce = 8;  // rows for which a thread of a channel kernel forms one number of M at a time
+
+inline constexpr int kTangents = kSlots, kResults = 2 * kSlots;
+
+// Pointers to a row of each operand, tangent and result; an odd number, so that the rows of a warp lie in different
+// banks.
+inline constexpr int kRowPointers = 3 * kSlots + 1;
+
+// Of a channel kernel, which computes what it is given results for: out, or the gradients, or on duals both.
+struct ChannelArguments {
+  ChannelView view;
+  Operand in[kSlots];
+  Result out[kSlots];
+  std::int64_t rows;
+  std::int32_t block_rows, m_stride;
+  std::int32_t channel_mul_ir, out_mul_ir;
+  std::int32_t add;  // to what the gradients hold already
+  // Bit s: every row of in[s] begins at a multiple of 16 bytes; bits kTangents + s and kResults + s: likewise
+  // its tangent and out[s].
+  std::int32_t vectors;
+  ChannelSharedMemory shared_memory;
+};
+
+// Lanes that share a row. Eight lanes of 16 bytes read a cache line, and leave few idle where channels are few.
+inline constexpr int kTeam = 8;
+
+// Adjacent channels of a lane: 16 bytes, or fewer where all operands and results of a path would not fit the registers.
+constexpr int channels_of_lane(int size, bool dual, bool backward, int l1) { return 16 / size / (dual ? 2 : 1); }
+
+// Elements that a lane holds of one segment with channels, at most; and of one output.
+constexpr int channel_tile(int size, bool dual, bool backward, int degree) {
+  int most = 0;
+  for (int l = 0; l <= degree; ++l) most = std::max(most, channels_of_lane(size, dual, backward, l) * (2 * l + 1));
+  return most;
+}
+constexpr int output_tile(int size, bool dual, bool backward, int degree) {
+  return channels_of_lane(size, dual, backward, 0) * (2 * degree + 1);
+}
+
+// Channel kernels are for degrees up to this one, with fewer registers and so more warps, or up to EQK_LMAX.
+inline constexpr int kSmallDegree = std::min(3, EQK_LMAX);
+
+// Those that are compiled: the others would take the compiler many minutes more.
+constexpr bool has_channel_kernel(Dtype dtype, int degree, bool dual) {
+  if (dtype == Dtype::float32) return degree <= kSmallDegree || !dual;
+  return dtype == Dtype::float64 && degree <= kSmallDegree && !dual;
+}
+
+enum class Kernel { general, reduce, forward, backward };
 
 struct Launch {
   Kernel kernel;
-  Slot slot;
+  Slot slot;  // general
   Dtype dtype;
   bool dual;
   bool partial;  // general: writes partial sums over rows
+  int degree;    // forward, backward: largest degree of the kernel
   std::int64_t grid;
   int block, shared;
   SlotArguments slot_arguments;
   ReduceArguments reduce;
+  ChannelArguments channel_arguments;
 
   std::string name() const {
     static constexpr const char* kSlot[] = {"x", "y", "w", "g"};
     static constexpr const char* kDtype[] = {"f32", "f64", "f16", "bf16"};
-    if (kernel == Kernel::reduce) return std::string("eqk_tensor_product_reduce_") + kDtype[static_cast<int>(dtype)];
-    return std::string("eqk_tensor_product_") + (kernel == Kernel::general ? "general_" : "unrolled_") + kSlot[slot] +
-           (partial ? "_partial" : "") + (dual ? "_dual_" : "_") + kDtype[static_cast<int>(dtype)];
+    const std::string dtype_name = kDtype[static_cast<int>(dtype)], prefix = "eqk_tensor_product_";
+    switch (kernel) {
+      case Kernel::reduce:
+        return prefix + "reduce_" + dtype_name;
+      case Kernel::general:
+        return prefix + "general_" + kSlot[slot] + (partial ? "_partial" : "") + (dual ? "_dual_" : "_") + dtype_name;
+      default:
+        return prefix + (kernel == Kernel::forward ? "forward" : "backward") + (dual ? "_dual_" : "_") + dtype_name +
+               "_l" + std::to_string(degree);
+    }
+  }
+
+  const void* argument() const {
+    switch (kernel) {
+      case Kernel::reduce:
+        return &reduce;
+      case Kernel::general:
+        return &slot_arguments;
+      default:
+        return &channel_arguments;
+    }
+  }
+  std::size_t argument_size() const {
+    switch (kernel) {
+      case Kernel::reduce:
+        return sizeof(reduce);
+      case Kernel::general:
+        return sizeof(slot_arguments);
+      default:
+        return sizeof(channel_arguments);
+    }
   }
 };
 
@@ -289,61 +153,152 @@ inline std::int64_t scratch_bytes(const Problem& problem) {
   return weight_parts(problem) * problem.plan->weight_numel * accumulator_size(problem.dtype);
 }
 
-// Makes the launch that of the unrolled kernel where there is one for the problem.
-inline void unroll(Launch& launch) {
-  constexpr int kBlockRows = 8, kSharedBytes = 24 << 10;
-  SlotArguments& a = launch.slot_arguments;
-  const bool compiled = launch.dtype == Dtype::float32 || (launch.dtype == Dtype::float64 && !launch.dual);
-  if (a.table.m_size == 0 || launch.slot == kY || launch.partial || !compiled) return;
-  // An odd number of 16-byte units: the rows of a warp that spans several start in different banks.
-  const int stride = a.table.m_size / 4 % 2 ? a.table.m_size : a.table.m_size + 4;
-  const int bytes = stride * static_cast<int>(accumulator_size(launch.dtype)) * (launch.dual ? 2 : 1);
-  if (bytes > kSharedBytes) return;
-  launch.kernel = Kernel::unrolled;
-  a.m_stride = stride;
-  a.block_rows = std::min(kBlockRows, kSharedBytes / bytes);
-  launch.shared = a.block_rows * bytes;
-  launch.grid = std::min(kMaxGrid, (a.rows + a.block_rows - 1) / a.block_rows);
-}
+// Chooses the launches of a problem.
+class Launches {
+ public:
+  // `base`: where the bytes of the tables lie; `partial` holds scratch_bytes(problem).
+  Launches(const Problem& problem, const Tables& tables, const void* base, void* partial)
+      : problem_(problem), tables_(tables), base_(base), partial_(partial) {}
 
-// The launches of a problem, in stream order; `partial` holds scratch_bytes(problem).
-inline std::vector<Launch> launches(const Problem& problem, const TableView& table, void* partial) {
-  constexpr int kBlock = 128;
-  const auto blocks = [](std::int64_t threads) { return std::min(kMaxGrid, (threads + kBlock - 1) / kBlock); };
-  const std::int64_t columns[kSlots] = {problem.plan->dim[0], problem.plan->dim[1], problem.plan->weight_numel,
-                                        problem.plan->dim[2]};
-  const std::int64_t parts = weight_parts(problem);
-  std::vector<Launch> result;
-  for (const Slot slot : {kX, kY, kW, kG}) {
-    if (!problem.out[slot].data || columns[slot] == 0) continue;
-    Launch launch{};
-    launch.kernel = Kernel::general;
-    launch.slot = slot;
-    launch.dtype = problem.dtype;
-    launch.dual = problem.dual;
-    launch.partial = slot == kW && parts > 0;
-    const std::int64_t threads = (launch.partial ? parts : problem.rows) * columns[slot];
-    if (threads == 0) continue;
-    launch.grid = blocks(threads);
-    launch.block = kBlock;
-    launch.slot_arguments.table = table;
-    std::copy(problem.in.begin(), problem.in.end(), launch.slot_arguments.in);
-    launch.slot_arguments.out = launch.partial ? partial : problem.out[slot].data;
-    launch.slot_arguments.out_stride = problem.out[slot].stride;
-    launch.slot_arguments.columns = columns[slot];
-    launch.slot_arguments.rows = problem.rows;
-    launch.slot_arguments.parts = parts;
-    unroll(launch);
-    result.push_back(launch);
-    if (!launch.partial) continue;
-    launch.kernel = Kernel::reduce;
-    launch.shared = 0;
-    launch.grid = blocks(columns[slot]);
-    launch.slot_arguments = {};
-    launch.reduce = {partial, problem.out[kW].data, parts, columns[slot]};
-    result.push_back(launch);
+  // In stream order.
+  std::vector<Launch> all() {
+    bool by_channels[kSlots] = {};
+    if (problem_.rows > 0) {
+      // The gradient of shared weights sums over rows; no row of a channel kernel owns it.
+      const bool gradients[] = {problem_.out[kX].data != nullptr, problem_.out[kY].data != nullptr,
+                                problem_.out[kW].data && problem_.plan->weights != Weights::shared};
+      const bool any = gradients[kX] || gradients[kY] || gradients[kW], out = problem_.out[kG].data;
+      if (any && channels(Kernel::backward, problem_.dual, problem_.in[kG].value, false)) {
+        std::copy(std::begin(gradients), std::end(gradients), by_channels);
+        by_channels[kG] = out && problem_.dual;
+        // The gradients are linear in g: its tangent contributes as g itself does without tangents.
+        if (problem_.dual && problem_.in[kG].tangent) channels(Kernel::backward, false, problem_.in[kG].tangent, true);
+      }
+      if (out && !by_channels[kG]) by_channels[kG] = channels(Kernel::forward, problem_.dual, nullptr, false);
+    }
+    for (const Slot slot : {kX, kY, kW, kG})
+      if (problem_.out[slot].data && !by_channels[slot]) general(slot);
+    return std::move(result_);
   }
-  return result;
-}
+
+ private:
+  const Problem& problem_;
+  const Tables& tables_;
+  const void* base_;
+  void* partial_;
+  std::vector<Launch> result_;
+
+  static constexpr int kThreads = 128;
+
+  static std::int64_t blocks(std::int64_t threads) { return std::min(kMaxGrid, (threads + kThreads - 1) / kThreads); }
+
+  Launch& add(Kernel kernel) {
+    Launch& launch = result_.emplace_back();
+    launch.kernel = kernel;
+    launch.dtype = problem_.dtype;
+    launch.block = kThreads;
+    return launch;
+  }
+
+  void general(Slot slot) {
+    const std::int64_t columns[kSlots] = {problem_.plan->dim[0], problem_.plan->dim[1], problem_.plan->weight_numel,
+                                          problem_.plan->dim[2]};
+    const std::int64_t parts = slot == kW ? weight_parts(problem_) : 0;
+    const std::int64_t threads = (parts ? parts : problem_.rows) * columns[slot];
+    if (threads == 0) return;
+    Launch& launch = add(Kernel::general);
+    launch.slot = slot;
+    launch.dual = problem_.dual;
+    launch.partial = parts > 0;
+    launch.grid = blocks(threads);
+    SlotArguments& a = launch.slot_arguments;
+    a.table = tables_.general_at(base_);
+    std::copy(problem_.in.begin(), problem_.in.end(), a.in);
+    a.out = parts ? partial_ : problem_.out[slot].data;
+    a.out_stride = problem_.out[slot].stride;
+    a.columns = columns[slot];
+    a.rows = problem_.rows;
+    a.parts = parts;
+    if (!parts) return;
+    Launch& reduce = add(Kernel::reduce);
+    reduce.grid = blocks(columns[slot]);
+    reduce.reduce = {partial_, problem_.out[kW].data, parts, columns[slot]};
+  }
+
+  // Adds the launch of a channel kernel, if one runs the problem. `g`: the cotangent, for backward.
+  bool channels(Kernel kernel, bool dual, const void* g, bool add_to_results) {
+    const Tables::Channels& plan = tables_.channels();
+    if (!plan.covered || !has_channel_kernel(problem_.dtype, plan.degree, dual)) return false;
+    const bool backward = kernel == Kernel::backward;
+    const int size = static_cast<int>(accumulator_size(problem_.dtype));
+    Launch launch{};
+    launch.kernel = kernel;
+    launch.dtype = problem_.dtype;
+    launch.dual = dual;
+    launch.degree = plan.degree <= kSmallDegree ? kSmallDegree : EQK_LMAX;
+    ChannelArguments& a = launch.channel_arguments;
+    a.view = tables_.channels_at(base_);
+    std::copy(problem_.in.begin(), problem_.in.end(), a.in);
+    if (plan.mirrored) std::swap(a.in[kX], a.in[kY]);
+    a.in[kG] = {g, nullptr, add_to_results ? problem_.in[kG].tangent_stride : problem_.in[kG].stride, 0};
+    if (backward) {
+      std::copy(problem_.out.begin(), problem_.out.end(), a.out);
+      if (plan.mirrored) std::swap(a.out[kX], a.out[kY]);
+      if (problem_.plan->weights == Weights::shared) a.out[kW] = {};
+      if (!dual) a.out[kG] = {};
+    } else {
+      a.out[kG] = problem_.out[kG];
+    }
+    a.rows = problem_.rows;
+    a.channel_mul_ir = problem_.plan->layout[plan.mirrored ? 1 : 0] == Layout::mul_ir;
+    a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
+    a.add = add_to_results;
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const auto bit = [&](const void* base, std::int64_t stride, int n) {
+        const bool aligned = reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride * size % 16 == 0;
+        a.vectors |= static_cast<int>(base && aligned) << n;
+      };
+      bit(a.in[slot].value, a.in[slot].stride, slot);
+      bit(a.in[slot].tangent, a.in[slot].tangent_stride, kTangents + slot);
+      // What is added to existing results goes by single elements.
+      if (!add_to_results) bit(a.out[slot].data, a.out[slot].stride, kResults + slot);
+    }
+    // An odd number of 16-byte units: the rows of a warp that spans several start in different banks.
+    const int unit = 16 / size;
+    a.m_stride = a.view.m_size / unit % 2 ? a.view.m_size : a.view.m_size + unit;
+    for (int warps = kThreads / 32; warps > 0; warps /= 2) {
+      if (!fit_rows(a, warps, size, launch.degree, dual, backward)) continue;
+      launch.block = 32 * warps;
+      launch.shared = a.shared_memory.bytes;
+      launch.grid = std::min(kMaxGrid, (a.rows + a.block_rows - 1) / a.block_rows);
+      result_.push_back(launch);
+      return true;
+    }
+    return false;
+  }
+
+  // Sets the rows of a block of so many warps, and its shared memory; false if that is more than a block may have.
+  static bool fit_rows(ChannelArguments& a, int warps, int size, int degree, bool dual, bool backward) {
+    constexpr std::int64_t kMost =
+        56 << 10;  // every architecture has more; four such blocks fit one of sm_80 and sm_90
+    const std::int64_t rows = warps * 32 / kTeam, parts = dual ? 2 : 1;
+    const std::int64_t padded = (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
+    const std::int64_t s_bytes = padded * a.view.shared_dim * size;
+    const auto aligned = [](std::int64_t bytes) { return (bytes + 15) / 16 * 16; };
+    const std::int64_t pointers = aligned(4ll * a.view.word_count);
+    const std::int64_t s = pointers + aligned(rows * kRowPointers * 8), m = s + aligned(parts * s_bytes);
+    const std::int64_t gs = m + parts * padded * a.m_stride * size;
+    const std::int64_t stage = gs + (backward ? aligned(s_bytes) : 0);
+    const std::int64_t lanes = 32ll * warps * size;
+    const std::int64_t x = stage + lanes * output_tile(size, dual, backward, degree);
+    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, backward, degree) : 0);
+    if (bytes > kMost) return false;
+    a.block_rows = static_cast<std::int32_t>(rows);
+    const auto narrow = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
+    a.shared_memory = {narrow(padded), narrow(pointers), narrow(s), narrow(m),
+                       narrow(gs),     narrow(stage),    narrow(x), narrow(bytes)};
+    return true;
+  }
+};
 
 }  // namespace eqk::tensor_product

@@ -5,7 +5,9 @@
 
 namespace eqk::tensor_product {
 
-const void* unrolled_kernel_of(const Launch& launch);
+// The kernel of cuda_channels.cu for scalar type T and degrees up to `degree`.
+template <class T, int degree, bool backward, bool dual>
+const void* channel_kernel();
 
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream);
 

@@ -1,0 +1,728 @@
+#pragma once
+// The fast kernels: lanes are channels, for plans in which one operand has a single channel that all channels of a row
+// share (ChannelPlan). A block forms M[k, i] = sum_j C[i, j, k] s[j] of its rows once, in shared memory. A team of 8
+// lanes then works through a row: for each segment with channels, for each segment of the shared operand, for each
+// path, one multiply-add a nonzero (k, i) and channel, kChannels adjacent channels a lane. Degrees are run-time values
+// that choose straight-line code, so no kernel is made for a plan. Every element of a result is written by one lane.
+//
+// Channels of mul_ir rows cross a stage in shared memory, so that memory is read and written in whole sectors: a lane's
+// channels lie 2 l + 1 vectors apart, an odd number, which keeps shared memory free of bank conflicts.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cg_table.h"
+#include "core/scalar.h"
+#include "tensor_product/cuda_kernels.h"
+
+namespace eqk::tensor_product {
+
+// N adjacent elements of memory, moved by one instruction where they are aligned to their size.
+template <class Storage, int N>
+struct Pack {
+  static constexpr int kBytes = sizeof(Storage) * N, kWords = kBytes / 4;
+  std::uint32_t word[kWords];
+
+  // The vector instructions are spelled out because nvcc splits the copy of a struct into scalar accesses.
+  __device__ __forceinline__ void load(const Storage* p) {
+    if constexpr (kWords == 4)
+      asm("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+          : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+          : "l"(p));
+    else if constexpr (kWords == 2)
+      asm("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(p));
+    else
+      asm("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(p));
+  }
+
+  __device__ __forceinline__ void store(Storage* p) const {
+    if constexpr (kWords == 4)
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(word[0]), "r"(word[1]), "r"(word[2]),
+                   "r"(word[3])
+                   : "memory");
+    else if constexpr (kWords == 2)
+      asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(word[0]), "r"(word[1]) : "memory");
+    else
+      asm volatile("st.global.u32 [%0], %1;" ::"l"(p), "r"(word[0]) : "memory");
+  }
+
+  __device__ __forceinline__ void load_shared(const Storage* p) {
+    if constexpr (kWords == 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(p);
+      word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
+    } else if constexpr (kWords == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      word[0] = v.x, word[1] = v.y;
+    } else {
+      word[0] = *reinterpret_cast<const std::uint32_t*>(p);
+    }
+  }
+
+  __device__ __forceinline__ void store_shared(Storage* p) const {
+    if constexpr (kWords == 4)
+      *reinterpret_cast<uint4*>(p) = make_uint4(word[0], word[1], word[2], word[3]);
+    else if constexpr (kWords == 2)
+      *reinterpret_cast<uint2*>(p) = make_uint2(word[0], word[1]);
+    else
+      *reinterpret_cast<std::uint32_t*>(p) = word[0];
+  }
+
+  __device__ __forceinline__ Storage element(int n) const {
+    if constexpr (sizeof(Storage) == 2) {
+      const auto bits = static_cast<unsigned short>(word[n / 2] >> 16 * (n % 2));
+      if constexpr (std::is_same_v<Storage, __half>)
+        return __ushort_as_half(bits);
+      else
+        return __ushort_as_bfloat16(bits);
+    } else {
+      return get<Storage>(n);
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ T get(int n) const {
+    if constexpr (std::is_same_v<Storage, float>)
+      return __uint_as_float(word[n]);
+    else if constexpr (std::is_same_v<Storage, double>)
+      return __hiloint2double(static_cast<int>(word[2 * n + 1]), static_cast<int>(word[2 * n]));
+    else if constexpr (std::is_same_v<Storage, __half>)
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(word[n / 2] >> 16 * (n % 2))));
+    else
+      return __uint_as_float(n % 2 ? word[n / 2] & 0xffff0000u : word[n / 2] << 16);
+  }
+
+  template <class T>
+  __device__ __forceinline__ void set(int n, T v) {
+    if constexpr (std::is_same_v<Storage, float>) {
+      word[n] = __float_as_uint(v);
+    } else if constexpr (std::is_same_v<Storage, double>) {
+      word[2 * n] = static_cast<std::uint32_t>(__double2loint(v));
+      word[2 * n + 1] = static_cast<std::uint32_t>(__double2hiint(v));
+    } else {
+      std::uint32_t bits;
+      if constexpr (std::is_same_v<Storage, __half>)
+        bits = __half_as_ushort(__float2half_rn(v));
+      else
+        bits = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+      word[n / 2] = n % 2 ? (word[n / 2] & 0xffffu) | bits << 16 : bits;  // n increases
+    }
+  }
+};
+
+// The same value, of which the compiler knows nothing: what is computed from it stays where it is used. It would move
+// the addresses of all degrees out of the loops over paths, and spill them.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// Calls f with the run-time degree l as a compile-time constant.
+template <int kFirst, int kLast, class F>
+__device__ __forceinline__ void with_degree(int l, F&& f) {
+  if constexpr (kFirst == kLast) {
+    f(constant<kFirst>{});
+  } else {
+    if (l == kFirst)
+      f(constant<kFirst>{});
+    else
+      with_degree<kFirst + 1, kLast>(l, f);
+  }
+}
+
+// What the lanes of a block share, and which row a lane works on.
+template <class T, class Storage>
+struct ChannelRow {
+  const ChannelArguments& a;
+  std::int32_t* words;
+  T *s, *m, *gs, *x;
+  Storage* stage;
+  Storage** pointers;  // [row of the block][kRowPointers]
+  int lane;            // of the team
+  int block_row = 0;
+  bool valid = false;  // a team beyond the last row repeats it and stores nothing
+
+  __device__ __forceinline__ ChannelRow(const ChannelArguments& arguments, unsigned char* shared)
+      : a(arguments), lane(static_cast<int>(threadIdx.x) % kTeam) {
+    const ChannelSharedMemory& at = a.shared_memory;
+    words = reinterpret_cast<std::int32_t*>(shared);
+    pointers = reinterpret_cast<Storage**>(shared + at.pointers);
+    s = reinterpret_cast<T*>(shared + at.s);
+    m = reinterpret_cast<T*>(shared + at.m);
+    gs = reinterpret_cast<T*>(shared + at.gs);
+    x = reinterpret_cast<T*>(shared + at.x);
+    stage = reinterpret_cast<Storage*>(shared + at.stage);
+  }
+
+  // A column of the row of in[n], of the tangent of in[n - kTangents] or of out[n - kResults].
+  __device__ __forceinline__ Storage* at(int n, int column) const {
+    return pointers[block_row * kRowPointers + n] + column;
+  }
+
+  __device__ __forceinline__ void set_pointers(std::int64_t first, int rows) const {
+    for (int n = threadIdx.x; n < rows * 3 * kSlots; n += blockDim.x) {
+      const int r = n / (3 * kSlots), what = n % (3 * kSlots), slot = what % kSlots;
+      const Operand& in = a.in[slot];
+      const void* const base = what < kTangents ? in.value : what < kResults ? in.tangent : a.out[slot].data;
+      const std::int64_t stride = what < kTangents  ? in.stride
+                                  : what < kResults ? in.tangent_stride
+                                                    : a.out[slot].stride;
+      pointers[r * kRowPointers + what] = static_cast<Storage*>(const_cast<void*>(base)) + (first + r) * stride;
+    }
+  }
+};
+
+// One row's channels [u, u + kTeam kChannels) of a segment of degree l1.
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree, int l1>
+class ChannelSlice {
+  using S = std::conditional_t<kDual, Dual<T>, T>;
+  static constexpr int kChannels = channels_of_lane(sizeof(T), kDual, kBackward, l1), D1 = 2 * l1 + 1;
+  static constexpr int kParts = kDual ? 2 : 1;
+  // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
+  static constexpr bool kStaged = kDual || kBackward;
+  using P = Pack<Storage, kChannels>;
+  using Path = DeviceChannelPath<T>;
+  // M is read four numbers at a time, the same address for all lanes of a team.
+  struct alignas(16) Four {
+    T s[4];
+  };
+  // What a lane holds of one segment: [component][channel].
+  template <int D>
+  using Tile = T[D * kChannels];
+
+ public:
+  static constexpr int kStep = kTeam * kChannels;
+
+  __device__ __forceinline__ explicit ChannelSlice(const ChannelRow<T, Storage>& row)
+      : row_(row), a_(row.a), t_(row.lane) {
+    const int thread = static_cast<int>(threadIdx.x);
+    stage_ = row.stage + (thread - t_) * output_tile(sizeof(T), kDual, kBackward, kDegree);
+    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kBackward, kDegree) +
+         thread % 32 * kChannels;
+  }
+
+  __device__ __forceinline__ void run(const DeviceChannelSegment& segment, int u) {
+    const Operand& in = a_.in[kChannel];
+    const auto at = [&](int what) EQK_LAMBDA {
+      const bool aligned = (a_.vectors >> (what + kChannel) & 1) && (segment.offset | segment.mul) % kChannels == 0;
+      return Slice{what + kChannel,
+                   segment.offset,
+                   segment.mul,
+                   u,
+                   static_cast<bool>(a_.channel_mul_ir),
+                   aligned && segment.mul - u >= kStep};
+    };
+    Tile<D1> x, gc;
+    load<D1>(x, at(0));
+    if constexpr (kStaged) {
+      stage_x<D1>(x, 0);
+      if constexpr (kDual) {
+        if (in.tangent) {
+          load<D1>(x, at(kTangents));
+        } else {
+          for (T& v : x) v = 0;
+        }
+        stage_x<D1>(x, D1);
+      }
+    }
+    if constexpr (kBackward) {
+#pragma unroll
+      for (T& v : gc) v = 0;
+    }
+    const auto* const groups = reinterpret_cast<const DeviceChannelGroup*>(row_.words + a_.view.groups_at);
+#pragma unroll 1
+    for (int n = segment.group_begin; n < segment.group_end; ++n)
+      with_degree<0, kDegree>(groups[n].l, [&](auto l) EQK_LAMBDA {
+        constexpr int l2 = decltype(l)::value, kLow = l1 > l2 ? l1 - l2 : l2 - l1,
+                      kHigh = l1 + l2 < kDegree ? l1 + l2 : kDegree;
+        [[maybe_unused]] T gs[2 * l2 + 1] = {};
+        const auto* const paths = reinterpret_cast<const Path*>(row_.words + a_.view.paths_at);
+#pragma unroll 1
+        for (int q = groups[n].path_begin; q < groups[n].path_end; ++q) {
+          const Path path = paths[q];
+          S w[kChannels];
+          [[maybe_unused]] T gw[kChannels] = {};
+          load_weights(path, segment.mul, u, w);
+          with_degree<kLow, kHigh>(path.l, [&](auto l3) EQK_LAMBDA {
+            using C = Cg<l1, l2, decltype(l3)::value>;
+            if constexpr (kBackward)
+              backward_path<C>(path, segment.mul, u, w, x, gc, gs, gw);
+            else
+              forward_path<C>(path, segment.mul, u, w, x);
+          });
+          if constexpr (kBackward) store_weights(path, segment.mul, u, gw);
+        }
+        if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(groups[n], gs);
+      });
+    if constexpr (kBackward)
+      if (a_.out[kChannel].data) store<D1>(gc, at(kResults), a_.add);
+  }
+
+ private:
+  const ChannelRow<T, Storage>& row_;
+  const ChannelArguments& a_;
+  Storage* stage_;  // of the team
+  T* x_;            // the lane's channels of x: a vector for each component, then those of its tangent
+  int t_;           // lane of the team
+
+  template <int D>
+  __device__ __forceinline__ void stage_x(const Tile<D>& x, int first) const {
+#pragma unroll
+    for (int i = 0; i < D; ++i) {
+      Pack<T, kChannels> pack;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) pack.set(c, x[i * kChannels + c]);
+      pack.store_shared(x_ + (first + i) * 32 * kChannels);
+    }
+  }
+
+  // Component i of the lane's channels, from registers or the stage.
+  template <int i, int D>
+  __device__ __forceinline__ void read_x(const Tile<D>& x, S (&to)[kChannels]) const {
+    if constexpr (!kStaged) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) to[c] = x[i * kChannels + c];
+    } else {
+      Pack<T, kChannels> pack[kParts];
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) pack[part].load_shared(x_ + (part * D + i) * 32 * kChannels);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if constexpr (kDual)
+          to[c] = {pack[0].template get<T>(c), pack[1].template get<T>(c)};
+        else
+          to[c] = pack[0].template get<T>(c);
+      }
+    }
+  }
+
+  // Calls f(pair, M of the pair) over the nonzero pairs of a path.
+  template <class C, class F>
+  __device__ __forceinline__ void for_pairs(const Path& path, F&& f) const {
+    const T* const m = row_.m + row_.block_row * a_.m_stride + path.m;
+    eqk::unroll<(C::pairs + 3) / 4>([&](auto q) EQK_LAMBDA {
+      const Four v = reinterpret_cast<const Four*>(m)[q];
+      Four t;
+      if constexpr (kDual) t = reinterpret_cast<const Four*>(m + a_.shared_memory.rows * a_.m_stride)[q];
+      eqk::unroll<4>([&](auto r) EQK_LAMBDA {
+        constexpr int pair = 4 * decltype(q)::value + decltype(r)::value;
+        if constexpr (pair < C::pairs) {
+          if constexpr (kDual)
+            f(constant<pair>{}, S{v.s[r], t.s[r]});
+          else
+            f(constant<pair>{}, v.s[r]);
+        }
+      });
+    });
+  }
+
+  // coefficient times the weights of the lane's channels, zero beyond the last.
+  __device__ __forceinline__ void load_weights(const Path& path, int mul, int u, S (&w)[kChannels]) const {
+    const int first = opaque(u) + t_ * kChannels, n = mul - first;
+    const auto read = [&](int what, ChannelFlag vectors, P& pack) EQK_LAMBDA {
+      const Storage* const p = row_.at(what, path.weight + first);
+      if ((path.flags & vectors) && n >= kChannels) {
+        pack.load(p);
+      } else {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack.set(c, c < n ? static_cast<T>(p[c]) : T{0});
+      }
+    };
+    P pack, pack_tangent;
+    if (path.flags & kWeighted) {
+      read(kW, kVectorW, pack);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) pack.set(c, T{1});
+    }
+    if constexpr (kDual) {
+      if ((path.flags & kWeighted) && a_.in[kW].tangent) {
+        read(kTangents + kW, kVectorTangentW, pack_tangent);
+      } else {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack_tangent.set(c, T{0});
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      w[c] = S{path.coefficient * pack.template get<T>(c)};
+      if constexpr (kDual) w[c].t = path.coefficient * pack_tangent.template get<T>(c);
+    }
+  }
+
+  template <class C>
+  __device__ __forceinline__ void forward_path(const Path& path, int mul, int u, const S (&w)[kChannels],
+                                               const Tile<D1>& x) {
+    constexpr int D3 = 2 * C::l3 + 1;
+    S xi[kChannels], z[kChannels];
+    Tile<D3> out = {};
+    // The weight is multiplied into the smaller of x and the product.
+    constexpr bool kWeightFirst = kDual || D1 <= D3;
+    for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
+      constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
+      if constexpr (starts<C, p>()) read_x<i, D1>(x, xi);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if constexpr (!kWeightFirst) {
+          fma(out[k * kChannels + c], m, xi[c]);
+        } else {
+          if constexpr (starts<C, p>()) z[c] = eqk::mul(w[c], xi[c]);
+          fma_part(out[k * kChannels + c], m, z[c]);
+        }
+      }
+    });
+    if constexpr (!kWeightFirst) {
+#pragma unroll
+      for (int n = 0; n < D3 * kChannels; ++n) out[n] *= part(w[n % kChannels]);
+    }
+    store<D3>(out, out_slice(kResults + kG, path, kVectorOut, mul, u), !(path.flags & kFirst));
+  }
+
+  __device__ __forceinline__ auto out_slice(int what, const Path& path, ChannelFlag vectors, int mul, int u) const {
+    return Slice{what,
+                 path.out,
+                 opaque(mul),
+                 opaque(u),
+                 static_cast<bool>(a_.out_mul_ir),
+                 (path.flags & vectors) && mul - u >= kStep};
+  }
+
+  // Pairs are sorted by i.
+  template <class C, int pair>
+  static constexpr bool starts() {
+    return pair == 0 || C::pair_i[pair - (pair > 0)] != C::pair_i[pair];
+  }
+  template <class C, int pair>
+  static constexpr bool ends() {
+    return pair + 1 == C::pairs || C::pair_i[pair + (pair + 1 < C::pairs)] != C::pair_i[pair];
+  }
+
+  // h_i = sum_k M[k, i] g_k gives gw = x.h and gc_i += w h_i; s[k, i] = sum over channels of w x_i g_k, contracted with
+  // C, is the gradient of the shared operand. On duals, the eps part of all of them and of the forward.
+  template <class C>
+  __device__ __forceinline__ void backward_path(const Path& path, int mul, int u, const S (&w)[kChannels],
+                                                const Tile<D1>& x, Tile<D1>& gc, T (&gs)[2 * C::l2 + 1],
+                                                T (&gw)[kChannels]) {
+    constexpr int D3 = 2 * C::l3 + 1;
+    Tile<D3> g, out;
+    load<D3>(g, out_slice(kG, path, kVectorG, mul, u));
+    S xi[kChannels], z[kChannels], h[kChannels];
+    if constexpr (kDual) {
+#pragma unroll
+      for (T& v : out) v = 0;
+    }
+    const bool want_gs = a_.out[kShared].data;
+    for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
+      constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
+      if constexpr (starts<C, p>()) read_x<i, D1>(x, xi);
+      T s = 0;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if constexpr (starts<C, p>()) {
+          z[c] = eqk::mul(w[c], xi[c]);
+          h[c] = S{};
+        }
+        fma(h[c], m, g[k * kChannels + c]);
+        s += part(z[c]) * g[k * kChannels + c];
+        if constexpr (kDual) fma_part(out[k * kChannels + c], m, z[c]);
+        if constexpr (ends<C, p>()) {
+          fma_part(gw[c], xi[c], h[c]);
+          fma_part(gc[i * kChannels + c], w[c], h[c]);
+        }
+      }
+      if (want_gs)
+        eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto n) EQK_LAMBDA {
+          constexpr int term = C::pair_terms[p] + decltype(n)::value, j = C::term_j[term];
+          constexpr T c = static_cast<T>(C::term_c[term]);
+          gs[j] += c * s;
+        });
+    });
+    if constexpr (kDual)
+      if (a_.out[kG].data) store<D3>(out, out_slice(kResults + kG, path, kVectorOut, mul, u), !(path.flags & kFirst));
+  }
+
+  __device__ __forceinline__ void store_weights(const Path& path, int mul, int u, const T (&gw)[kChannels]) const {
+    if (!(path.flags & kWantWeight)) return;
+    Storage* const p = row_.at(kResults + kW, path.weight + u + t_ * kChannels);
+    const int n = row_.valid ? mul - u - t_ * kChannels : 0;
+    if ((path.flags & kVectorResultW) && n >= kChannels) {
+      P pack;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) pack.set(c, path.coefficient * gw[c]);
+      pack.store(p);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c)
+        if (c < n) p[c] = static_cast<Storage>(path.coefficient * gw[c] + (a_.add ? static_cast<T>(p[c]) : T{0}));
+    }
+  }
+
+  // Sums values [0, N) over the lanes of the team, N a power of two: at each step a lane hands half of them to its
+  // partner and keeps the other half. Lane t ends with value t N / kTeam in the first place.
+  template <int N, int offset>
+  __device__ __forceinline__ void sum_over_team(T* v) const {
+    if constexpr (offset > 0) {
+      if constexpr (N > 1) {
+        const bool upper = t_ & offset;
+#pragma unroll
+        for (int n = 0; n < N / 2; ++n) {
+          const T given = upper ? v[n] : v[n + N / 2], kept = upper ? v[n + N / 2] : v[n];
+          v[n] = kept + __shfl_xor_sync(~0u, given, offset);
+        }
+        sum_over_team<N / 2, offset / 2>(v);
+      } else {
+        v[0] += __shfl_xor_sync(~0u, v[0], offset);
+        sum_over_team<1, offset / 2>(v);
+      }
+    }
+  }
+
+  template <int D>
+  __device__ __forceinline__ void add_shared_gradient(const DeviceChannelGroup& group, const T (&gs)[D]) const {
+    if (!a_.out[kShared].data) return;
+    T* const to = row_.gs + row_.block_row * a_.view.shared_dim + group.offset;
+    // Of a degree above 3, eight components and the rest.
+    eqk::unroll<(D + kTeam - 1) / kTeam>([&](auto part) EQK_LAMBDA {
+      constexpr int first = decltype(part)::value * kTeam, count = D - first < kTeam ? D - first : kTeam;
+      constexpr int N = count > 4 ? 8 : count > 2 ? 4 : count, each = kTeam / N;
+      T v[N];
+#pragma unroll
+      for (int n = 0; n < N; ++n) v[n] = n < count ? gs[first + n] : T{0};
+      sum_over_team<N, kTeam / 2>(v);
+      if (row_.valid && t_ % each == 0 && t_ / each < count) to[(first + t_ / each) * group.component] += v[0];
+    });
+  }
+
+  // Of a segment with channels: where it begins in a row, its channels, the first of this slice; and whether memory
+  // and registers exchange vectors, which are aligned and of which all lanes have some, or single elements.
+  struct Slice {
+    int what;  // as in ChannelRow::at
+    int offset, mul, u;
+    bool mul_ir, vectors;
+    __device__ __forceinline__ int channels() const { return mul - u < kStep ? mul - u : kStep; }
+  };
+
+  // Calls f(element of the stage, column of the row) for the team's elements that exist.
+  template <class F>
+  __device__ __forceinline__ void for_elements(int D, const Slice& slice, F&& f) const {
+#pragma unroll 1
+    for (int k = 0; k < D; ++k)
+#pragma unroll 1
+      for (int c = t_; c < slice.channels(); c += kTeam)
+        f(c * D + k, slice.offset + (slice.mul_ir ? (slice.u + c) * D + k : k * slice.mul + slice.u + c));
+  }
+
+  // The lane's channels; zero beyond the last. All ways lead through the stage, so that registers are filled in one
+  // place: where two ways met, the compiler kept both sets.
+  template <int D>
+  __device__ __forceinline__ void load(Tile<D>& to, const Slice& slice) {
+    const int t = opaque(t_);
+    __syncwarp();
+    if (slice.vectors && slice.mul_ir) {
+      const Storage* const p = row_.at(slice.what, slice.offset + slice.u * D + t * kChannels);
+      P pack[D];
+#pragma unroll
+      for (int k = 0; k < D; ++k) pack[k].load(p + k * kStep);
+#pragma unroll
+      for (int k = 0; k < D; ++k) pack[k].store_shared(stage_ + t * kChannels + k * kStep);
+    } else if (slice.vectors) {
+      const Storage* p = row_.at(slice.what, slice.offset + slice.u + t * kChannels);
+#pragma unroll
+      for (int k = 0; k < D; ++k, p += slice.mul) {
+        P pack;
+        pack.load(p);
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) stage_[t * kChannels * D + c * D + k] = pack.element(c);
+      }
+    } else {
+      for (int q = slice.channels() * D + t; q < kStep * D; q += kTeam) stage_[q] = static_cast<Storage>(T{0});
+      for_elements(D, slice, [&](int at, int column) EQK_LAMBDA { stage_[at] = *row_.at(slice.what, column); });
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < D; ++k) {
+      P pack;
+      pack.load_shared(stage_ + t * kChannels * D + k * kChannels);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int n = k * kChannels + c;
+        to[n % D * kChannels + n / D] = pack.template get<T>(c);
+      }
+    }
+  }
+
+  template <int D>
+  __device__ __forceinline__ void store(const Tile<D>& from, const Slice& slice, bool add) {
+    const int t = opaque(t_);
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < D; ++k) {
+      P pack;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const int n = k * kChannels + c;
+        pack.set(c, from[n % D * kChannels + n / D]);
+      }
+      pack.store_shared(stage_ + t * kChannels * D + k * kChannels);
+    }
+    __syncwarp();
+    if (!row_.valid) return;
+    if (slice.vectors && !add && slice.mul_ir) {
+      Storage* const p = row_.at(slice.what, slice.offset + slice.u * D + t * kChannels);
+#pragma unroll
+      for (int k = 0; k < D; ++k) {
+        P pack;
+        pack.load_shared(stage_ + t * kChannels + k * kStep);
+        pack.store(p + k * kStep);
+      }
+    } else if (slice.vectors && !add) {
+      Storage* p = row_.at(slice.what, slice.offset + slice.u + t * kChannels);
+#pragma unroll
+      for (int k = 0; k < D; ++k, p += slice.mul) {
+        P pack;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack.set(c, static_cast<T>(stage_[t * kChannels * D + c * D + k]));
+        pack.store(p);
+      }
+    } else {
+      for_elements(D, slice, [&](int at, int column) EQK_LAMBDA {
+        Storage* const p = row_.at(slice.what, column);
+        *p = static_cast<Storage>(static_cast<T>(stage_[at]) + (add ? static_cast<T>(*p) : T{0}));
+      });
+    }
+  }
+};
+
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree>
+class ChannelBlock {
+  static constexpr int kParts = kDual ? 2 : 1;
+
+ public:
+  __device__ __forceinline__ ChannelBlock(const ChannelArguments& a, unsigned char* shared) : a_(a), row_(a, shared) {}
+
+  __device__ __forceinline__ void run() {
+    for (int n = threadIdx.x; n < a_.view.word_count; n += blockDim.x) row_.words[n] = a_.view.words[n];
+    __syncthreads();
+    set_flags();
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * a_.block_rows;
+    for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a_.block_rows; first < a_.rows; first += step) {
+      const int rows = static_cast<int>(a_.rows - first < a_.block_rows ? a_.rows - first : a_.block_rows);
+      stage_shared_operand(first, rows);
+      // A block has as many rows as teams.
+      const int r = static_cast<int>(threadIdx.x) / kTeam;
+      row_.valid = r < rows;
+      row_.block_row = row_.valid ? r : rows - 1;
+      row_.set_pointers(first, rows);
+      const auto* const segments = reinterpret_cast<const DeviceChannelSegment*>(row_.words);
+      int coupled = -1;
+#pragma unroll 1
+      for (int n = 0; n < a_.view.segments; ++n) {
+        __syncthreads();
+        const DeviceChannelSegment& segment = segments[n];
+        if (segment.l != coupled) {
+          coupled = segment.l;
+          couple(segment.m_begin, segment.m_end, rows);
+          __syncthreads();
+        }
+        with_degree<0, kDegree>(segment.l, [&](auto l) EQK_LAMBDA {
+          using Slice = ChannelSlice<T, Storage, kDual, kBackward, kDegree, decltype(l)::value>;
+#pragma unroll 1
+          for (int u = 0; u < segment.mul; u += Slice::kStep) Slice(row_).run(segment, u);
+        });
+      }
+      if (kBackward) clear(kChannel, a_.view.channel_ranges);
+      if (kDual || !kBackward) clear(kG, a_.view.out_ranges);
+      __syncthreads();
+      if constexpr (kBackward) {
+        store_shared_gradient(first, rows);
+        __syncthreads();
+      }
+    }
+  }
+
+ private:
+  const ChannelArguments& a_;
+  ChannelRow<T, Storage> row_;
+
+  __device__ __forceinline__ void set_flags() const {
+    auto* const paths = reinterpret_cast<DeviceChannelPath<T>*>(row_.words + a_.view.paths_at);
+    for (int n = threadIdx.x; n < a_.view.paths; n += blockDim.x) {
+      int flags = paths[n].flags;
+      const auto vector = [&](int what, ChannelFlag aligned, ChannelFlag flag) EQK_LAMBDA {
+        if ((a_.vectors >> what & 1) && (flags & aligned)) flags |= flag;
+      };
+      vector(kW, kWeightAligned, kVectorW);
+      vector(kTangents + kW, kWeightAligned, kVectorTangentW);
+      vector(kG, kOutAligned, kVectorG);
+      vector(kResults + kW, kWeightAligned, kVectorResultW);
+      vector(kResults + kG, kOutAligned, kVectorOut);
+      if ((flags & kWeighted) && a_.out[kW].data) flags |= kWantWeight;
+      paths[n].flags = flags;
+    }
+  }
+
+  __device__ __forceinline__ void stage_shared_operand(std::int64_t first, int rows) {
+    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows * columns;
+    const Operand& in = a_.in[kShared];
+    for (int n = threadIdx.x; n < padded; n += blockDim.x) {
+      const int r = n / columns, j = n % columns;
+      const auto read = [&](const void* base, std::int64_t stride) EQK_LAMBDA {
+        return base && r < rows ? static_cast<T>(static_cast<const Storage*>(base)[(first + r) * stride + j]) : T{0};
+      };
+      row_.s[n] = read(in.value, in.stride);
+      if constexpr (kDual) row_.s[padded + n] = read(in.tangent, in.tangent_stride);
+      if constexpr (kBackward) row_.gs[n] = 0;
+    }
+  }
+
+  // Numbers [m_begin, m_end) of M. A thread forms one for all rows, so that its coefficients are read once a block.
+  __device__ __forceinline__ void couple(int m_begin, int m_end, int rows) {
+    const auto* const terms = static_cast<const DeviceTerm<T>*>(a_.view.m_term);
+    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows;
+    for (int n = m_begin + static_cast<int>(threadIdx.x); n < m_end; n += blockDim.x) {
+      const int begin = a_.view.m_range[n], end = a_.view.m_range[n + 1];
+#pragma unroll 1
+      for (int r0 = 0; r0 < rows; r0 += kRowsAtOnce)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const T* const s = row_.s + (part * padded + r0) * columns;
+          T* const m = row_.m + (part * padded + r0) * a_.m_stride + n - m_begin;
+          T sum[kRowsAtOnce] = {};
+#pragma unroll 1
+          for (int e = begin; e < end; ++e) {
+            const DeviceTerm<T> term = terms[e];
+#pragma unroll
+            for (int r = 0; r < kRowsAtOnce; ++r) sum[r] += term.c * s[r * columns + term.column];
+          }
+#pragma unroll
+          for (int r = 0; r < kRowsAtOnce; ++r) m[r * a_.m_stride] = sum[r];
+        }
+    }
+  }
+
+  __device__ __forceinline__ void store_shared_gradient(std::int64_t first, int rows) const {
+    const Result& to = a_.out[kShared];
+    if (!to.data) return;
+    const int columns = a_.view.shared_dim;
+    for (int n = threadIdx.x; n < rows * columns; n += blockDim.x) {
+      Storage* const p = static_cast<Storage*>(to.data) + (first + n / columns) * to.stride + n % columns;
+      *p = static_cast<Storage>(a_.add ? row_.gs[n] + static_cast<T>(*p) : row_.gs[n]);
+    }
+  }
+
+  // Columns that no path reads or writes.
+  __device__ __forceinline__ void clear(int slot, const DeviceRanges& ranges) const {
+    if (!a_.out[slot].data || a_.add || !row_.valid) return;
+    for (int n = 0; n < ranges.count; ++n) {
+      const std::int32_t* const range = row_.words + ranges.first + 2 * n;
+      for (int q = row_.lane; q < range[1]; q += kTeam)
+        *row_.at(kResults + slot, range[0] + q) = static_cast<Storage>(T{0});
+    }
+  }
+};
+
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree>
+__device__ __forceinline__ void channels(const ChannelArguments& a) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  ChannelBlock<T, Storage, kDual, kBackward, kDegree>(a, shared).run();
+}
+
+}  // namespace eqk::tensor_product

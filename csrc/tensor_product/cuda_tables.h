@@ -1,0 +1,367 @@
+#pragma once
+// A plan's tables on the device, one block of bytes, free of torch and of CUDA headers: what cuda_general.h walks for
+// any plan, and what cuda_channels.h walks where it can run the plan.
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "tensor_product/lowered.h"
+#include "tensor_product/problem.h"
+
+#if !defined(EQK_LMAX)
+#error "the build defines EQK_LMAX"
+#endif
+
+namespace eqk::tensor_product {
+
+struct DeviceSegment {
+  std::int64_t offset, mul;
+  std::int32_t components, channels_adjacent;
+  std::int32_t path_begin, path_end;  // into TableView::path_of
+};
+
+struct DevicePath {
+  View view[3];  // x, y, out
+  std::int64_t m1, m2, mo, weight_offset, weight_numel;
+  double coefficient;
+  std::int32_t mode, weighted, coupling;
+};
+
+// Entries of one (l1, l2, l3), sorted by i, by j and by k: those of component c in order s are
+// [range[begin[s] + c], range[begin[s] + c + 1]) of TableView::entry.
+struct DeviceCoupling {
+  std::int32_t begin[3], entries, first;
+};
+
+template <class T>
+struct DeviceEntry {
+  T c;
+  std::uint8_t at[4];  // i, j, k
+};
+
+// Pointers into the block of bytes. Slots in the order of Slot: x, y, w, g.
+struct TableView {
+  const DeviceSegment* segment[3];
+  std::int32_t segments[3];
+  const std::int32_t* path_of;
+  const DevicePath* path;
+  const std::int32_t* weighted;  // the weighted paths in the order of their weights
+  std::int32_t weighted_paths;
+  const DeviceCoupling* coupling;
+  const std::int32_t* range;
+  const void* entry;  // DeviceEntry<T>
+};
+
+// The operands of the channel kernels in the order of Slot, but that x and y are told apart by what they are: the one
+// with channels, and the one that all channels of a row share.
+inline constexpr int kChannel = kX, kShared = kY;
+
+struct DeviceChannelSegment {
+  std::int32_t offset, mul, l;
+  std::int32_t group_begin, group_end;
+  std::int32_t m_begin, m_end;  // the numbers of M of all paths of this degree
+};
+
+// Paths from one segment with channels and one of the shared operand.
+struct DeviceChannelGroup {
+  std::int32_t l, offset, component;
+  std::int32_t path_begin, path_end;
+};
+
+// Of a path. The table has kWeighted, kFirst and the two that say which offsets are multiples of 16 bytes; a block
+// makes the others from these and its arguments.
+enum ChannelFlag {
+  kWeighted = 1,
+  kFirst = 2,  // no path before it adds to the same output
+  kOutAligned = 4,
+  kWeightAligned = 8,
+  kWantWeight = 16,
+  // The operand's, its tangent's or the result's segment is read or written in vectors.
+  kVectorW = 32,
+  kVectorTangentW = 64,
+  kVectorG = 128,
+  kVectorResultW = 256,
+  kVectorOut = 512,
+};
+
+template <class T>
+struct alignas(16) DeviceChannelPath {
+  T coefficient;
+  std::int32_t l, out, weight;  // degree and offset of the output, offset of the weights
+  std::int32_t m;               // where its M[k, i] lie among those of its l1
+  std::int32_t flags;           // ChannelFlag
+};
+
+template <class T>
+struct DeviceTerm {
+  std::int32_t column;
+  T c;
+};
+
+// (offset, size) pairs in the words.
+struct DeviceRanges {
+  std::int32_t first, count;
+};
+
+struct ChannelView {
+  const std::int32_t* words;  // segments, groups, paths and ranges, which a block copies to shared memory
+  std::int32_t word_count, segments, groups_at, paths_at, paths;
+  DeviceRanges channel_ranges, out_ranges;  // columns that no path reads or writes
+  // M[k, i] of a row: number n sums the terms [m_range[n], m_range[n + 1]) of c s[column]. Those of one
+  // (l1, segment of s, l3), in the order of Cg and padded to a multiple of 4, serve all paths of these degrees. A block
+  // holds those of one l1 at a time, m_size at most.
+  std::int32_t m_size, shared_dim;
+  const std::int32_t* m_range;
+  const void* m_term;  // DeviceTerm<T>
+};
+
+// The tables of a plan for accumulation type T, to be copied to the device once.
+class Tables {
+ public:
+  // What the host needs to choose and launch a channel kernel.
+  struct Channels {
+    bool covered = false;   // they run the plan
+    bool mirrored = false;  // the operand with channels is y
+    int degree = 0;         // the largest
+  };
+
+  Tables(const Plan& plan, bool is_double, int degree_limit = EQK_LMAX) {
+    add_general(plan, is_double);
+    const ChannelPlan lowered = lower_channels(plan, degree_limit);
+    constexpr std::int64_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
+    if (lowered.paths.empty() || plan.weight_numel > kMaxColumns ||
+        std::max({plan.dim[0], plan.dim[1], plan.dim[2]}) > kMaxColumns)
+      return;
+    if (is_double)
+      add_channels<double>(plan, lowered);
+    else
+      add_channels<float>(plan, lowered);
+  }
+
+  const std::vector<std::byte>& bytes() const { return bytes_; }
+  const Channels& channels() const { return channels_; }
+
+  // The tables once their bytes lie at `base`, which is aligned to 16.
+  TableView general_at(const void* base) const {
+    TableView v = general_;
+    for (auto& segment : v.segment) move(segment, base);
+    move(v.path_of, base);
+    move(v.path, base);
+    move(v.weighted, base);
+    move(v.coupling, base);
+    move(v.range, base);
+    move(v.entry, base);
+    return v;
+  }
+  ChannelView channels_at(const void* base) const {
+    ChannelView v = channel_view_;
+    move(v.words, base);
+    move(v.m_range, base);
+    move(v.m_term, base);
+    return v;
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
+  TableView general_{};         // its pointers are offsets into bytes_
+  ChannelView channel_view_{};  // likewise
+  Channels channels_;
+
+  template <class E>
+  static void move(const E*& pointer, const void* base) {
+    pointer =
+        reinterpret_cast<const E*>(reinterpret_cast<std::uintptr_t>(pointer) + reinterpret_cast<std::uintptr_t>(base));
+  }
+
+  template <class E>
+  const E* append(const std::vector<E>& items) {
+    const std::size_t at = (bytes_.size() + 15) / 16 * 16;
+    bytes_.resize(at + std::max<std::size_t>(1, items.size()) * sizeof(E));
+    if (!items.empty()) std::memcpy(bytes_.data() + at, items.data(), items.size() * sizeof(E));
+    return reinterpret_cast<const E*>(at);
+  }
+
+  void add_general(const Plan& plan, bool is_double) {
+    std::vector<DevicePath> paths;
+    std::vector<std::int32_t> weighted;
+    std::vector<DeviceCoupling> couplings;
+    std::vector<std::int32_t> range;
+    std::vector<CgEntry> entries;
+    std::array<std::vector<std::vector<std::int32_t>>, 3> used;
+    for (int s = 0; s < 3; ++s) used[s].resize(plan.irreps[s].size());
+    std::map<std::tuple<int, int, int>, std::int32_t> known;
+    for (const auto& ins : plan.instructions) {
+      const Segment* segment[3] = {&plan.irreps[0][ins.i1], &plan.irreps[1][ins.i2], &plan.irreps[2][ins.io]};
+      if (segment[0]->mul == 0 || segment[1]->mul == 0 || segment[2]->mul == 0) continue;
+      const auto [it, fresh] = known.try_emplace({segment[0]->l, segment[1]->l, segment[2]->l}, couplings.size());
+      if (fresh) couplings.push_back(add_coupling(segment, range, entries));
+      DevicePath path{};
+      for (int s = 0; s < 3; ++s) path.view[s] = view(*segment[s], plan.layout[s]);
+      path.m1 = segment[0]->mul, path.m2 = segment[1]->mul, path.mo = segment[2]->mul;
+      path.weight_offset = ins.weight_offset, path.weight_numel = ins.weight_numel;
+      path.coefficient = ins.coefficient;
+      path.mode = static_cast<std::int32_t>(ins.mode), path.weighted = ins.weighted, path.coupling = it->second;
+      const auto number = static_cast<std::int32_t>(paths.size());
+      if (ins.weighted && ins.weight_numel) weighted.push_back(number);
+      used[0][ins.i1].push_back(number);
+      used[1][ins.i2].push_back(number);
+      used[2][ins.io].push_back(number);
+      paths.push_back(path);
+    }
+    std::vector<std::int32_t> path_of;
+    for (int s = 0; s < 3; ++s) {
+      std::vector<DeviceSegment> segments;
+      for (std::size_t n = 0; n < plan.irreps[s].size(); ++n) {
+        const Segment& segment = plan.irreps[s][n];
+        if (segment.mul == 0) continue;
+        const auto begin = static_cast<std::int32_t>(path_of.size());
+        path_of.insert(path_of.end(), used[s][n].begin(), used[s][n].end());
+        segments.push_back({segment.offset, segment.mul, segment.dim(), plan.layout[s] == Layout::ir_mul, begin,
+                            static_cast<std::int32_t>(path_of.size())});
+      }
+      general_.segment[s] = append(segments);
+      general_.segments[s] = static_cast<std::int32_t>(segments.size());
+    }
+    general_.path_of = append(path_of);
+    general_.path = append(paths);
+    general_.weighted = append(weighted);
+    general_.weighted_paths = static_cast<std::int32_t>(weighted.size());
+    general_.coupling = append(couplings);
+    general_.range = append(range);
+    if (is_double)
+      general_.entry = append(converted<double>(entries));
+    else
+      general_.entry = append(converted<float>(entries));
+  }
+
+  static DeviceCoupling add_coupling(const Segment* const (&segment)[3], std::vector<std::int32_t>& range,
+                                     std::vector<CgEntry>& entries) {
+    auto sorted = sparse_wigner_3j(segment[0]->l, segment[1]->l, segment[2]->l);
+    DeviceCoupling coupling{};
+    coupling.entries = static_cast<std::int32_t>(sorted.size());
+    coupling.first = static_cast<std::int32_t>(entries.size());
+    for (int s = 0; s < 3; ++s) {
+      const auto key = [s](const CgEntry& e) { return s == 0 ? e.i : s == 1 ? e.j : e.k; };
+      std::stable_sort(sorted.begin(), sorted.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
+      coupling.begin[s] = static_cast<std::int32_t>(range.size());
+      const auto start = static_cast<std::int32_t>(entries.size());
+      for (int c = 0; c <= segment[s]->dim(); ++c)
+        range.push_back(start + static_cast<std::int32_t>(std::count_if(sorted.begin(), sorted.end(),
+                                                                        [&](const CgEntry& e) { return key(e) < c; })));
+      entries.insert(entries.end(), sorted.begin(), sorted.end());
+    }
+    return coupling;
+  }
+
+  template <class T>
+  static std::vector<DeviceEntry<T>> converted(const std::vector<CgEntry>& entries) {
+    std::vector<DeviceEntry<T>> result;
+    for (const auto& e : entries)
+      result.push_back(
+          {static_cast<T>(e.c),
+           {static_cast<std::uint8_t>(e.i), static_cast<std::uint8_t>(e.j), static_cast<std::uint8_t>(e.k), 0}});
+    return result;
+  }
+
+  template <class T>
+  void add_channels(const Plan& plan, const ChannelPlan& lowered) {
+    std::vector<DeviceChannelSegment> segments;
+    std::vector<DeviceChannelGroup> groups;
+    std::vector<DeviceChannelPath<T>> paths;
+    std::vector<std::int32_t> m_range{0};
+    std::vector<DeviceTerm<T>> terms;
+    std::map<std::tuple<int, std::int64_t, int>, std::int32_t> known;  // (l1, offset of the segment of s, l3) -> m
+    std::map<std::int64_t, int> uses;                                  // of an output, by its offset
+    std::int32_t m_begin = 0;
+    // By degree, so that M is formed once for each.
+    std::vector<PaddedSegment> sorted = lowered.c_segments;
+    std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.l < b.l; });
+    for (const PaddedSegment& s : sorted) {
+      if (segments.empty() || segments.back().l != s.l) m_begin = static_cast<std::int32_t>(m_range.size()) - 1;
+      std::map<std::int64_t, std::vector<const ChannelPath*>> by_shared;
+      for (const ChannelPath& p : lowered.paths)
+        if (p.c_scratch == s.scratch) by_shared[p.shared.offset].push_back(&p);
+      const auto begin = static_cast<std::int32_t>(groups.size());
+      for (const auto& [offset, members] : by_shared) {
+        const auto path_begin = static_cast<std::int32_t>(paths.size());
+        for (const ChannelPath* p : members) {
+          const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo}, m_range.size() - 1 - m_begin);
+          if (fresh) add_terms(*p, m_range, terms);
+          const bool first = uses[p->out.offset]++ == 0;
+          channels_.degree = std::max({channels_.degree, p->lc, p->ls, p->lo});
+          constexpr std::int64_t kUnit = 16 / sizeof(T);
+          const int flags = (p->weighted ? kWeighted : 0) | (first ? kFirst : 0) |
+                            ((p->out.offset | p->channels) % kUnit ? 0 : kOutAligned) |
+                            (p->weight_offset % kUnit ? 0 : kWeightAligned);
+          paths.push_back({static_cast<T>(p->coefficient), p->lo, static_cast<std::int32_t>(p->out.offset),
+                           static_cast<std::int32_t>(p->weight_offset), m->second, flags});
+        }
+        groups.push_back({members[0]->ls, static_cast<std::int32_t>(offset),
+                          static_cast<std::int32_t>(members[0]->shared.component), path_begin,
+                          static_cast<std::int32_t>(paths.size())});
+      }
+      segments.push_back({static_cast<std::int32_t>(s.memory.offset), static_cast<std::int32_t>(s.mul), s.l, begin,
+                          static_cast<std::int32_t>(groups.size()), m_begin, 0});
+    }
+    ChannelView& v = channel_view_;
+    for (std::size_t n = segments.size(); n-- > 0;) {
+      DeviceChannelSegment& s = segments[n];
+      if (n + 1 == segments.size())
+        s.m_end = static_cast<std::int32_t>(m_range.size()) - 1;
+      else
+        s.m_end = segments[n + 1].l == s.l ? segments[n + 1].m_end : segments[n + 1].m_begin;
+      v.m_size = std::max(v.m_size, s.m_end - s.m_begin);
+    }
+    channels_.covered = true;
+    channels_.mirrored = lowered.mirrored;
+    std::vector<std::int32_t> words;
+    append_words(words, segments);
+    v.segments = static_cast<std::int32_t>(segments.size());
+    v.groups_at = append_words(words, groups);
+    words.resize((words.size() + 3) / 4 * 4);  // the alignment of a path
+    v.paths_at = append_words(words, paths);
+    v.paths = static_cast<std::int32_t>(paths.size());
+    v.channel_ranges = {static_cast<std::int32_t>(words.size()), static_cast<std::int32_t>(lowered.c_untouched.size())};
+    for (const auto& [offset, size] : lowered.c_untouched)
+      words.insert(words.end(), {static_cast<std::int32_t>(offset), static_cast<std::int32_t>(size)});
+    v.out_ranges = {static_cast<std::int32_t>(words.size()), static_cast<std::int32_t>(lowered.out_untouched.size())};
+    for (const auto& [offset, size] : lowered.out_untouched)
+      words.insert(words.end(), {static_cast<std::int32_t>(offset), static_cast<std::int32_t>(size)});
+    v.word_count = static_cast<std::int32_t>(words.size());
+    v.words = append(words);
+    v.shared_dim = static_cast<std::int32_t>(plan.dim[lowered.mirrored ? 0 : 1]);
+    v.m_range = append(m_range);
+    v.m_term = append(terms);
+  }
+
+  template <class E>
+  static std::int32_t append_words(std::vector<std::int32_t>& words, const std::vector<E>& items) {
+    const std::size_t at = words.size();
+    words.resize(at + items.size() * sizeof(E) / 4);
+    std::memcpy(words.data() + at, items.data(), items.size() * sizeof(E));
+    return static_cast<std::int32_t>(at);
+  }
+
+  template <class T>
+  static void add_terms(const ChannelPath& path, std::vector<std::int32_t>& m_range,
+                        std::vector<DeviceTerm<T>>& terms) {
+    const auto entries = sparse_wigner_3j(path.lc, path.ls, path.lo);
+    for (int i = 0; i <= 2 * path.lc; ++i)
+      for (int k = 0; k <= 2 * path.lo; ++k) {
+        const std::size_t before = terms.size();
+        for (const auto& e : entries)
+          if (e.i == i && e.k == k)
+            terms.push_back(
+                {static_cast<std::int32_t>(path.shared.offset + e.j * path.shared.component), static_cast<T>(e.c)});
+        if (terms.size() != before) m_range.push_back(static_cast<std::int32_t>(terms.size()));
+      }
+    while ((m_range.size() - 1) % 4) m_range.push_back(static_cast<std::int32_t>(terms.size()));
+  }
+};
+
+}  // namespace eqk::tensor_product

@@ -1,0 +1,122 @@
+"""Runs the CUDA kernels without a GPU: the PTX in the installed library, launched as the library launches it."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import ptxemu
+import torch
+import triton
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cuobjdump(*arguments: object, cwd: Path | None = None) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def ptx_of(library: Path) -> list[str]:
+    """The PTX of each source in the library."""
+    listing = cuobjdump("--dump-ptx", library)
+    texts = re.split(r"^\.version", listing, flags=re.MULTILINE)[1:]
+    return [".version" + re.split(r"^Fatbin ", text, flags=re.MULTILINE)[0] for text in texts]
+
+
+def build_bindings(directory: Path):
+    """The host side of the library, which chooses the launches, as a module."""
+    pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
+    options = {
+        "EQK_TORCH_DIR": Path(torch.__file__).parent,
+        "EQK_TEST_BINDINGS": "ON",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.strip(),
+    }
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    configure = ["cmake", "-S", ROOT, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())]
+    subprocess.run(configure, check=True)
+    subprocess.run(["cmake", "--build", directory, "--target", "eqk_cuda_launches"], check=True)
+    spec = importlib.util.spec_from_file_location("eqk_cuda_launches", next(directory.glob("eqk_cuda_launches*.so")))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Emulator:
+    """Runs the PTX that the library holds, launched as the library launches it."""
+
+    def __init__(self, library: Path, directory: Path):
+        """``directory``: an empty one to work in."""
+        # One module a source: the addresses that a launch meets are those of the module of its kernel.
+        modules = [ptxemu.Module(text) for text in ptx_of(library)]
+        self.module_of = {name: module for module in modules for name in module.kernels}
+        self.bindings = build_bindings(directory / "bindings")
+        self.executed = set()
+
+    def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False):
+        """The wanted results, and [(launch, its counts or None)].
+
+        values, tangents: numpy arrays or None for x, y, w, g in the storage dtype. Rows are ``pad`` elements further
+        apart than their columns, with poison between them.
+        """
+        rows = values[0].shape[0]
+        columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+        shared = plan.weights == "shared"
+
+        def spread(a, slot):
+            if a is None or (slot == 2 and shared):
+                return a
+            wide = np.full((rows, a.shape[1] + pad), np.nan if dtype != "bfloat16" else 0x7FC0, a.dtype)
+            wide[:, : a.shape[1]] = a
+            return wide
+
+        results = []
+        for slot, want in enumerate(wanted):
+            shape = (columns[slot],) if slot == 2 and shared else (rows, columns[slot])
+            poison = np.nan if dtype != "bfloat16" else 0x7FC0
+            results.append(np.full(shape, poison, values[0].dtype) if want else None)
+        strides = [c + pad for c in columns]
+        if shared:
+            strides[2] = 0
+        keep = [spread(a, s) for s, a in enumerate(values)], [spread(a, s) for s, a in enumerate(tangents)]
+        sizes = self.bindings.Problem(str(plan), dtype, rows, dual, [0] * 4, [0] * 4, strides, [int(w) for w in wanted])
+        tables = np.frombuffer(sizes.tables(), np.uint8).copy()
+        tables.flags.writeable = False
+        scratch = np.full(max(1, sizes.scratch_bytes // 4), np.nan, np.float32)
+
+        def launches(module):
+            address = lambda a: 0 if a is None else module.register(a)  # noqa: E731
+            problem = self.bindings.Problem(
+                str(plan),
+                dtype,
+                rows,
+                dual,
+                *([address(a) for a in arrays] for arrays in keep),
+                strides,
+                [address(a) for a in results],
+            )
+            return problem.launches(address(tables), address(scratch))
+
+        in_module = {id(m): launches(m) for m in {id(m): m for m in self.module_of.values()}.values()}
+        names = [launch["name"] for launch in next(iter(in_module.values()))]
+        executed = []
+        for number, name in enumerate(names):
+            module = self.module_of[name]
+            launch = in_module[id(module)][number]
+            stats = module.launch(
+                name,
+                (launch["grid"],),
+                (launch["block"],),
+                [launch["argument"]],
+                dynamic_shared=launch["shared"],
+                count=count,
+                check_races=not count,
+                check_uninitialised=not count,
+            )
+            executed.append((launch, stats))
+            self.executed.add(name)
+        return results, executed
