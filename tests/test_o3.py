@@ -471,7 +471,7 @@ def traced_cases():
     yield "SphericalHarmonics", ([0, 1, 2], True), {}, [3]
 
 
-@pytest.mark.parametrize(("name", "args", "kwargs", "dims"), traced_cases())
+@pytest.mark.parametrize(("name", "args", "kwargs", "dims"), list(traced_cases()))
 def test_symbolic_trace(name, args, kwargs, dims):
     if not hasattr(theirs, name):
         pytest.skip(f"this e3nn has no {name}")

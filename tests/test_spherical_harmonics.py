@@ -368,7 +368,6 @@ def test_irreps_and_module():
         (True, 1),
         (e3nn.o3.Irrep("2e"), 2),
     ],
-    ids=str,
 )
 def test_what_stands_for_degrees(l, ls):
     x = torch.randn(3, 3)
