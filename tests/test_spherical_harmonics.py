@@ -412,7 +412,7 @@ def test_not_finite():
         ("1e+1o", {}, ValueError, "irreps_out: expected parity"),
         ("2o", {}, ValueError, "irreps_out: expected parity"),
         ("1q", {}, ValueError, "expected irreps"),
-        (None, {}, ValueError, "l: expected a degree, several, or irreps, got None"),
+        (None, {}, ValueError, "l: expected at least one degree, none negative, got None"),
         (1.0, {}, ValueError, "l: expected a degree, several, or irreps, got 1.0"),
         ([0, 1.0], {}, ValueError, "l: expected a degree, several, or irreps, got"),
         ([None], {}, ValueError, "l: expected a degree, several, or irreps, got"),
