@@ -67,7 +67,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        emulator = Emulator(library, directory)
+        emulator = Emulator.of_library(library, directory)
         usage = cuobjdump("--dump-resource-usage", "-arch", args.arch, library)
         for case in args.cases:
             for phase in args.phases:

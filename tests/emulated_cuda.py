@@ -27,18 +27,37 @@ def ptx_of(library: Path) -> list[str]:
     return [".version" + re.split(r"^Fatbin ", text, flags=re.MULTILINE)[0] for text in texts]
 
 
-def build_bindings(directory: Path):
-    """The host side of the library, which chooses the launches, as a module."""
+def poisoned(shape: tuple[int, ...], dtype: str, storage: np.dtype) -> np.ndarray:
+    """An array of NaN. numpy has no bfloat16: its storage are the bits."""
+    return np.full(shape, 0x7FC0 if dtype == "bfloat16" else np.nan, storage)
+
+
+def spread(a: np.ndarray | None, dtype: str, pad: int) -> np.ndarray | None:
+    """The rows of ``a`` with ``pad`` poisoned elements after each; ``a`` itself where it has no rows."""
+    if a is None or a.ndim == 1:
+        return a
+    wide = poisoned((a.shape[0], a.shape[1] + pad), dtype, a.dtype)
+    wide[:, : a.shape[1]] = a
+    return wide
+
+
+def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
+    """Prepares a build, in ``directory``, of the library of ``source`` and of what the tests need of it."""
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
-    options = {
+    options |= {
         "EQK_TORCH_DIR": Path(torch.__file__).parent,
         "EQK_TEST_BINDINGS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.strip(),
     }
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = ["cmake", "-S", ROOT, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())]
-    subprocess.run(configure, check=True)
+    subprocess.run(
+        ["cmake", "-S", source, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())], check=True
+    )
+
+
+def build_bindings(directory: Path):
+    """The host side of the library configured in ``directory``, which chooses the launches, as a module."""
     subprocess.run(["cmake", "--build", directory, "--target", "eqk_cuda_launches"], check=True)
     spec = importlib.util.spec_from_file_location("eqk_cuda_launches", next(directory.glob("eqk_cuda_launches*.so")))
     module = importlib.util.module_from_spec(spec)
@@ -47,15 +66,21 @@ def build_bindings(directory: Path):
 
 
 class Emulator:
-    """Runs the PTX that the library holds, launched as the library launches it."""
+    """Runs PTX, launched as the library launches it."""
 
-    def __init__(self, library: Path, directory: Path):
-        """``directory``: an empty one to work in."""
+    def __init__(self, texts, bindings):
+        """``texts``: the PTX of each source; ``bindings``: the host side that was built with the same options."""
         # One module a source: the addresses that a launch meets are those of the module of its kernel.
-        modules = [ptxemu.Module(text) for text in ptx_of(library)]
+        modules = [ptxemu.Module(text) for text in texts]
         self.module_of = {name: module for module in modules for name in module.kernels}
-        self.bindings = build_bindings(directory / "bindings")
+        self.bindings = bindings
         self.executed = set()
+
+    @classmethod
+    def of_library(cls, library: Path, directory: Path) -> "Emulator":
+        """``directory``: an empty one to work in."""
+        configure(directory)
+        return cls(ptx_of(library), build_bindings(directory))
 
     def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False):
         """The wanted results, and [(launch, its counts or None)].
@@ -67,22 +92,14 @@ class Emulator:
         columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
         shared = plan.weights == "shared"
 
-        def spread(a, slot):
-            if a is None or (slot == 2 and shared):
-                return a
-            wide = np.full((rows, a.shape[1] + pad), np.nan if dtype != "bfloat16" else 0x7FC0, a.dtype)
-            wide[:, : a.shape[1]] = a
-            return wide
-
         results = []
         for slot, want in enumerate(wanted):
             shape = (columns[slot],) if slot == 2 and shared else (rows, columns[slot])
-            poison = np.nan if dtype != "bfloat16" else 0x7FC0
-            results.append(np.full(shape, poison, values[0].dtype) if want else None)
+            results.append(poisoned(shape, dtype, values[0].dtype) if want else None)
         strides = [c + pad for c in columns]
         if shared:
             strides[2] = 0
-        keep = [spread(a, s) for s, a in enumerate(values)], [spread(a, s) for s, a in enumerate(tangents)]
+        keep = [[spread(a, dtype, pad) for a in arrays] for arrays in (values, tangents)]
         sizes = self.bindings.Problem(str(plan), dtype, rows, dual, [0] * 4, [0] * 4, strides, [int(w) for w in wanted])
         tables = np.frombuffer(sizes.tables(), np.uint8).copy()
         tables.flags.writeable = False

@@ -65,7 +65,7 @@ def compiled(plan, member, dtype, target):
     compute = tl.float64 if dtype == "fp64" else tl.float32
     varies = (True, True, True, member == "double_backward") if dual else None
     for launch in kernels.lower(str(plan), slots, varies):
-        values = [launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared]
+        values = [launch.table, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared]
         values += [launch.over_rows, dual, dual, dual, dual, dual and member == "double_backward"]
         constants = dict(zip(names[-len(values) :], values, strict=True))
         tensors = 12

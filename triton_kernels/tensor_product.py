@@ -27,7 +27,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -107,8 +107,24 @@ class _Section:
     paths: tuple
 
 
+@dataclass(frozen=True, repr=False)
+class _Table:
+    """The sections of a kernel, as a constant of it.
+
+    Triton knows constants by their string, also in its cache on disk, which outlives this process and this file: that
+    of a table is a digest of its content. Kernels cannot look tables up in a global variable, because Triton refuses to
+    launch a kernel after a global that it refers to has changed.
+    """
+
+    digest: str
+    sections: tuple[_Section, ...] = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"_Table({self.digest})"
+
+
 class _Launch(NamedTuple):
-    key: str
+    table: _Table
     blocks: int
     rows: int
     channels: int
@@ -117,20 +133,17 @@ class _Launch(NamedTuple):
     columns: tuple[int, int]
 
 
-_TABLES: dict[str, tuple[_Section, ...]] = {}
-
-
 # Dataclasses, and functions that pick from them, because kernels take a tuple of constants apart into tensors.
 
 
 @triton.constexpr_function
-def _count(key):
-    return len(_TABLES[key])
+def _count(table):
+    return len(table.sections)
 
 
 @triton.constexpr_function
-def _section_of(key, s):
-    return _TABLES[key][s]
+def _section_of(table, s):
+    return table.sections[s]
 
 
 @triton.constexpr_function
@@ -259,19 +272,17 @@ def lower(text: str, slots: tuple[int, ...], varies: tuple[bool, ...] | None = N
             return
         lanes = max(max((p.inner for p in s.paths), default=1) if s.reduce else s.extent for s in group)
         channels = _power_of_2(lanes, _MAX_CHANNELS)
-        table, begin = [], 0
+        placed, begin = [], 0
         for s in group:
             end = begin + (s.extent if s.reduce else -(-s.extent // channels))
-            table.append(replace(s, begin=begin, end=end))
+            placed.append(replace(s, begin=begin, end=end))
             begin = end
         if begin > _MAX_GRID:
             raise NotImplementedError(f"eqk_triton: expected a plan of at most {_MAX_GRID} programs a row, got {begin}")
-        # The content is the key, because Triton's cache on disk outlives this process and this file.
-        key = hashlib.sha256(repr(table).encode()).hexdigest()
-        _TABLES[key] = tuple(table)
+        table = _Table(hashlib.sha256(repr(placed).encode()).hexdigest(), tuple(placed))
         over_rows = group[0].slot == 2 and plan.weights == "shared"
         columns = (group[0].view.offset, group[-1].view.offset + group[-1].extent) if over_rows else (0, 0)
-        launches.append(_Launch(key, begin, _TILE // channels, channels, wide, over_rows, columns))
+        launches.append(_Launch(table, begin, _TILE // channels, channels, wide, over_rows, columns))
         group, budget = [], 0
 
     for section in sections:
@@ -635,7 +646,7 @@ def kernel(
     x, y, w, g, tx, ty, tw, tg, gx, gy, gw, out,
     sx, sy, sw, sg, stx, sty, stw, stg, cx, cy, cw, co,
     row_block_begin, steps, rows_total,
-    KEY: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
+    TABLE: tl.constexpr, BLOCKS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
     WIDE: tl.constexpr, SHARED: tl.constexpr, OVER_ROWS: tl.constexpr,
     DUAL: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, DW: tl.constexpr, DG: tl.constexpr,
 ):  # fmt: skip
@@ -645,11 +656,11 @@ def kernel(
     row_block = row_block_begin.to(tl.int64) + tl.program_id(0) // BLOCKS
     tensors = (x, y, w, g, tx, ty, tw, tg)
     strides = ((sx, stx), (sy, sty), (sw, stw), (sg, stg))
-    for s in tl.static_range(_count(KEY)):
-        if (block >= _section_of(KEY, s).begin) & (block < _section_of(KEY, s).end):
+    for s in tl.static_range(_count(TABLE)):
+        if (block >= _section_of(TABLE, s).begin) & (block < _section_of(TABLE, s).end):
             _section(
                 tensors, strides, (gx, gy, gw, out), (cx, cy, cw, co), block, row_block, steps, rows_total,
-                _section_of(KEY, s), M,
+                _section_of(TABLE, s), M,
             )  # fmt: skip
 
 
@@ -727,7 +738,7 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
             with _on(x.device):
                 kernel[grid](
                     *pointers, *targets, *strides, *columns, begin, steps, rows,
-                    launch.key, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
+                    launch.table, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
                     launch.over_rows, dual, *varies, num_warps=_WARPS, enable_fp_fusion=True,
                 )  # fmt: skip
         if launch.over_rows:

@@ -45,7 +45,8 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
 }  // namespace
 
 PYBIND11_MODULE(eqk_cuda_launches, m) {
-  py::class_<Problem>(m, "Problem")
+  // Local, because one process may load the bindings of two builds.
+  py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init(&problem), py::arg("plan"), py::arg("dtype"), py::arg("rows"), py::arg("dual"), py::arg("values"),
            py::arg("tangents"), py::arg("strides"), py::arg("results"))
       .def_property_readonly("scratch_bytes", &scratch_bytes)

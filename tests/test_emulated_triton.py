@@ -1,0 +1,159 @@
+"""The Triton kernels: compiled for GPUs that are not there, their PTX run in an emulator against the dense reference."""
+
+import contextlib
+import importlib
+import pkgutil
+
+import ptxemu
+import pytest
+import triton
+from emulated_triton import Driver, Emulator, name_of
+from test_cuda import IR_MUL, check, seed
+
+import eqk
+from eqk import triton_kernels
+from eqk.triton_kernels import tensor_product as kernels
+
+# Small, because the time to compile grows with the square of a kernel's length. No path reaches 2x1e.
+UVU = eqk.Plan(
+    "3x0e+5x1o",
+    "1x0e+1x1o",
+    "5x0e+3x1o+2x1e+5x1o",
+    ((1, 1, 0, "uvu", True, 0.7), (0, 1, 1, "uvu", True, -1.3), (1, 0, 3, "uvu", False, 0.4)),
+    weights="per_sample",
+)
+MODES = eqk.Plan(
+    "3x0e+2x1o",
+    "3x0e+2x1o",
+    "2x0e+3x0e+3x0e+2x0e+2x1o+6x1o+3x1o+2x0e",
+    (
+        (0, 0, 0, "u<vw", True, 0.9),
+        (0, 0, 1, "uvu<v", False, -0.6),
+        (0, 0, 2, "uvu", True, 1.2),
+        (0, 0, 3, "uuw", True, 0.5),
+        (0, 1, 4, "uvv", True, -0.8),
+        (0, 1, 5, "uvuv", True, 1.1),
+        (1, 0, 6, "uvw", True, -0.7),
+        (1, 1, 7, "uuu", False, 0.3),
+    ),
+    "ir_mul",
+    "mul_ir",
+    "ir_mul",
+    "shared",
+)
+MIXING = eqk.Plan(
+    "3x0e+2x1o", "2x1o", "3x0e+2x1o", ((1, 0, 0, "uvw", True, 0.8), (0, 0, 1, "uvw", True, -1.1)), *IR_MUL, "shared"
+)
+OUT, GRADIENTS = (False, False, False, True), (True, True, True, False)
+
+
+def functions():
+    """All of Triton's functions in eqk.triton_kernels: kernels and what they are made of."""
+    modules = [
+        importlib.import_module(f"eqk.triton_kernels.{m.name}") for m in pkgutil.iter_modules(triton_kernels.__path__)
+    ]
+    return [f for m in modules for f in vars(m).values() if isinstance(f, triton.runtime.JITFunction)]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
+        driver = Driver(90)
+        patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
+        triton.runtime.driver.set_active(driver)
+        yield driver
+        kernels.kernel.device_caches.clear()
+        triton.runtime.driver.set_active(None)
+
+
+@pytest.fixture
+def emulator(driver) -> Emulator:
+    return Emulator()
+
+
+@pytest.mark.parametrize("plan", [UVU, MODES], ids=["uvu", "modes"])
+def test_family(emulator, plan):
+    number = seed()
+    check(emulator, plan, "float32", False, seed=number)
+    check(emulator, plan, "float32", True, OUT, missing=(3,), seed=number)
+    check(emulator, plan, "float32", True, seed=number)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_dtypes(emulator, dtype):
+    number = seed()
+    check(emulator, MIXING, dtype, False, seed=number)
+    check(emulator, MIXING, dtype, True, OUT, missing=(3,), seed=number)
+    check(emulator, MIXING, dtype, True, seed=number)
+
+
+def test_sm_80(emulator, driver, monkeypatch):
+    monkeypatch.setattr(driver, "architecture", 80)
+    check(emulator, UVU, "float32", False, seed=seed())
+
+
+@pytest.mark.parametrize("plan", [UVU, MIXING], ids=["per_sample", "shared"])
+def test_rows(emulator, plan):
+    """None, one, a block of each kernel, one more and one less."""
+    blocks = {launch.rows for slot in range(4) for launch in kernels.lower(str(plan), (slot,))}
+    for rows in {0, 1, *(b + n for b in blocks for n in (-1, 0, 1))}:
+        check(emulator, plan, "float32", False, rows=rows, seed=seed())
+
+
+def test_only_what_is_wanted(emulator):
+    """Each gradient alone; a missing tangent is zero."""
+    number = seed()
+    for slot in range(3):
+        wanted = tuple(s == slot for s in range(4))
+        check(emulator, UVU, "float32", False, wanted, seed=number)
+        check(emulator, UVU, "float32", True, wanted, missing=(slot,), seed=number)
+
+
+def test_vectors(emulator):
+    """Rows that begin at multiples of 16 bytes, for which Triton compiles another kernel."""
+    plan = eqk.Plan("4x0e+4x1o", "1x1o+1x0e", "4x1o", ((0, 0, 0, "uvu", True, 0.6), (1, 1, 0, "uvu", True, -0.9)))
+    check(emulator, plan, "float32", False, seed=seed(), pad=0)
+
+
+FAULTS = {
+    "rows_beyond_the_last": (
+        "_section", "mask=row_mask & (own < S.extent)", "mask=own < S.extent", False,
+        (ptxemu.MemoryFault, "out-of-bounds access to global memory"),
+    ),
+    "off_by_one_index": ("_indices", "n = u * P.m2 + v", "n = u * P.m2 + v + 1", False, (AssertionError, "error inf")),
+    "tangent_dropped": ("_path", "if M.dual and M.dw and P.weighted:", "if False:", True, (AssertionError, r"error \d")),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def planted(name, text, instead):
+    function = getattr(kernels, name)
+    sound = function.src
+    assert sound.count(text) == 1, f"{name}: expected {text!r} once, got {sound.count(text)}"
+
+    def become(source):
+        function._unsafe_update_src(source)
+        # Triton keeps kernels by the hash of their source and of that of the functions that they call.
+        for f in functions():
+            f.hash = None
+        kernels.kernel.device_caches.clear()
+
+    become(sound.replace(text, instead))
+    try:
+        yield
+    finally:
+        become(sound)
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_planted_fault_is_found(emulator, fault):
+    *where, dual, (error, message) = fault
+    with planted(*where), pytest.raises(error, match=message):
+        check(emulator, UVU, "float32", dual, OUT, missing=(3,), seed=seed())
+
+
+def test_every_function_was_executed(driver):
+    """Runs last in this file: a function that no test reaches must not stay."""
+
+    assert {name_of(f) for f in functions()} - driver.executed == set()

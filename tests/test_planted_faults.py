@@ -1,0 +1,143 @@
+"""Tests of the tests: faults planted in the CUDA kernels, each of which the check of test_cuda.py must find."""
+
+import json
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ptxemu
+import pytest
+from emulated_cuda import ROOT, Emulator, build_bindings, configure
+from test_cuda import IR_MUL, MUL_IR, channels_plan, check, mixed_plan, require_nvcc, seed
+
+from eqk.testing import CASES
+
+WRONG, UNWRITTEN = (AssertionError, r"error \d"), (AssertionError, "error inf")
+OUT_OF_BOUNDS = (ptxemu.MemoryFault, "out-of-bounds access to global memory")
+UNINITIALISED = (ptxemu.UninitialisedRead, "shared memory")
+RACE = (ptxemu.RaceError, "shared-memory race")
+FORWARD, BACKWARD, DOUBLE_BACKWARD = (f"eqk_cuda_{name}_f32_l1" for name in ("forward", "backward", "backward_dual"))
+GENERAL = "eqk_cuda_general"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``text`` of ``file``, found once there, becomes ``instead``; the check of ``kernel`` raises ``found``."""
+
+    kernel: str
+    file: str
+    text: str
+    instead: str
+    found: tuple
+    plan: object = field(default_factory=lambda: channels_plan(MUL_IR, 1))
+
+    def check(self, emulator, number):
+        forward = self.kernel == FORWARD
+        # General kernels sum shared weights; enough rows for two parts of unequal length.
+        shared = self.plan.weights == "shared"
+        wanted = (False, False, True, False) if shared else (not forward,) * 3 + (forward,)
+        # A tangent of g would be another launch, of the backward kernel.
+        dual = self.kernel == DOUBLE_BACKWARD
+        check(emulator, self.plan, "float32", dual, wanted, missing=(3,), rows=37 if shared else 5, seed=number)
+
+
+CHANNELS = "cuda_channels.h"
+FAULTS = {
+    "off_by_one_index": Fault(
+        FORWARD, CHANNELS, "for (int e = begin; e < end; ++e)", "for (int e = begin + 1; e < end; ++e)", WRONG
+    ),
+    "missing_syncthreads": Fault(
+        BACKWARD, CHANNELS, "couple(segment.m_begin, segment.m_end, rows);\n          __syncthreads();",
+        "couple(segment.m_begin, segment.m_end, rows);", RACE,
+    ),
+    "sign_of_the_coefficients_of_one_path": Fault(
+        BACKWARD, CHANNELS, "static_cast<T>(C::term_c[term])",
+        "static_cast<T>(C::l1 == 1 && C::l2 == 1 && C::l3 == 1 ? -C::term_c[term] : C::term_c[term])", WRONG,
+    ),
+    "unwritten_row": Fault(FORWARD, CHANNELS, "row_.valid = r < rows;", "row_.valid = r < rows - 1;", UNWRITTEN),
+    "unwritten_columns": Fault(
+        FORWARD, CHANNELS, "clear(kG, a_.view.out_ranges);", ";", UNWRITTEN, CASES["outputs-without-path"].plan
+    ),
+    "stride_of_an_odd_multiplicity": Fault(
+        FORWARD, CHANNELS, "stage_[at] = *row_.at(slice.what, column);",
+        "stage_[at] = *row_.at(slice.what, column - (column - slice.offset) / slice.mul * (slice.mul % 2));",
+        WRONG, channels_plan(IR_MUL, 1),
+    ),
+    "read_past_the_end": Fault(
+        FORWARD, CHANNELS, "c < n ? static_cast<T>(p[c]) : T{0}", "static_cast<T>(p[c])", OUT_OF_BOUNDS
+    ),
+    "uninitialised_shared_memory": Fault(
+        FORWARD, CHANNELS, "q < kStep * D; q += kTeam) stage_[q] =", "q < 0; q += kTeam) stage_[q] =", UNINITIALISED
+    ),
+    # The kind of https://github.com/PASSIONLab/OpenEquivariance/issues/211.
+    "part_of_the_gradient_of_one_instructions_weights": Fault(
+        BACKWARD, CHANNELS, "fma_part(gw[c], xi[c], h[c]);",
+        "if (C::l1 == 0 || C::l2 == 0 || C::l3 == 1 || i > 0) fma_part(gw[c], xi[c], h[c]);", WRONG,
+    ),
+    "tangent_dropped_in_double_backward": Fault(
+        DOUBLE_BACKWARD, CHANNELS, "if (in.tangent) {", "if (false) {", WRONG
+    ),
+    "store_beyond_the_last_channel": Fault(
+        BACKWARD, CHANNELS, "if (c < n) p[c] =", "p[c] =", OUT_OF_BOUNDS
+    ),
+    "rows_lost_between_partial_sums": Fault(
+        GENERAL, "cuda.cu", "begin + each + (part < more), column)", "begin + each, column)", WRONG,
+        mixed_plan("shared", MUL_IR, ("uvu", "uvw")),
+    ),
+}  # fmt: skip
+
+
+class Build:
+    """A copy of the source, to be compiled for degrees up to 1, which takes seconds a kernel."""
+
+    def __init__(self, directory: Path):
+        self.source, build = directory / "source", directory / "build"
+        shutil.copytree(ROOT / "csrc", self.source / "csrc")
+        shutil.copy(ROOT / "CMakeLists.txt", self.source)
+        options = {"EQK_CUDA": "ON", "EQK_LMAX": 1, "CMAKE_EXPORT_COMPILE_COMMANDS": "ON"}
+        configure(build, self.source, **options)
+        subprocess.run(["cmake", "--build", build, "--target", "eqk_cg_table"], check=True)
+        self.bindings = build_bindings(build)
+        self.commands = json.loads((build / "compile_commands.json").read_text())
+        self.sound = {}
+
+    def emulator(self, kernel: str) -> Emulator:
+        """Of the source as it is now, compiled as the build compiles it, but to PTX alone."""
+        found = [c for c in self.commands if f"/{kernel}.dir/" in c["command"]]
+        assert len(found) == 1, f"{kernel}: expected one source in the build, got {len(found)}"
+        command = shlex.split(found[0]["command"])
+        ptx = self.source / f"{kernel}.ptx"
+        command[command.index("-c")], command[command.index("-o") + 1] = "-ptx", ptx
+        subprocess.run(command, cwd=found[0]["directory"], check=True)
+        return Emulator([ptx.read_text()], self.bindings)
+
+    def emulator_of(self, fault: Fault) -> Emulator:
+        path = self.source / "csrc" / "tensor_product" / fault.file
+        sound = path.read_text()
+        assert sound.count(fault.text) == 1, (
+            f"{fault.file}: expected {fault.text!r} once, got {sound.count(fault.text)}"
+        )
+        path.write_text(sound.replace(fault.text, fault.instead))
+        try:
+            return self.emulator(fault.kernel)
+        finally:
+            path.write_text(sound)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> Build:
+    require_nvcc()
+    return Build(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_fault_is_found(build, fault):
+    number = seed()
+    if fault.kernel not in build.sound:
+        build.sound[fault.kernel] = build.emulator(fault.kernel)
+    fault.check(build.sound[fault.kernel], number)
+    error, message = fault.found
+    with pytest.raises(error, match=message):
+        fault.check(build.emulator_of(fault), number)
