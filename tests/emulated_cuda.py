@@ -27,18 +27,23 @@ def ptx_of(library: Path) -> list[str]:
     return [".version" + re.split(r"^Fatbin ", text, flags=re.MULTILINE)[0] for text in texts]
 
 
-def build_bindings(directory: Path):
-    """The host side of the library, which chooses the launches, as a module."""
+def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
+    """Prepares a build, in ``directory``, of the library of ``source`` and of what the tests need of it."""
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
-    options = {
+    options |= {
         "EQK_TORCH_DIR": Path(torch.__file__).parent,
         "EQK_TEST_BINDINGS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.strip(),
     }
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = ["cmake", "-S", ROOT, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())]
-    subprocess.run(configure, check=True)
+    subprocess.run(
+        ["cmake", "-S", source, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())], check=True
+    )
+
+
+def build_bindings(directory: Path):
+    """The host side of the library configured in ``directory``, which chooses the launches, as a module."""
     subprocess.run(["cmake", "--build", directory, "--target", "eqk_cuda_launches"], check=True)
     spec = importlib.util.spec_from_file_location("eqk_cuda_launches", next(directory.glob("eqk_cuda_launches*.so")))
     module = importlib.util.module_from_spec(spec)
@@ -47,15 +52,21 @@ def build_bindings(directory: Path):
 
 
 class Emulator:
-    """Runs the PTX that the library holds, launched as the library launches it."""
+    """Runs PTX, launched as the library launches it."""
 
-    def __init__(self, library: Path, directory: Path):
-        """``directory``: an empty one to work in."""
+    def __init__(self, texts, bindings):
+        """``texts``: the PTX of each source; ``bindings``: the host side that was built with the same options."""
         # One module a source: the addresses that a launch meets are those of the module of its kernel.
-        modules = [ptxemu.Module(text) for text in ptx_of(library)]
+        modules = [ptxemu.Module(text) for text in texts]
         self.module_of = {name: module for module in modules for name in module.kernels}
-        self.bindings = build_bindings(directory / "bindings")
+        self.bindings = bindings
         self.executed = set()
+
+    @classmethod
+    def of_library(cls, library: Path, directory: Path) -> "Emulator":
+        """``directory``: an empty one to work in."""
+        configure(directory)
+        return cls(ptx_of(library), build_bindings(directory))
 
     def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False):
         """The wanted results, and [(launch, its counts or None)].

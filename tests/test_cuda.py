@@ -69,7 +69,7 @@ def library() -> Path:
 
 @pytest.fixture(scope="session")
 def emulator(library, tmp_path_factory) -> Emulator:
-    return Emulator(library, tmp_path_factory.mktemp("emulator"))
+    return Emulator.of_library(library, tmp_path_factory.mktemp("emulator"))
 
 
 def to_storage(t: torch.Tensor | None, dtype: str) -> np.ndarray | None:
