@@ -34,7 +34,7 @@ bench: $(VENV)/.installed-bench
 	@test -n "$(BENCHES)" || { echo "make bench: no benchmark in bench/" >&2; exit 1; }
 	set -e; for file in $(BENCHES); do $(BIN)/python $$file $(BENCH_ARGS); done
 
-# What the CUDA kernels cost, counted; needs nvcc, no GPU.
+# What the CUDA kernels cost, compared with the committed counts, which GPU_REPORT_ARGS=--update writes; needs nvcc, no GPU.
 gpu-report: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(WITH_PATH) $(BIN)/python bench/gpu_report.py $(GPU_REPORT_ARGS)
 

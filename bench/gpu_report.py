@@ -1,40 +1,255 @@
-"""What the CUDA kernels of eqk.tensor_product cost, counted without a GPU.
+"""What the CUDA kernels of eqk.tensor_product cost, from the installed library: counted, and modelled, without a GPU.
 
-    python bench/gpu_report.py                                    # or `make gpu-report`, which installs all
-    python bench/gpu_report.py --cases mace-large --arch sm_80
+    make gpu-report                                   # all of it, compared with the committed counts
+    make gpu-report GPU_REPORT_ARGS=--update          # writes the counts to commit
+    python bench/gpu_report.py --problems mace-large --phases forward
 
-Per edge of a published problem (mul_ir, float32), from a run in the emulator: warp instructions of PTX, and how many of
-them are float32 arithmetic; 32-byte sectors that the kernels request, over those that must move, each operand and
-result once; shared-memory wavefronts. Of each kernel's machine code: registers, bytes on the stack, and the warps that
-fit a multiprocessor of 64 K registers and 228 KiB. Counts, not times: no GPU runs.
+Kernels: ptxas assembles the PTX that the library holds, which gives its machine code again (checked byte by byte), and
+with it registers, stack, and the time this takes. nvcc's front end, which makes the PTX, is not in that time.
+
+Problems, float32, mul_ir: PTX instructions and memory accesses are counted in the emulator of tests/ptxemu, per edge.
+Machine instructions (SASS) are estimated: each of the kernel's was made for a line of PTX and runs as often as it.
+Sectors of 32 bytes are those that the warps request; compulsory bytes are those of each operand and result once.
+
+Model: the time of an edge is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and launches are
+not modelled; measured times are printed beside it where there is a GPU.
+    dram        compulsory bytes from memory                           the memory floor
+    l2          requested sectors through the second-level cache
+    arithmetic  float32 instructions on the lanes                      the arithmetic floor
+    issue       SASS instructions in the issue slots                   the issue-slot floor
+    l1          shared-memory wavefronts, shuffles, and four sectors a cycle, of a multiprocessor
+
+The tables, and a roofline, go to build/gpu_report.
 """
 
 import argparse
+import csv
+import functools
+import json
+import os
 import re
+import shutil
+import statistics
+import struct
+import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import add
 from pathlib import Path
 
-import numpy as np
 import torch
-from tabulate import tabulate
+import triton
 
 import eqk
 from eqk.testing import CASES, depthwise
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from emulated_cuda import Emulator, cuobjdump
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from emulated_cuda import Emulator, build_bindings, configure, cuobjdump, ptx_of  # noqa: E402
 
+DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
+ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
+MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.values()))
+PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
+COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems")}
+
+# Duals or not, and the slots of the results.
 PHASES = {"forward": (False, "g"), "backward": (False, "xyw"), "double backward": (True, "xywg"), "jvp": (True, "g")}
-# mace-medium without the outputs of degree 3, as OpenEquivariance's benchmark has it.
-PLANS = {
+PROBLEMS = {
+    # Without the outputs of degree 3, as OpenEquivariance's benchmark has it.
     "mace-medium-2e": depthwise("128x0e+128x1o", "0e+1o+2e+3o", "0e+1o+2e"),
-    **{name: case.plan for name, case in CASES.items() if case.problem},
+    **{name: CASES[name].plan for name in ("mace-large", "nequip-benzene", "sevennet-l3i5")},
 }
-ROWS = 16
+ROWS = 16  # a multiple of the rows of a block
+EDGES = 50_000  # measured
+TOLERANCE = 0.05
+
+# Kernels, by pattern, that may keep registers on the stack, and why.
+JUSTIFIED_SPILLS = {
+    r"general_.*": "calls the division of 64-bit integers; only what no channel kernel covers runs here",
+}
+
+SCHEDULERS = 4  # of a multiprocessor: each issues an instruction a cycle
+KEYS = {"kernels": ("kernel", "architecture"), "problems": ("problem", "phase")}
+# Of these more is better; of all other numbers less is.
+BETTER_MORE = re.compile(r"warps_?.*|store_width")
+NOT_COMPARED = ("compile_s", "threads")
+NOT_COMMITTED = ("compile_s",)  # it differs from run to run
 
 
-def count(emulator: Emulator, plan: eqk.Plan, dual: bool, wanted: str):
+def occupancy(limits: Mapping[str, int], registers: int, shared: int, threads: int) -> int:
+    """Warps that a multiprocessor holds at a time."""
+    round_up = lambda n, unit: -(-n // unit) * unit  # noqa: E731
+    warps = -(-threads // 32)
+    # Registers belong to one of the schedulers and are given out by 256 to a warp, shared memory by 128 bytes.
+    by_registers = limits["registers"] // SCHEDULERS // round_up(32 * registers, 256) * SCHEDULERS // warps
+    by_shared = limits["shared"] // round_up(shared + 1024, 128)
+    return warps * min(limits["blocks"], limits["warps"] // warps, by_registers, by_shared)
+
+
+def text_sections(cubin: bytes) -> dict[str, bytes]:
+    """The machine code of each kernel in an ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    # Name, type, flags, address, offset, size.
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + n * size) for n in range(count)]
+    at = headers[names][4]
+    found = {cubin[at + h[0] : cubin.index(b"\0", at + h[0])].decode(): cubin[h[4] : h[4] + h[5]] for h in headers}
+    return {name.removeprefix(".text."): code for name, code in found.items() if name.startswith(".text.")}
+
+
+class Code:
+    """The machine code that ptxas makes of one source's PTX for one architecture."""
+
+    def __init__(self, ptx: str, architecture: str, directory: Path):
+        ptxas = shutil.which("ptxas")
+        if ptxas is None:
+            sys.exit("gpu_report: expected ptxas on PATH, of the CUDA toolkit that built the library")
+        self.ptx, self.path = ptx, directory / f"{kernels_of(ptx)[0]}.{architecture}.cubin"
+        self.path.with_suffix(".ptx").write_text(ptx)
+        command = [ptxas, "-v", "-lineinfo", f"-arch={architecture}", self.path.with_suffix(".ptx"), "-o", self.path]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        self.sections = text_sections(self.path.read_bytes())
+        self.kernels = {}
+        for name, text in re.findall(r"entry function '(\w+)'.*?\n(.*?Compile time = .*?) ms", log, re.DOTALL):
+            number = lambda pattern, text=text: float((re.search(pattern, text) or [0, 0])[1])  # noqa: E731
+            self.kernels[name] = {
+                "registers": int(number(r"Used (\d+) registers")),
+                "stack": int(number(r"(\d+) bytes stack frame")),
+                "static": int(number(r"(\d+) bytes smem")),
+                "compile_s": round(number(r"Compile time = ([\d.]+)") / 1000, 2),
+                "code": len(self.sections[name]),
+            }
+
+    @functools.cached_property
+    def instructions(self) -> dict[str, list[tuple[str, int]]]:
+        """(opcode, line of the PTX) of each machine instruction of each kernel, but for the padding."""
+        nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        command = [nvdisasm, "--print-line-info-ptx", "--print-code", self.path]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        _, *parts = re.split(r"^\.text\.(\w+):\n", listing, flags=re.MULTILINE)
+        pattern = r'nv_debug_ptx_txt", line (\d+)|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)'
+        result = {}
+        for kernel, body in zip(parts[::2], parts[1::2], strict=True):
+            found, line = [], 0
+            for at, opcode in re.findall(pattern, body, re.MULTILINE):
+                if at:
+                    line = int(at)
+                elif opcode != "NOP":
+                    found.append((opcode, line))
+            # What lies behind the last exit are subroutines, and the slow ways of warps whose lanes have diverged.
+            result[kernel] = found[: max(n for n, (opcode, _) in enumerate(found) if opcode == "EXIT") + 1]
+        return result
+
+
+def kernels_of(ptx: str) -> list[str]:
+    return re.findall(r"\.entry (\w+)\(", ptx)
+
+
+def check_same_code(codes: Iterable[Code], library: Path, architecture: str, directory: Path) -> None:
+    """Raises where the library's machine code is not what ptxas makes of its PTX."""
+    directory = directory / architecture
+    directory.mkdir()
+    cuobjdump("--extract-elf", architecture + ".cubin", library, cwd=directory)
+    installed = {k: v for path in directory.glob("*.cubin") for k, v in text_sections(path.read_bytes()).items()}
+    for name, code in ((k, v) for c in codes for k, v in c.sections.items()):
+        if installed.get(name) != code:
+            raise RuntimeError(
+                f"{name}, {architecture}: expected the {len(installed.get(name, b''))} bytes of machine code in "
+                f"{library}, got {len(code)} others from {shutil.which('ptxas')}: is it of the toolkit that built it?"
+            )
+
+
+def arithmetic(opcode: str) -> bool:
+    """Of float32, in SASS or in PTX: what an assembler neither makes nor drops unless it copies a loop's body."""
+    return opcode in ("FFMA", "FADD", "FMUL") or bool(re.match(r"(fma|add|sub|mul)\.(\w+\.)*f32", opcode))
+
+
+def sass_estimate(ptx: str, kernel: str, instructions: Sequence[tuple[str, int]], warps_by_line: Mapping[int, int]):
+    """Machine instructions that warps execute, by opcode, from how often each line of the PTX ran."""
+    block_of, executed, written = {}, Counter(), Counter()
+    body = ptx[: ptx.index(f".entry {kernel}(")].count("\n")
+    block = 0
+    for n, line in enumerate(ptx.splitlines()[body:], body + 1):
+        line = line.strip()
+        if n > body + 1 and ".entry" in line:
+            break
+        block += line.endswith(":")
+        block_of[n] = block
+        if line.endswith(";") and not line.startswith("."):
+            opcode = re.sub(r"^\{?\s*(@!?%\w+\s+)?", "", line).split()[0].rstrip(";")
+            if arithmetic(opcode):
+                written[block] += 1
+            executed[n] = warps_by_line.get(n, 0)
+            block += opcode.split(".")[0] in ("bra", "brx", "ret", "exit")
+    # Where ptxas has unrolled a loop further, each copy runs so many times less often.
+    made = Counter(block_of[line] for opcode, line in instructions if arithmetic(opcode))
+    result = Counter()
+    for opcode, line in instructions:
+        block = block_of[line]
+        result[opcode] += executed[line] / max(1.0, made[block] / written[block] if written[block] else 1.0)
+    return result
+
+
+def launches(bindings, plan: eqk.Plan, dtype: str, dual: bool, wanted: str) -> list[dict]:
+    """As the library would make them, for aligned operands."""
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    address = 4096
+    values = [address, address, address if plan.weights != "none" else 0, address if wanted != "g" else 0]
+    tangents = [*values[:3], 0] if dual else [0] * 4
+    results = [address if slot in wanted and (slot != "w" or values[2]) else 0 for slot in "xywg"]
+    return bindings.Problem(str(plan), dtype, ROWS, dual, values, tangents, columns, results).launches(address, address)
+
+
+def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
+    """(threads, dynamic shared memory) with which the registry's cases, of any type, launch each kernel."""
+    found = {}
+    for plan in [*PROBLEMS.values(), *(case.plan for case in CASES.values())]:
+        for dtype in ("float32", "float64", "float16", "bfloat16"):
+            for dual, wanted in PHASES.values():
+                for launch in launches(bindings, plan, dtype, dual, wanted):
+                    found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
+    return found
+
+
+def kernel_rows(codes: Mapping[str, Sequence[Code]], launched: Mapping[str, set[tuple[int, int]]]) -> list[dict]:
+    rows = []
+    for architecture, sources in codes.items():
+        for name, usage in sorted((k, v) for code in sources for k, v in code.kernels.items()):
+            limits, registers = ARCHITECTURES[architecture], usage["registers"]
+            # Of the launches, the one of fewest warps on a multiprocessor.
+            warps, negative, threads = min(
+                (occupancy(limits, registers, usage["static"] + shared, threads), -shared, threads)
+                for threads, shared in launched[name]
+            )
+            rows.append({
+                "kernel": name.removeprefix("eqk_tensor_product_"), "architecture": architecture,
+                "registers": registers, "stack": usage["stack"], "shared": usage["static"] - negative,
+                "threads": threads, "warps": warps, "code": usage["code"], "compile_s": usage["compile_s"],
+            })  # fmt: skip
+    return rows
+
+
+def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
+    """Machine instructions that the warps of a launch execute."""
+    code = next(code for code in sources if kernel in code.kernels)
+    estimate = sass_estimate(code.ptx, kernel, code.instructions[kernel], stats.warps_by_line)
+    found = sum(n for opcode, n in estimate.items() if arithmetic(opcode))
+    counted = stats.warp_insts["fma.fp32"] + stats.warp_insts["fp32"]
+    if not 0.9 < found / counted < 1.1:
+        raise RuntimeError(
+            f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {counted} counted, got "
+            f"{found:.0f}: the lines of PTX do not tell how often its machine code runs"
+        )
+    return estimate.total()
+
+
+def problem_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem: str, phase: str) -> dict:
+    """What an edge of the problem costs."""
+    plan, (dual, wanted) = PROBLEMS[problem], PHASES[phase]
     generator = torch.Generator().manual_seed(0)
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
     draw = lambda: [torch.randn(ROWS, n, generator=generator).numpy() for n in columns]  # noqa: E731
@@ -42,52 +257,286 @@ def count(emulator: Emulator, plan: eqk.Plan, dual: bool, wanted: str):
     if wanted == "g":
         values[3] = None
     wants = [slot in wanted for slot in "xywg"]
-    results, launches = emulator.run(plan, "float32", values, tangents, wants, dual, pad=0, count=True)
+    results, executed = emulator.run(plan, "float32", values, tangents, wants, dual, pad=0, count=True)
     moved = sum(a.nbytes for a in (*values, *tangents, *results) if a is not None)
-    assert all(np.isfinite(a).all() for a in results if a is not None)
-    return launches, moved
+    total = functools.reduce(add, (stats for _, stats in executed))
+    sectors = {kind: total.mem.get(f"global.{kind}", {}).get("sectors", 0) for kind in ("load", "store")}
+    counted = {
+        "compulsory": moved,
+        "multiply_adds": total.thread_insts["fma.fp32"],
+        "flops": total.flops["fp32"],
+        "arithmetic": total.warp_insts["fma.fp32"] + total.warp_insts["fp32"],
+        "ptx": total.total_warp_insts,
+        "read": sectors["load"],
+        "written": sectors["store"],
+        "wavefronts": sum(m.get("wavefronts", 0) for k, m in total.mem.items() if k.startswith("shared.")),
+        "shuffles": total.warp_insts["warp"],
+        "atomics": sum(n for kind, n in total.warp_insts.items() if kind.startswith("atomic.")),
+    }
+    row = {"problem": problem, "phase": phase} | {k: v / ROWS for k, v in counted.items()}
+    row["sectors"] = 32 * sum(sectors.values()) / moved
+    row["store_width"] = total.mem["global.store"]["bytes"] / total.thread_insts["st.global"]
+    for architecture, sources in codes.items():
+        row[f"sass_{architecture}"] = sum(sass_of(launch["name"], stats, sources) for launch, stats in executed) / ROWS
+    for architecture, limits in ARCHITECTURES.items():
+        if limits["machine_code"] in codes:
+            usage = {k: v for code in codes[limits["machine_code"]] for k, v in code.kernels.items()}
+            row[f"warps_{architecture}"] = min(
+                occupancy(limits, usage[n]["registers"], usage[n]["static"] + launch["shared"], launch["block"])
+                for n, launch in ((launch["name"], launch) for launch, _ in executed)
+            )
+    return row
 
 
-def warps(registers: int, shared: int, threads: int) -> int:
-    """That fit a multiprocessor: 64 K registers in units of 256 a warp, 228 KiB of which each block reserves 1."""
-    by_registers = 4 * (65536 // 4 // (-(-registers * 32 // 256) * 256)) // (threads // 32)
-    return threads // 32 * min(32, 2048 // threads, by_registers, (228 << 10) // (shared + 1024))
+def model(row: Mapping, chip: Mapping) -> dict[str, float]:
+    """Nanoseconds an edge, by term."""
+    per_cycle = chip["multiprocessors"] * chip["clock"] / 1e9
+    sectors = row["read"] + row["written"]
+    terms = {
+        "dram": row["compulsory"] / chip["dram"] * 1e9,
+        "arithmetic": 32 * row["arithmetic"] / chip["lanes"] / per_cycle,
+        "issue": row[f"sass_{ARCHITECTURES[chip['architecture']]['machine_code']}"] / SCHEDULERS / per_cycle,
+        "l1": (row["wavefronts"] + row["shuffles"] + sectors / 4) / per_cycle,
+    }
+    if "l2" in chip:
+        terms["l2"] = 32 * sectors / chip["l2"] * 1e9
+    return terms
+
+
+def model_rows(problems: Iterable[Mapping], measured: Mapping[tuple[str, str], float]) -> list[dict]:
+    """``measured``: nanoseconds on this machine's GPU."""
+    rows = []
+    for name, chip in CHIPS.items():
+        for row in problems:
+            terms = model(row, chip)
+            bound = max(terms, key=terms.get)
+            rows.append({
+                "chip": name, **{key: row[key] for key in KEYS["problems"]},
+                **{term: terms.get(term, "") for term in ("dram", "l2", "arithmetic", "issue", "l1")},
+                "modelled": terms[bound], "bound": bound,
+                "measured": measured.get(tuple(row[k] for k in KEYS["problems"]), "") if here(chip) else "",
+                "warps": row[f"warps_{chip['architecture']}"],
+            })  # fmt: skip
+    return rows
+
+
+def here(chip: Mapping) -> bool:
+    return torch.cuda.is_available() and chip["device"] in torch.cuda.get_device_name()
+
+
+def operation(plan: eqk.Plan, phase: str, edges: int, device: str):
+    """The call that a phase measures."""
+    generator = torch.Generator().manual_seed(0)
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    x, y, w, g, *t = (torch.randn(edges, n, generator=generator).to(device) for n in (*columns, *columns[:3]))
+    ops, text = torch.ops.eqk, str(plan)
+    return {
+        "forward": lambda: ops.tensor_product(x, y, w, text),
+        "backward": lambda: ops.tensor_product_backward(x, y, w, g, text, [True] * 3),
+        "double backward": lambda: ops.tensor_product_double_backward(x, y, w, g, *t, None, text, [True] * 4),
+        "jvp": lambda: ops.tensor_product_jvp(x, y, w, *t, text),
+    }[phase]
+
+
+def measure(problem: str, phase: str) -> float:
+    """Nanoseconds an edge, the median of 20 runs."""
+    run = operation(PROBLEMS[problem], phase, EDGES, "cuda")
+    for _ in range(5):
+        run()
+    times = []
+    for _ in range(20):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times) * 1e6 / EDGES
+
+
+def spills(kernels: Iterable[Mapping]) -> list[str]:
+    """Complaints about stacks that nothing justifies."""
+    return [
+        f"{row['kernel']}, {row['architecture']}: expected no stack, got {row['stack']} bytes a thread"
+        for row in kernels
+        if row["stack"] and not any(re.fullmatch(pattern, row["kernel"]) for pattern in JUSTIFIED_SPILLS)
+    ]
+
+
+def growth(counted: Iterable[Mapping], committed: Iterable[Mapping], keys: Sequence[str]) -> list[str]:
+    """Complaints about numbers that are worse than the committed ones by more than TOLERANCE."""
+    known, complaints = {tuple(row[k] for k in keys): row for row in committed}, []
+    for row in counted:
+        name = ", ".join(row[k] for k in keys)
+        before = known.get(tuple(row[k] for k in keys))
+        if before is None:
+            complaints.append(f"{name}: not among the committed counts, which --update writes")
+            continue
+        for column in (c for c in row if c not in keys and c not in NOT_COMPARED):
+            old, new = float(before[column]), float(row[column])
+            more = BETTER_MORE.fullmatch(column)
+            worse, limit = (old - new, TOLERANCE * old) if more else (new - old, TOLERANCE * old)
+            if worse > limit:
+                percent = f" ({100 * (new - old) / old:+.1f} %)" if old else ""
+                complaints.append(f"{name}: {column} {'fell' if more else 'grew'} from {old:g} to {new:g}{percent}")
+    return complaints
+
+
+def gone(counted: Iterable[Mapping], committed: Iterable[Mapping], keys: Sequence[str]) -> list[str]:
+    """Complaints about rows that are committed and were not counted."""
+    names = {tuple(row[k] for k in keys) for row in counted}
+    missing = (key for key in (tuple(row[k] for k in keys) for row in committed) if key not in names)
+    return [f"{', '.join(key)}: committed, but no longer counted; --update drops it" for key in missing]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping], without: Sequence[str] = ()) -> None:
+    columns = [c for c in rows[0] if c not in without]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([shorten(row[c]) for c in columns] for row in rows)
+
+
+def shorten(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def print_table(title: str, rows: Sequence[Mapping]) -> None:
+    from tabulate import tabulate
+
+    cells = [[f"{v:.4g}" if isinstance(v, float) and v < 1000 else f"{v:.0f}" if isinstance(v, float) else v
+              for v in row.values()] for row in rows]  # fmt: skip
+    table = tabulate(cells, headers=list(rows[0]), tablefmt="github", disable_numparse=True)
+    print(f"\n{title}\n\n{table}")
+
+
+def roofline(problems: Sequence[Mapping], path: Path) -> None:
+    """A roof a chip; where each problem and phase would be if the model were the time."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 9), sharex=True, sharey=True, layout="constrained")
+    colors = dict(zip(PROBLEMS, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
+    markers = dict(zip(PHASES, "osD^", strict=True))
+    for axis, (name, chip) in zip(axes.flat, CHIPS.items(), strict=False):
+        peak = 2 * chip["multiprocessors"] * chip["lanes"] * chip["clock"]
+        intensities = [0.3, peak / chip["dram"], 300]
+        roof = [min(peak, chip["dram"] * i) / 1e12 for i in intensities]
+        axis.loglog(intensities, roof, color="black", linewidth=1)
+        axis.text(0.97, 0.03, f"{chip['dram'] / 1e12:.3g} TB/s, {peak / 1e12:.3g} TFLOPS", transform=axis.transAxes,
+                  horizontalalignment="right")  # fmt: skip
+        for row in problems:
+            axis.plot(
+                row["flops"] / row["compulsory"], row["flops"] / max(model(row, chip).values()) / 1e3,
+                markers[row["phase"]], color=colors[row["problem"]], markersize=7, markerfacecolor="none",
+            )  # fmt: skip
+        axis.set_title(f"{name} (modelled)")
+        axis.grid(which="both", alpha=0.2)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("TFLOPS, float32")
+    for axis in axes[1]:
+        axis.set_xlabel("operations a compulsory byte")
+    axes[0, 2].tick_params(labelbottom=True)
+    axes[0, 2].set_xlabel("operations a compulsory byte")
+    legend = axes[1, 2]
+    legend.axis("off")
+    for problem, color in colors.items():
+        legend.plot([], [], "o", color=color, label=problem)
+    for phase, marker in markers.items():
+        legend.plot([], [], marker, color="black", markerfacecolor="none", label=phase)
+    legend.plot([], [], color="black", linewidth=1, label="roof: memory, float32 lanes")
+    legend.legend(loc="center", frameon=False, fontsize=12)
+    figure.savefig(path, dpi=100)
+
+
+def to_peer(row: Mapping) -> float | str:
+    """Machine instructions over those of the peer; nothing where it has no such kernel."""
+    peer = PEER["sass"][row["problem"]].get(row["phase"])
+    return row[f"sass_{PEER['architecture']}"] / peer if peer else ""
+
+
+def assemble(texts: Iterable[str], architectures: Iterable[str], library: Path, directory: Path):
+    """{architecture: the machine code of each text}, checked to be the library's."""
+    texts, architectures = list(texts), list(architectures)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {a: [pool.submit(Code, text, a, directory) for text in texts] for a in architectures}
+        codes = {a: [job.result() for job in of_one] for a, of_one in jobs.items()}
+    for architecture, of_one in codes.items():
+        check_same_code(of_one, library, architecture, directory)
+    return codes
+
+
+def library_path() -> Path:
+    path = Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
+    if not path.exists():
+        sys.exit("gpu_report: eqk was installed without its CUDA library: install it with EQK_CUDA=1, where nvcc is")
+    return path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    standard = ["mace-medium-2e", "mace-large", "nequip-benzene", "sevennet-l3i5"]
-    parser.add_argument("--cases", nargs="+", default=standard, choices=sorted(PLANS), metavar="CASE")
-    parser.add_argument("--phases", nargs="+", default=list(PHASES)[:3], choices=PHASES)
-    parser.add_argument("--arch", default="sm_90", choices=["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="PROBLEM")
+    parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_report")
+    parser.add_argument("--update", action="store_true", help="write the committed counts instead of comparing")
     args = parser.parse_args()
-    library = Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
-    if not library.exists():
-        sys.exit("eqk was installed without its CUDA library: install it with EQK_CUDA=1, where nvcc is")
-    rows = []
+    asked = [(problem, phase) for problem in args.problems for phase in args.phases]
+    everything = len(asked) == len(PROBLEMS) * len(PHASES)
+    if args.update and not everything:
+        parser.error("--update takes all problems and phases")
+    library = library_path()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        emulator = Emulator.of_library(library, directory)
-        usage = cuobjdump("--dump-resource-usage", "-arch", args.arch, library)
-        for case in args.cases:
-            for phase in args.phases:
-                launches, moved = count(emulator, PLANS[case], *PHASES[phase])
-                for launch, stats in launches:
-                    kernel = launch["name"]
-                    found = re.search(rf"Function {kernel}:\s*REG:(\d+) STACK:(\d+)", usage)
-                    registers, stack = int(found[1]), int(found[2])
-                    floats = sum(stats.warp_insts[k] for k in ("fma.fp32", "fp32"))
-                    sectors = sum(stats.mem.get(f"global.{k}", {}).get("sectors", 0) for k in ("load", "store"))
-                    wavefronts = sum(m.get("wavefronts", 0) for k, m in stats.mem.items() if k.startswith("shared"))
-                    rows.append([
-                        case, phase, kernel.removeprefix("eqk_tensor_product_"),
-                        f"{stats.total_warp_insts / ROWS:.0f}", f"{floats / ROWS:.0f}",
-                        f"{32 * sectors / moved:.3f}", f"{wavefronts / ROWS:.0f}", registers, stack,
-                        warps(registers, launch["shared"], launch["block"]),
-                    ])  # fmt: skip
-    headers = ["case", "phase", "kernel", "instructions", "arithmetic", "sectors", "wavefronts"]
-    headers += ["registers", "stack", "warps"]
-    print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+        texts = ptx_of(library)
+        configure(directory / "bindings")
+        bindings = build_bindings(directory / "bindings")
+        codes = assemble(texts, MACHINE_CODES, library, directory)
+        launched = all_launches(bindings)
+        needed = {l["name"] for problem, phase in asked
+                  for l in launches(bindings, PROBLEMS[problem], "float32", *PHASES[phase])}  # fmt: skip
+        emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
+        counted = {
+            "kernels": kernel_rows(codes, launched),
+            "problems": [problem_row(emulator, codes, *names) for names in asked],
+        }
+    measured = {names: measure(*names) for names in asked} if torch.cuda.is_available() else {}
+    models = model_rows(counted["problems"], measured)
+
+    print_table("Kernels", counted["kernels"])
+    keys = KEYS["problems"]
+    by_code = [c for c in counted["problems"][0] if c.startswith(("sass_", "warps_"))]
+    print_table("Problems, per edge", [{k: v for k, v in r.items() if k not in by_code} for r in counted["problems"]])
+    peer = f"{PEER['name']} on {PEER['architecture']} ({PEER['warps']} warps)"
+    print_table(
+        f"Problems: machine instructions of warps, per edge, and resident warps; to_peer: over those of {peer}",
+        [{k: r[k] for k in (*keys, *by_code)} | {"to_peer": to_peer(r)} for r in counted["problems"]],
+    )
+    print_table("Model, ns an edge", models)
+    if measured and not any(here(chip) for chip in CHIPS.values()):
+        title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
+        print_table(title, [{"problem": p, "phase": f, "measured": t} for (p, f), t in measured.items()])
+    args.output.mkdir(parents=True, exist_ok=True)
+    for title, rows in (*counted.items(), ("model", models)):
+        write_csv(args.output / f"{title}.csv", rows)
+    roofline(counted["problems"], args.output / "roofline.png")
+
+    complaints = spills(counted["kernels"])
+    for title, path in COMMITTED.items():
+        if args.update:
+            write_csv(path, counted[title], without=NOT_COMMITTED)
+            continue
+        complaints += growth(counted[title], read_csv(path), KEYS[title])
+        if everything:
+            complaints += gone(counted[title], read_csv(path), KEYS[title])
+    if complaints:
+        sys.exit("gpu_report: worse than expected:\n" + "\n".join(f"  {c}" for c in complaints))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,208 @@
+"""bench/gpu_report.py: its arithmetic against independent values, and the committed counts against a fresh count."""
+
+import ctypes
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import ptxemu
+import pytest
+import torch
+import triton
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import gpu_report as report
+from emulated_cuda import Emulator, build_bindings, configure, ptx_of
+from test_cuda import require_nvcc
+
+ARCHITECTURES = sorted(report.ARCHITECTURES)
+
+# NVIDIA's occupancy calculator, which is a header of the CUDA toolkit.
+CALCULATOR = """
+#include "cuda_occupancy.h"
+extern "C" int warps(int major, int minor, int most_warps, int registers_most, int shared_most, int registers,
+                     int shared, int threads) {
+  cudaOccDeviceProp device;
+  device.computeMajor = major, device.computeMinor = minor;
+  device.maxThreadsPerBlock = 1024, device.maxThreadsPerMultiprocessor = 32 * most_warps, device.warpSize = 32;
+  device.regsPerBlock = device.regsPerMultiprocessor = registers_most;
+  device.sharedMemPerBlock = 49152, device.sharedMemPerMultiprocessor = shared_most, device.numSms = 1;
+  device.sharedMemPerBlockOptin = shared_most - 1024, device.reservedSharedMemPerBlock = 1024;
+  cudaOccFuncAttributes kernel;
+  kernel.maxThreadsPerBlock = 1024, kernel.numRegs = registers, kernel.sharedSizeBytes = 0;
+  kernel.partitionedGCConfig = PARTITIONED_GC_OFF, kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+  kernel.maxDynamicSharedSizeBytes = shared, kernel.numBlockBarriers = 1;
+  const cudaOccDeviceState state;
+  cudaOccResult result;
+  if (cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, shared)) return -1;
+  return result.activeBlocksPerMultiprocessor * (threads / 32);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def calculator(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("calculator")
+    (directory / "calculator.cpp").write_text(CALCULATOR)
+    include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    command = [
+        "g++",
+        "-shared",
+        "-fPIC",
+        "-I",
+        include,
+        directory / "calculator.cpp",
+        "-o",
+        directory / "calculator.so",
+    ]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(directory / "calculator.so")).warps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_occupancy(calculator, architecture):
+    limits, number = report.ARCHITECTURES[architecture], int(architecture.removeprefix("sm_"))
+    found = set()
+    # Whatever a channel kernel may be: registers of each step, shared memory to what every architecture has.
+    for registers, shared, threads in itertools.product(range(16, 256), range(0, 99 << 10, 3083), (32, 64, 128, 256)):
+        got = report.occupancy(limits, registers, shared, threads)
+        expected = calculator(
+            *divmod(number, 10), *(limits[k] for k in ("warps", "registers", "shared")), registers, shared, threads
+        )
+        assert got == expected, (registers, shared, threads)
+        found.add(got)
+    assert limits["warps"] in found
+    assert len(found) > 8
+
+
+ROW = {
+    "problem": "p", "phase": "forward", "compulsory": 20000.0, "arithmetic": 300.0, "read": 400.0, "written": 240.0,
+    "wavefronts": 100.0, "shuffles": 20.0, "sass_sm_90": 1000.0, "store_width": 16.0, "warps_sm_90": 16,
+}  # fmt: skip
+CHIP = {"architecture": "sm_90", "multiprocessors": 100, "lanes": 128, "clock": 2e9, "dram": 4e12, "l2": 8e12}
+
+
+def test_model():
+    """By hand: 200 multiprocessor cycles a nanosecond."""
+    expected = {"dram": 5.0, "l2": 2.56, "arithmetic": 0.375, "issue": 1.25, "l1": 1.4}
+    assert report.model(ROW, CHIP) == pytest.approx(expected)
+    without = {k: v for k, v in CHIP.items() if k != "l2"}
+    assert report.model(ROW, without) == pytest.approx({k: v for k, v in expected.items() if k != "l2"})
+
+
+def committed(**changes):
+    return [{k: str(v) for k, v in {**ROW, **changes}.items()}]
+
+
+@pytest.mark.parametrize("column", [c for c in ROW if c not in report.KEYS["problems"]])
+def test_growth(column):
+    keys = report.KEYS["problems"]
+    more = column in ("store_width", "warps_sm_90")
+    for percent, complains in ((0, False), (4, False), (6, True), (-6, False)):
+        change = 1 - percent / 100 if more else 1 + percent / 100
+        complaints = report.growth([{**ROW, column: ROW[column] * change}], committed(), keys)
+        assert len(complaints) == complains, complaints
+        if complains:
+            assert complaints[0].startswith(
+                f"p, forward: {column} {'fell' if more else 'grew'} from {ROW[column]:g} to"
+            )
+            assert ("-6.0 %" if more else "+6.0 %") in complaints[0]
+
+
+def test_rows_that_come_and_go():
+    keys = report.KEYS["problems"]
+    new = report.growth([{**ROW, "phase": "jvp"}], committed(), keys)
+    assert new == ["p, jvp: not among the committed counts, which --update writes"]
+    lost = report.gone([ROW], committed() + committed(phase="jvp"), keys)
+    assert lost == ["p, jvp: committed, but no longer counted; --update drops it"]
+
+
+def test_spills():
+    fast = {"kernel": "forward_f32_l3", "architecture": "sm_90", "stack": 0}
+    general = {**fast, "kernel": "general_x_f64", "stack": 24}
+    assert report.spills([fast, general]) == []
+    (complaint,) = report.spills([{**fast, "stack": 8}, general])
+    assert complaint == "forward_f32_l3, sm_90: expected no stack, got 8 bytes a thread"
+    # Justified, but not in the committed counts.
+    (complaint,) = report.growth([general], [{**general, "stack": "0"}], report.KEYS["kernels"])
+    assert complaint == "general_x_f64, sm_90: stack grew from 0 to 24"
+
+
+LOOP = """
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry loop(.param .u64 at)
+{
+  .reg .pred %p<2>;
+  .reg .f32 %f<4>;
+  .reg .b32 %r<4>;
+  .reg .b64 %rd<6>;
+  ld.param.u64 %rd1, [at];
+  cvta.to.global.u64 %rd2, %rd1;
+  mov.u32 %r1, 0;
+  mov.f32 %f1, 0f00000000;
+LBB:
+  mul.wide.u32 %rd3, %r1, 4;
+  add.s64 %rd4, %rd2, %rd3;
+  ld.global.f32 %f2, [%rd4];
+  fma.rn.f32 %f1, %f2, %f2, %f1;
+  add.s32 %r1, %r1, 1;
+  setp.lt.u32 %p1, %r1, 64;
+  @%p1 bra LBB;
+  st.global.f32 [%rd2], %f1;
+  ret;
+}
+"""
+
+
+def test_machine_instructions_of_a_loop(tmp_path):
+    """64 passes, of which ptxas makes copies: what cannot be shared among them runs 64 times all the same."""
+    require_nvcc()
+    code = report.Code(LOOP, "sm_80", tmp_path)
+    made = [opcode for opcode, _ in code.instructions["loop"]]
+    assert made.count("FFMA") > 1, "ptxas no longer unrolls this loop: the test shows nothing"
+    stats = ptxemu.Module(LOOP).launch("loop", (1,), (32,), [np.ones(64, np.float32)], count=True)
+    estimate = report.sass_estimate(LOOP, "loop", code.instructions["loop"], stats.warps_by_line)
+    assert estimate["FFMA"] == pytest.approx(64)
+    assert estimate["LDG"] == pytest.approx(64)
+    assert (estimate["STG"], estimate["EXIT"]) == (1, 1)
+    # Each pass needs a load and a multiply-add; unrolled, less than half as much again for the loop.
+    assert 128 < estimate.total() < 200
+
+
+def test_the_calls_that_are_measured():
+    plan = report.PROBLEMS["mace-medium-2e"]
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    for phase, (_, wanted) in report.PHASES.items():
+        results = report.operation(plan, phase, 3, "cpu")()
+        results = [results] if isinstance(results, torch.Tensor) else results
+        shapes = [(3, n) for slot, n in zip("xywg", columns, strict=True) if slot in wanted]
+        assert [tuple(t.shape) for t in results] == shapes
+        assert all(t.isfinite().all() and t.abs().max() > 0 for t in results)
+
+
+def test_the_committed_counts(tmp_path):
+    """One problem, counted anew: a change that makes a kernel worse than committed fails."""
+    require_nvcc()
+    library = report.library_path()
+    problem, phase, architecture = "mace-medium-2e", "forward", "sm_90"
+    configure(tmp_path / "bindings")
+    bindings = build_bindings(tmp_path / "bindings")
+    (launch,) = report.launches(bindings, report.PROBLEMS[problem], "float32", *report.PHASES[phase])
+    (text,) = (text for text in ptx_of(library) if launch["name"] in report.kernels_of(text))
+    codes = report.assemble([text], [architecture], library, tmp_path)
+    row = report.problem_row(Emulator([text], bindings), codes, problem, phase)
+    kernels = report.kernel_rows(codes, report.all_launches(bindings))
+    assert report.spills(kernels) == []
+    for title, rows in (("problems", [row]), ("kernels", kernels)):
+        assert report.growth(rows, report.read_csv(report.COMMITTED[title]), report.KEYS[title]) == []
+    # What must happen, from the plan alone: each operand and result once, a multiply-add a nonzero and channel.
+    plan = report.PROBLEMS[problem]
+    columns = plan.irreps_in1.dim + plan.irreps_in2.dim + plan.weight_numel + plan.irreps_out.dim
+    assert row["compulsory"] == 4 * columns
+    assert row["read"] + row["written"] >= columns / 8
+    assert row["multiply_adds"] > 128 * len(plan.instructions)
+    assert row["sass_sm_90"] < row["ptx"]
