@@ -1,8 +1,9 @@
-"""Time of eqk.tensor_product on the CPU against its peers and against the machine's own limits.
+"""Time of eqk.tensor_product against its peers and against the machine's own limits: on the GPU if there is one.
 
     python bench/tensor_product.py                         # the table of the README
     python bench/tensor_product.py --cases mace-large --threads 1 2 --providers e3nn
     EQK_CPU_ISA=avx2 python bench/tensor_product.py        # with AVX2 alone
+    python bench/tensor_product.py --device cpu            # although there is a GPU
 
 Every case is first checked: value and gradients of eqk against e3nn within the float32 tolerance. The providers then
 run in turn, round by round; printed are medians and the ratio to e3nn's default (script) mode. Phases: forward (no
@@ -12,7 +13,7 @@ gradients of those with respect to x, y, w and the cotangent.
 floor: the larger of bytes that must move over the bandwidth of a copy, and multiply-adds over the rate of a matrix
 product, both measured in the same run; the last column says how much of it eqk reaches. The allocator is told to keep
 its memory, for all alike, by its environment variables; --malloc default shows the page faults too, --malloc hint what
-eqk.keep_memory() makes of eqk's.
+eqk.keep_memory() makes of eqk's. On a GPU a round is --calls calls, after which the device is waited for.
 """
 
 import argparse
@@ -25,9 +26,10 @@ import time
 import torch
 from tabulate import tabulate
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as after_the_device
 
 import eqk
-from eqk.testing import CASES, TOLERANCES, Case, relative_error
+from eqk.testing import CASES, TOLERANCES, Case, random_operands, relative_error
 
 PHASES = ("forward", "backward", "double")
 KEPT_MEMORY = {
@@ -54,7 +56,7 @@ def e3nn_product(case: Case, jit_mode: str):
     )  # fmt: skip
 
 
-def cuet_product(case: Case, layout: str):
+def cuet_product(case: Case, layout: str, device: str):
     import cuequivariance as cue
     import cuequivariance_torch as cuet
 
@@ -64,19 +66,19 @@ def cuet_product(case: Case, layout: str):
     in1, in2, out = (cue.Irreps("O3", str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out))
     return cuet.ChannelWiseTensorProduct(
         in1, in2, [m.ir for m in out], layout=getattr(cue, layout), shared_weights=False, internal_weights=False,
-        method="naive", dtype=torch.float32,
+        method="naive" if device == "cpu" else None, dtype=torch.float32, device=device,
     )  # fmt: skip
 
 
-def provider(name: str, case: Case):
+def provider(name: str, case: Case, device: str):
     if name == "eqk":
         return lambda x, y, w: eqk.tensor_product(x, y, w, case.plan)
     if name == "e3nn":
-        return e3nn_product(case, "script")
+        return e3nn_product(case, "script").to(device)
     if name == "e3nn-compile":
-        return torch.compile(e3nn_product(case, "eager"), fullgraph=True, dynamic=False)
+        return torch.compile(e3nn_product(case, "eager").to(device), fullgraph=True, dynamic=False)
     layout = {"cuet-mul_ir": "mul_ir", "cuet-ir_mul": "ir_mul"}[name]
-    module = cuet_product(case, layout)
+    module = cuet_product(case, layout, device)
     return lambda x, y, w: module(x, y, w)
 
 
@@ -127,25 +129,26 @@ def median(timer: Timer, rounds: int) -> float:
     return statistics.median(timer.timeit(1).mean for _ in range(rounds))
 
 
-def ceilings(clock) -> tuple[float, float]:
+def ceilings(clock, device: str) -> tuple[float, float]:
     """Bytes a second of a copy (read and written) and multiply-adds a second of a matrix product."""
-    a, b = torch.ones(16 << 20), torch.ones(16 << 20)
-    m = torch.ones(1024, 1024)
+    copied, n = (16 << 20, 1024) if device == "cpu" else (256 << 20, 8192)  # beyond a GPU's caches, and to fill it
+    a, b = torch.ones(copied, device=device), torch.ones(copied, device=device)
+    m = torch.ones(n, n, device=device)
     names, threads = {"a": a, "b": b, "m": m, "torch": torch}, torch.get_num_threads()
     copy = median(Timer("b.copy_(a)", globals=names, timer=clock, num_threads=threads), 9)
     product = median(Timer("torch.mm(m, m)", globals=names, timer=clock, num_threads=threads), 9)
-    return 8 * a.numel() / copy, 1024**3 / product
+    return 8 * a.numel() / copy, n**3 / product
 
 
 def bench(case: Case, args, clock, limits) -> list[list]:
     generator = torch.Generator().manual_seed(0)
-    operands = case.operands(args.rows, torch.float32, generator)
-    g = torch.randn(args.rows, case.plan.irreps_out.dim, generator=generator)
-    directions = [torch.randn(t.shape, generator=generator) for t in operands if t is not None]
+    operands = random_operands(case.plan, args.rows, torch.float32, generator, args.device)
+    g = torch.randn(args.rows, case.plan.irreps_out.dim, generator=generator).to(args.device)
+    directions = [torch.randn(t.shape, generator=generator).to(args.device) for t in operands if t is not None]
     functions, refused = {}, {}
     for name in ["eqk", *args.providers]:
         try:
-            functions[name] = provider(name, case)
+            functions[name] = provider(name, case, args.device)
         except (ImportError, ValueError) as error:
             refused[name] = str(error)
     if "e3nn" in functions:
@@ -169,12 +172,12 @@ def bench(case: Case, args, clock, limits) -> list[list]:
         times = {name: [] for name in timers}
         for _ in range(args.rounds):
             for name, timer in timers.items():
-                times[name].append(timer.timeit(1).mean)
+                times[name].append(timer.timeit(args.calls).mean)
         medians = {name: statistics.median(t) for name, t in times.items()}
         base = medians.get("e3nn")
         need = counts(case)[phase]
         floor = args.rows * max(need[0] / limits[0], need[1] / limits[1])
-        row = [case.name, phase, torch.get_num_threads()]
+        row = [case.name, phase, torch.get_num_threads() if args.device == "cpu" else args.device]
         for name in ["eqk", *args.providers]:
             t = medians.get(name)
             ratio = f" ({base / t:.1f}x)" if t and base and name != "e3nn" else ""
@@ -190,29 +193,35 @@ def main() -> None:
     standard = ["mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5"]
     standard += ["depthwise-1", "depthwise-3", "depthwise-8"]  # few channels
     parser.add_argument("--cases", nargs="+", default=standard, choices=sorted(CASES), metavar="CASE")
-    parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--rows", type=int, help="2000 on the CPU, 50000 on a GPU")
+    parser.add_argument("--calls", type=int, help="in a round: 1 on the CPU, 20 on a GPU")
+    parser.add_argument("--threads", type=int, nargs="+", help="1 2 on the CPU")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
     choices = ["e3nn", "e3nn-compile", "cuet-mul_ir", "cuet-ir_mul"]
     parser.add_argument("--providers", nargs="+", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--malloc", default="kept", choices=["kept", "default", "hint"])
     args = parser.parse_args()
+    on_cpu = args.device == "cpu"
+    args.rows, args.calls = args.rows or (2000 if on_cpu else 50_000), args.calls or (1 if on_cpu else 20)
     if args.malloc == "kept" and any(os.environ.get(k) != v for k, v in KEPT_MEMORY.items()):
         sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, **KEPT_MEMORY}).returncode)
     if args.malloc == "hint":
         eqk.keep_memory()
     table = []
-    for threads in args.threads:
+    for threads in args.threads or ([1, 2] if on_cpu else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
         # CPU time of one thread does not count what other programs take from a shared machine.
-        clock = time.process_time if threads == 1 else time.perf_counter
-        limits = ceilings(clock)
+        clock = after_the_device if not on_cpu else time.process_time if threads == 1 else time.perf_counter
+        limits = ceilings(clock, args.device)
         rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
-        print(f"{threads} thread(s): {rates}", file=sys.stderr)
+        print(f"{f'{threads} thread(s)' if on_cpu else args.device}: {rates}", file=sys.stderr)
         for name in args.cases:
             table += bench(CASES[name], args, clock, limits)
-    headers = ["case", "phase", "threads", *(f"{n} ms" for n in ["eqk", *args.providers]), "floor ms", "of floor"]
+    names = [f"{name} ms" for name in ["eqk", *args.providers]]
+    headers = ["case", "phase", "threads" if on_cpu else "device", *names, "floor ms", "of floor"]
     print(tabulate(table, headers=headers, tablefmt="github"))
 
 

@@ -1,3 +1,4 @@
+import platform
 import sys
 
 import pytest
@@ -5,9 +6,25 @@ import torch
 
 from eqk import testing
 
+# What a test marked so needs. Where it is not there, the test is not selected; where it is, no flag is needed.
+NEEDS = {
+    "gpu": torch.cuda.is_available(),
+    "stub_gpu": torch.version.cuda is None and platform.machine() == "x86_64",
+}
+
 
 def pytest_report_header():
-    return f"EQK_SEED={testing.seed()}"
+    without = [f"no tests of {mark}" for mark, there in NEEDS.items() if not there]
+    return ", ".join([f"EQK_SEED={testing.seed()}", *without])
+
+
+def pytest_collection_modifyitems(config, items):
+    impossible = [
+        item for item in items if any(mark.name in NEEDS and not NEEDS[mark.name] for mark in item.iter_markers())
+    ]
+    if impossible:
+        config.hook.pytest_deselected(items=impossible)
+        items[:] = [item for item in items if item not in impossible]
 
 
 @pytest.fixture

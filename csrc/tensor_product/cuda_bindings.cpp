@@ -14,6 +14,7 @@ using eqk::Dtype;
 namespace {
 
 using Addresses = std::array<std::uint64_t, kSlots>;
+using Strides = std::array<std::int64_t, kSlots>;
 
 const void* pointer(std::uint64_t address) { return reinterpret_cast<const void*>(address); }
 
@@ -26,8 +27,8 @@ Dtype dtype_of(const std::string& name) {
 
 // Addresses of 0 stand for operands that are missing and results that are not wanted.
 Problem problem(const std::string& plan, const std::string& dtype, std::int64_t rows, bool dual,
-                const Addresses& values, const Addresses& tangents, const std::array<std::int64_t, kSlots>& strides,
-                const Addresses& results) {
+                const Addresses& values, const Addresses& tangents, const Strides& strides, const Addresses& results,
+                const std::optional<Strides>& tangent_strides) {
   Problem p;
   p.plan = eqk::cached_plan(plan).get();
   p.dtype = dtype_of(dtype);
@@ -36,8 +37,8 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
   const bool shared = p.plan->weights == eqk::Weights::shared;
   const std::int64_t columns[] = {p.plan->dim[0], p.plan->dim[1], shared ? 0 : p.plan->weight_numel, p.plan->dim[2]};
   for (int s = 0; s < kSlots; ++s) {
-    p.in[s] = {pointer(values[s]), pointer(tangents[s]), strides[s], strides[s]};
-    p.out[s] = {const_cast<void*>(pointer(results[s])), columns[s]};
+    p.in[s] = {pointer(values[s]), pointer(tangents[s]), strides[s], tangent_strides.value_or(strides)[s]};
+    if (results[s]) p.out[s] = {const_cast<void*>(pointer(results[s])), columns[s]};
   }
   return p;
 }
@@ -48,7 +49,7 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
   // Local, because one process may load the bindings of two builds.
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init(&problem), py::arg("plan"), py::arg("dtype"), py::arg("rows"), py::arg("dual"), py::arg("values"),
-           py::arg("tangents"), py::arg("strides"), py::arg("results"))
+           py::arg("tangents"), py::arg("strides"), py::arg("results"), py::arg("tangent_strides") = py::none())
       .def_property_readonly("scratch_bytes", &scratch_bytes)
       .def("tables",
            [](const Problem& p) {

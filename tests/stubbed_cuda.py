@@ -1,0 +1,543 @@
+"""The host side of the installed CUDA library, on the GPUs of stub_cuda.py.
+
+Run by test_cuda_host.py in a process of its own: those GPUs are torch's as long as the process lives. By hand:
+``python -m pytest -p stub_cuda tests/stubbed_cuda.py``.
+"""
+
+import gc
+import itertools
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import stub_cuda
+import torch
+from emulated_cuda import build_bindings
+from stub_cuda import OPS, Runtime
+
+import eqk
+from eqk import _library, dispatch, reference
+from eqk.testing import CASES, assert_close, derivatives, random_directions, random_operands
+
+EQK = torch.ops.eqk
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MEMBERS = ("forward", "jvp", "backward", "double_backward")
+SLOTS = range(4)
+BY_CHANNELS = CASES["depthwise-5"].plan
+GENERAL = CASES["mixed-mul_ir-ir_mul-mul_ir-per_sample"].plan
+SHARED = CASES["uvu-shared"].plan
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # to the runtime of the library, before it is replaced
+    assert _library.cuda_reason is None
+    with pytest.raises(RuntimeError) as without_driver:
+        run("forward", BY_CHANNELS, draw(BY_CHANNELS, 2, torch.float32, torch.Generator()), None)
+    machine = Runtime(Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so")
+    machine.without_driver = str(without_driver.value)
+    machine.bindings = build_bindings(tmp_path_factory.mktemp("bindings"))
+    machine.tables = {}
+    return machine
+
+
+@pytest.fixture(autouse=True)
+def runtime(machine):
+    """The stub, of which nothing may be left: streams, a fault that met no call, memory, another device or mode."""
+    machine.take(), stub_cuda.allocated()
+    before = stub_cuda.live()
+    yield machine
+    machine.execute = machine.capturing = False
+    for device in range(stub_cuda.DEVICES):
+        OPS.set_stream(device, 0)
+    broken, machine.broken = machine.broken, []
+    assert not broken
+    assert not machine.faults
+    assert not machine.streams
+    assert not machine.pending
+    assert getattr(machine.thread, "mode", 0) == 0
+    assert OPS.device() == 0
+    if stub_cuda.live() != before:
+        gc.collect()  # of graphs that a cycle keeps
+    assert stub_cuda.live() == before
+    assert len(machine.memory) == len(machine.tables)
+
+
+def stream(device: int, number: int) -> int:
+    return 0x9000 + stub_cuda.DEVICES * number + device
+
+
+def draw(plan, rows, dtype, generator, device="cuda:0"):
+    g = torch.randn(rows, plan.irreps_out.dim, generator=generator)
+    return [*random_operands(plan, rows, dtype, generator, device), g.to(device, dtype)]
+
+
+def note_tables(runtime, plan, dtype, calls):
+    for call in calls:
+        if call.name == "cudaMalloc":
+            runtime.tables[str(plan), dtype == torch.float64, call.device] = call.details["address"]
+
+
+def run(member, plan, v, t, wanted=(True,) * 4):
+    """The results of a member of the family for x, y, w, g; None where it has none."""
+    text = str(plan)
+    if member == "forward":
+        return [None, None, None, EQK.tensor_product(*v[:3], text)]
+    if member == "jvp":
+        return [None, None, None, EQK.tensor_product_jvp(*v[:3], *t[:3], text)]
+    if member == "backward":
+        return [*EQK.tensor_product_backward(*v, text, wanted[:3]), None]
+    return list(EQK.tensor_product_double_backward(*v, *t, text, wanted))
+
+
+def launches(calls):
+    fields = ("name", "grid", "block", "shared", "argument")
+    return [{f: c.details[f] for f in fields} for c in calls if c.name == "cudaLaunchKernel"]
+
+
+def name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def check(runtime, member, plan, v, t, wanted=(True,) * 4):
+    """Calls a member and compares each byte of what it launches, and all that it allocates, with the problem's."""
+    device, dtype, rows = v[0].device.index, v[0].dtype, v[0].shape[0]
+    before = OPS.device()
+    runtime.take(), stub_cuda.allocated()
+    results = run(member, plan, v, t, wanted)
+    calls, blocks = runtime.take(), stub_cuda.allocated()
+    assert OPS.device() == before
+    assert all(c.device == device and c.error == 0 for c in calls)
+    assert all(on == device for _, _, on in blocks)
+    assert all(r is None or r.device == v[0].device for r in results)
+
+    shared = plan.weights == "shared"
+    copies = iter(blocks)
+    copied = []
+
+    def operand(slot, tensor):
+        """Address and stride: the tensor's own, or of its copy where the columns of a row are not adjacent."""
+        if tensor is None or (slot == 2 and plan.weights == "none"):
+            return 0, 0
+        if tensor.numel() == 0 or tensor.shape[-1] == 1 or tensor.stride(-1) == 1:
+            address, stride = tensor.data_ptr(), tensor.stride(0)
+        else:
+            address, size, _ = next(copies)
+            assert size == tensor.numel() * tensor.element_size()
+            copied.append(size)
+            stride = tensor.shape[-1]
+        return address, 0 if slot == 2 and shared else stride
+
+    # Forward and jvp take no g.
+    with_g = "backward" in member
+    values = [operand(s, v[s] if s < 3 or with_g else None) for s in SLOTS]
+    tangents = [operand(s, t[s] if t and (s < 3 or with_g) else None) for s in SLOTS]
+    addresses = [0 if r is None or r.numel() == 0 else r.data_ptr() for r in results]
+    problem = runtime.bindings.Problem(
+        str(plan),
+        name(dtype),
+        rows,
+        t is not None,
+        [a for a, _ in values],
+        [a for a, _ in tangents],
+        [s for _, s in values],
+        addresses,
+        [s for _, s in tangents],
+    )
+    own = [r.numel() * r.element_size() for r in results if r is not None and r.numel()]
+    scratch = [problem.scratch_bytes] if problem.scratch_bytes else []
+    assert [size for _, size, _ in blocks] == copied + own + scratch
+
+    key = str(plan), dtype == torch.float64, device
+    allocated = [c.details["size"] for c in calls if c.name == "cudaMalloc"]
+    # Their contents, which differ in padding, are read where the launches are executed.
+    assert allocated == ([] if key in runtime.tables else [len(problem.tables())])
+    note_tables(runtime, plan, dtype, calls)
+    address = runtime.tables[key]
+    assert launches(calls) == problem.launches(address, blocks[-1][0] if scratch else 0)
+    for call in calls[len(calls) - len(launches(calls)) :]:
+        assert call.name in ("cudaLaunchKernel", "cudaFuncSetAttribute")
+    return results, calls
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_launches(runtime, case, generator):
+    for dtype in DTYPES:
+        v = draw(case.plan, case.rows, dtype, generator)
+        t = draw(case.plan, case.rows, dtype, generator)
+        for member in MEMBERS:
+            check(runtime, member, case.plan, v, t if member in ("jvp", "double_backward") else None)
+
+
+@pytest.mark.parametrize("plan", [BY_CHANNELS, GENERAL, SHARED], ids=["channels", "general", "shared"])
+@pytest.mark.parametrize("member", ["backward", "double_backward"])
+def test_only_what_is_wanted(runtime, plan, member, generator):
+    """Each subset of results and of tangents."""
+    v, t = (draw(plan, 5, torch.float32, generator) for _ in range(2))
+    for number in range(16):
+        subset = [bool(number >> slot & 1) for slot in SLOTS]
+        some = [a if keep else None for a, keep in zip(t, reversed(subset), strict=True)]
+        results, calls = check(runtime, member, plan, v, some if member == "double_backward" else None, subset)
+        for result, want in zip(results, subset, strict=True):
+            assert result is None or (result.numel() > 0) == want
+        assert bool(launches(calls)) == any(subset[: 3 + (member == "double_backward")])
+
+
+@pytest.mark.parametrize("current", [0, 1])
+@pytest.mark.parametrize("device", [0, 1])
+def test_streams_and_devices(runtime, device, current):
+    """The stream is torch's current one of the tensor's device, whatever the current device is."""
+    plan = eqk.Plan("2x0e", "1x1o", "2x1o", ((0, 0, 0, "uvu", True, 1.5 + device + 2 * current),))
+    OPS.set_device(current)
+    try:
+        for number in (0, 1, 2):
+            streams = {d: stream(d, number) if number else 0 for d in (0, 1)}
+            for d, s in streams.items():
+                OPS.set_stream(d, s)
+            v = draw(plan, 4, torch.float32, torch.Generator(), f"cuda:{device}")
+            for member in MEMBERS:
+                calls = check(runtime, member, plan, v, v if member in ("jvp", "double_backward") else None)[1]
+                assert {c.details["stream"] for c in calls if c.name == "cudaLaunchKernel"} == {streams[device]}
+                others = {c.details["stream"] for c in calls if c.name == "cudaMemcpyAsync"}
+                assert others.isdisjoint({*streams.values(), 0})
+    finally:
+        OPS.set_device(0)
+
+
+def test_tables_of_a_plan(runtime, generator):
+    """Once a plan, kind of dtype and device, complete before the first launch, on a stream that blocks no other."""
+    plan = eqk.Plan("2x0e", "1x1o", "2x1o", ((0, 0, 0, "uvu", True, 0.7),))
+    copied = []
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        for dtype in DTYPES:
+            v = draw(plan, 3, dtype, generator, device)
+            calls = check(runtime, "forward", plan, v, None)[1]
+            copied += [(device, dtype) for c in calls if c.name == "cudaMemcpyAsync"]
+            order = [c.name for c in calls]
+            if "cudaMalloc" in order:
+                assert order == [
+                    "cudaThreadExchangeStreamCaptureMode",
+                    "cudaMalloc",
+                    "cudaStreamCreateWithFlags",
+                    "cudaMemcpyAsync",
+                    "cudaStreamSynchronize",
+                    "cudaStreamDestroy",
+                    "cudaThreadExchangeStreamCaptureMode",
+                    "cudaLaunchKernel",
+                ]
+                assert calls[2].details["flags"] == stub_cuda.NON_BLOCKING
+    # 16-bit types have float32's.
+    assert copied == [(device, dtype) for device in ("cuda:0", "cuda:1") for dtype in (torch.float32, torch.float64)]
+
+
+def test_threads(runtime):
+    """First calls of one plan at once: one copy of the tables for each device, each thread on its own stream."""
+    plan = eqk.Plan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 0.3),))
+    barrier, seen = threading.Barrier(8), []
+
+    def call(n):
+        device = n % 2
+        v = draw(plan, 3, torch.float32, torch.Generator(), f"cuda:{device}")
+        OPS.set_stream(device, stream(device, n))
+        barrier.wait()
+        run("forward", plan, v, None)
+        seen.append((device, stream(device, n)))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    calls = runtime.take()
+    note_tables(runtime, plan, torch.float32, calls)
+    assert sorted(c.device for c in calls if c.name == "cudaMalloc") == [0, 1]
+    assert sorted((c.device, c.details["stream"]) for c in calls if c.name == "cudaLaunchKernel") == sorted(seen)
+
+
+def test_first_call_in_a_capture(runtime, generator):
+    """While a stream is captured, CUDA refuses memory to a thread that did not ask for the relaxed mode."""
+    plan = eqk.Plan("2x0e", "1x1o", "2x1o", ((0, 0, 0, "uvu", True, 0.9),))
+    v = draw(plan, 3, torch.float32, generator)
+    runtime.capturing = True
+    calls = check(runtime, "forward", plan, v, None)[1]
+    assert [c.details["mode"] for c in calls if "Capture" in c.name] == [stub_cuda.RELAXED, 0]
+
+
+@pytest.mark.parametrize("plan", [BY_CHANNELS, GENERAL, SHARED], ids=["channels", "general", "shared"])
+def test_no_rows(runtime, plan, generator):
+    """Nothing is launched but the sum over no rows, which is the gradient of shared weights."""
+    v = draw(plan, 0, torch.float32, generator)
+    for member in MEMBERS:
+        runtime.execute = True
+        results, calls = check(runtime, member, plan, v, v if member in ("jvp", "double_backward") else None)
+        sums = plan is SHARED and "backward" in member
+        assert len(launches(calls)) == 2 * sums
+        shapes = [t.shape for t in v]
+        assert all(r is None or r.shape == shape for r, shape in zip(results, shapes, strict=True))
+        if sums:
+            assert torch.equal(results[2].cpu(), torch.zeros(plan.weight_numel))
+
+
+@pytest.mark.parametrize("name", ["empty-in1", "empty-in2", "empty-out", "empty-all", "no-instructions"])
+def test_no_columns(runtime, name, generator):
+    plan = CASES[name].plan
+    v = draw(plan, 4, torch.float32, generator)
+    runtime.execute = True
+    for member in MEMBERS:
+        results = check(runtime, member, plan, v, v if member in ("jvp", "double_backward") else None)[0]
+        for result, like in zip(results, v, strict=True):
+            assert result is None or like is None or torch.equal(result.cpu(), torch.zeros(like.shape))
+
+
+def transposed(t):
+    return t.T.contiguous().T
+
+
+def of_wider_rows(t):
+    wide = t.new_zeros(t.shape[0], t.shape[1] + 3)
+    wide[:, 2:-1] = t
+    return wide[:, 2:-1]
+
+
+def misaligned(t):
+    flat = t.new_zeros(t.numel() + 1)
+    flat[1:] = t.flatten()
+    return flat[1:].view(t.shape)
+
+
+def every_second_row(t):
+    return torch.stack((t, -t), 1).flatten(0, 1)[::2]
+
+
+def one_row_for_all(t):
+    return t[:1].expand_as(t)
+
+
+def one_column_for_all(t):
+    return t[:, :1].expand_as(t)
+
+
+@pytest.mark.parametrize(
+    "change", [transposed, of_wider_rows, misaligned, every_second_row, one_row_for_all, one_column_for_all]
+)
+def test_strides(runtime, change, generator):
+    """Rows of any stride are read where they lie, rows whose columns are apart are copied."""
+    plan = BY_CHANNELS
+    v, t = (draw(plan, 3, torch.float32, generator) for _ in range(2))
+    for slots in ((0,), (1,), (2,), (3,), SLOTS):
+        runtime.execute = slots is SLOTS
+        host = [[change(a.cpu()) if s in slots else a.cpu() for s, a in enumerate(group)] for group in (v, t)]
+        moved = [[on_device(a) for a in group] for group in host]
+        assert all(a.stride() == b.stride() for a, b in zip(host[0] + host[1], moved[0] + moved[1], strict=True))
+        for member in ("backward", "double_backward"):
+            results, _ = check(runtime, member, plan, moved[0], moved[1] if member == "double_backward" else None)
+            if not runtime.execute:
+                continue
+            expected = run(member, plan, [a.double() for a in host[0]], [a.double() for a in host[1]])
+            for result, truth in zip(results, expected, strict=True):
+                if result is not None:
+                    assert_close(result.cpu(), truth, 1 + (member != "backward"))
+
+
+def on_device(t, device="cuda:0"):
+    """With the strides and the offset of ``t``."""
+    storage = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+    return storage.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
+
+
+NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+@pytest.mark.parametrize("n", range(1, 8))
+def test_two_devices(runtime, n, device, generator):
+    v = draw(GENERAL, 3, torch.float32, generator) + draw(GENERAL, 3, torch.float32, generator)
+    v[n] = v[n].to(device)
+    message = f"eqk::tensor_product_double_backward: {NAMES[n]}: expected device cuda:0 as x has, got {device}$"
+    with pytest.raises(RuntimeError, match=message):
+        run("double_backward", GENERAL, v[:4], v[4:])
+    assert not launches(runtime.take())
+
+
+def test_x_on_another_device(runtime, generator):
+    for device in ("cpu", "cuda:1"):
+        v = draw(GENERAL, 3, torch.float32, generator)
+        v[0] = v[0].to(device)
+        with pytest.raises(RuntimeError, match=f"y: expected device {device} as x has, got cuda:0"):
+            eqk.tensor_product(*v[:3], GENERAL)
+        assert not launches(runtime.take())
+
+
+@pytest.mark.parametrize("n", range(8))
+@pytest.mark.parametrize("how", ["columns", "dimensions", "dtype", "rows"])
+def test_operands_that_do_not_fit(runtime, n, how, generator):
+    v = draw(GENERAL, 3, torch.float32, generator) + draw(GENERAL, 3, torch.float32, generator)
+    v[n] = {"columns": v[n][:, 1:], "dimensions": v[n][None], "dtype": v[n].double(), "rows": v[n][1:]}[how]
+    named = "[xyw]" if n == 0 else NAMES[n]
+    with pytest.raises(RuntimeError, match=f"eqk::tensor_product_double_backward: {named}: expected"):
+        run("double_backward", GENERAL, v[:4], v[4:])
+    assert not runtime.take()
+
+
+STEPS = {
+    "cudaThreadExchangeStreamCaptureMode": "capture mode",
+    "cudaMalloc": "tables of the plan",
+    "cudaStreamCreateWithFlags": "stream for the tables of the plan",
+    "cudaMemcpyAsync": "copying the tables of the plan",
+    "cudaStreamSynchronize": "copying the tables of the plan",
+    "cudaLaunchKernel": "eqk_tensor_product_forward_f32_l3",
+}
+ERRORS = {
+    stub_cuda.MEMORY_ALLOCATION: "out of memory",
+    stub_cuda.INSUFFICIENT_DRIVER: "CUDA driver version is insufficient for CUDA runtime version",
+    stub_cuda.NO_DEVICE: "no CUDA-capable device is detected",
+    stub_cuda.NO_KERNEL_IMAGE: "no kernel image is available for execution on the device",
+    stub_cuda.LAUNCH_FAILURE: "unspecified launch failure",
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("function", STEPS)
+def test_errors_of_the_runtime(runtime, function, error, generator):
+    """Each names its step; memory, streams, the mode and the device are given back, and the next call runs."""
+    number = list(STEPS).index(function) * len(ERRORS) + list(ERRORS).index(error)
+    plan = eqk.Plan("2x0e", "1x1o", "2x1o", ((0, 0, 0, "uvu", True, 1 + number / 64),))
+    v = draw(plan, 3, torch.float32, generator, "cuda:1")
+    runtime.faults[function] = error
+    with pytest.raises(RuntimeError, match=f"eqk::tensor_product: {STEPS[function]}: {ERRORS[error]}$"):
+        run("forward", plan, v, None)
+    assert OPS.device() == 0
+    calls = runtime.take()
+    assert [c.name for c in calls if c.error] == [function]
+    if function == "cudaLaunchKernel":
+        note_tables(runtime, plan, torch.float32, calls)
+    runtime.execute = True
+    results = check(runtime, "forward", plan, v, None)[0]
+    assert_close(results[3].cpu(), reference.tensor_product(*(t.cpu().double() for t in v[:3]), plan))
+
+
+def test_without_a_driver(runtime):
+    """The library's own CUDA runtime, before it was replaced."""
+    step, reason = runtime.without_driver.removeprefix("eqk::tensor_product: ").split(": ")
+    assert step == "capture mode"
+    assert reason in (ERRORS[stub_cuda.INSUFFICIENT_DRIVER], ERRORS[stub_cuda.NO_DEVICE])
+
+
+def test_more_than_48_kib_of_shared_memory(runtime, generator):
+    """CUDA refuses such a launch on a device where the kernel was not allowed it."""
+    plan = CASES["even-parity"].plan
+    asked = []
+    for device in (0, 1):
+        v, t = (draw(plan, 3, torch.float32, generator, f"cuda:{device}") for _ in range(2))
+        for member in MEMBERS:
+            calls = check(runtime, member, plan, v, t if member in ("jvp", "double_backward") else None)[1]
+            for before, call in itertools.pairwise(calls):
+                if call.name == "cudaLaunchKernel" and call.details["shared"] > 48 << 10:
+                    kernel, shared = call.details["name"], call.details["shared"]
+                    attribute = stub_cuda.MAX_DYNAMIC_SHARED_MEMORY
+                    assert before.details == {"kernel": kernel, "attribute": attribute, "value": shared}
+                    asked.append(member)
+    assert asked
+    runtime.faults["cudaFuncSetAttribute"] = stub_cuda.INVALID_VALUE
+    with pytest.raises(RuntimeError, match=r"eqk_tensor_product_\w+: invalid argument$"):
+        run(asked[0], plan, v, t)
+
+
+def test_dispatch(runtime, generator, monkeypatch):
+    v = draw(BY_CHANNELS, 3, torch.float32, generator, "cuda:1")
+    explained = dispatch.explain("tensor_product", *v)
+    assert explained.startswith("eqk::tensor_product on cuda:1")
+    assert "cuda: can run" in explained
+    assert explained.endswith("-> cuda")
+    check(runtime, "forward", BY_CHANNELS, v, None)
+    out = eqk.tensor_product(*v[:3], BY_CHANNELS)
+    assert out.device == v[0].device
+    assert [launch["name"] for launch in launches(runtime.take())] == ["eqk_tensor_product_forward_f32_l3"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0) if device == 1 else (9, 0))
+    dispatch._device_reason.cache_clear()
+    assert "cuda: the GPU has compute capability 7.0" in dispatch.explain("tensor_product", *v)
+    assert dispatch.choose("tensor_product", torch.device("cuda:0")) == "cuda"
+    dispatch._device_reason.cache_clear()
+
+
+def chosen(runtime, plan, rows, tangents, wanted):
+    """What the launches of a problem are, but for addresses."""
+    anywhere = lambda on: [0x1000 * (s + 1) * bool(on[s]) for s in SLOTS]  # noqa: E731
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    with_g = any(wanted[:3])
+    problem = runtime.bindings.Problem(
+        str(plan),
+        "float32",
+        rows,
+        any(tangents),
+        anywhere([1, 1, 1, with_g]),
+        anywhere(tangents),
+        columns,
+        anywhere(wanted),
+    )
+    return [{**launch, "argument": None} for launch in problem.launches(0x1000, 0x1000)]
+
+
+@pytest.mark.parametrize("plan", [BY_CHANNELS, SHARED], ids=["channels", "shared"])
+@pytest.mark.parametrize("number", range(1, 8))
+def test_autograd(runtime, plan, number, generator):
+    """Each order launches what the gradients that were asked for take, on the forward's stream, and has the numbers."""
+    runtime.execute = True
+    wanted = [bool(number >> slot & 1) for slot in range(3)]
+    v, t = (draw(plan, 3, torch.float32, generator, "cuda:1") for _ in range(2))
+    directions = [a for a, want in zip(t, wanted, strict=False) if want]
+    OPS.set_stream(1, stream(1, number))
+
+    def orders(product, v, directions, after=lambda: None):
+        v = [a.detach().requires_grad_(want) for a, want in zip(v, (*wanted, True), strict=True)]
+        asked = [a for a, want in zip(v, wanted, strict=False) if want]
+        out = product(*v[:3], plan)
+        after()
+        first = torch.autograd.grad(out, asked, v[3], create_graph=True)
+        after()
+        second = torch.autograd.grad(first, (*asked, v[3]), directions, materialize_grads=True)
+        after()
+        return [(out.detach(),), [a.detach() for a in first], second]
+
+    taken = []
+    got = orders(eqk.tensor_product, v, directions, lambda: taken.append(runtime.take()))
+    for calls in taken:
+        note_tables(runtime, plan, torch.float32, calls)
+    nothing, out = [False] * 4, [False] * 3 + [True]
+    # A gradient does not depend on the slot it is of.
+    again = [want and sum(wanted) > 1 for want in wanted]
+    expected = [(nothing, out), (nothing, [*wanted, False]), ([*wanted, False], [*again, True])]
+    for calls, (tangents, results) in zip(taken, expected, strict=True):
+        found = [{**launch, "argument": None} for launch in launches(calls)]
+        assert found == chosen(runtime, plan, 3, tangents, results)
+        assert {(c.device, c.details["stream"]) for c in calls if c.name == "cudaLaunchKernel"} == {
+            (1, stream(1, number))
+        }
+    host = [[a.cpu().double() for a in group] for group in (v, directions)]
+    for order, (results, truths) in enumerate(zip(got, orders(reference.tensor_product, *host), strict=True)):
+        for result, truth in zip(results, truths, strict=True):
+            assert result.device == v[0].device
+            assert_close(result.cpu(), truth, order)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*itertools.product(["depthwise-3"], DTYPES[:2]), *itertools.product(["uuw-shared"], DTYPES)],
+    ids=str,
+)
+def test_numbers(runtime, name, dtype, generator):
+    """The whole chain, to third order: eqk.tensor_product of CUDA tensors, each launch executed, is the reference."""
+    plan = CASES[name].plan
+    runtime.execute = True
+    operands = [t / t.abs().max() for t in random_operands(plan, 2, dtype, generator)]
+    value = torch.empty(2, plan.irreps_out.dim, dtype=dtype)
+    directions = random_directions(operands, value, 3, generator)
+    move = lambda tensors: [t.to("cuda:0") for t in tensors]  # noqa: E731
+    got = derivatives(lambda *t: eqk.tensor_product(*t, plan), move(operands), [move(d) for d in directions])
+    note_tables(runtime, plan, dtype, runtime.take())
+    wide = [[t.double() for t in tensors] for tensors in (operands, *directions)]
+    truth = derivatives(lambda *t: reference.tensor_product(*t, plan), wide[0], wide[1:])
+    for order, (results, expected) in enumerate(zip(got, truth, strict=True)):
+        for result, want in zip(results, expected, strict=True):
+            assert_close(result.cpu(), want, order)

@@ -1,0 +1,173 @@
+"""Every kernel on the GPU, where there is one: the registry against the dense reference, streams, captures, devices."""
+
+import pytest
+import torch
+from test_tensor_product import PROBLEMS, SMALL, cast, compare, names
+
+import eqk
+from eqk import dispatch, reference
+from eqk.testing import CASES, assert_close, random_operands
+
+pytestmark = pytest.mark.gpu
+
+HERE = torch.device("cuda", 0)
+BACKENDS = [b for b in ("cuda", "triton") if dispatch._PREDICATES[b]("tensor_product", HERE) is None] or ["none"]
+MIXED = "mixed-mul_ir-ir_mul-mul_ir-shared"
+
+
+def on_gpu(plan, backend, device=HERE):
+    """eqk.tensor_product of operands on the CPU, computed on a GPU, as are its derivatives."""
+
+    def product(*operands):
+        with dispatch.use_backend(backend):
+            return eqk.tensor_product(*(t if t is None else t.to(device) for t in operands), plan).cpu()
+
+    return product
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def test_auto_takes_the_first_backend():
+    assert dispatch.choose("tensor_product", HERE) == BACKENDS[0], dispatch.explain(
+        "tensor_product", torch.empty(1, device=HERE)
+    )
+
+
+@pytest.mark.parametrize("case", SMALL, ids=names(SMALL))
+def test_cases(case, backend, generator):
+    operands = case.operands(case.rows, torch.float32, generator)
+    compare(case.plan, operands, generator, (torch.float64, torch.float32), op=on_gpu(case.plan, backend))
+
+
+@pytest.mark.parametrize("case", PROBLEMS, ids=names(PROBLEMS))
+def test_problems(case, backend, generator):
+    operands = case.operands(case.rows, torch.float32, generator)
+    compare(case.plan, operands, generator, (torch.float32,), orders=2, op=on_gpu(case.plan, backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", SMALL, ids=names(SMALL))
+def test_16_bit(case, dtype, backend, generator):
+    operands = random_operands(case.plan, case.rows, torch.float32, generator)
+    operands = [t if t is None or t.numel() == 0 else t / t.abs().max() for t in operands]
+    compare(case.plan, cast(operands, dtype), generator, (dtype,), op=on_gpu(case.plan, backend))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 15, 17, 257, 10_000])
+@pytest.mark.parametrize("name", ["depthwise-7", "depthwise-33", MIXED])
+def test_row_counts(name, rows, backend, generator):
+    plan = CASES[name].plan
+    operands = random_operands(plan, rows, torch.float32, generator)
+    compare(plan, operands, generator, (torch.float32,), orders=2 if rows < 1000 else 1, op=on_gpu(plan, backend))
+
+
+def gradients(product, x, y, w, g, directions):
+    """Value, gradients and the gradients of those."""
+    leaves = [t.detach().requires_grad_() for t in (x, y, w, g)]
+    out = product(*leaves[:3])
+    first = torch.autograd.grad(out, leaves[:3], leaves[3], create_graph=True)
+    second = torch.autograd.grad(first, leaves, directions)
+    return [t.detach() for t in (out, *first, *second)]
+
+
+ORDERS = (0, 1, 1, 1, 2, 2, 2, 2)
+
+
+def draw(plan, rows, generator):
+    """x, y, w, g and directions of x, y, w."""
+    g = torch.randn(rows, plan.irreps_out.dim, generator=generator)
+    operands = random_operands(plan, rows, torch.float32, generator)
+    return [*operands, g, *(torch.randn(t.shape, generator=generator) for t in operands)]
+
+
+def check(plan, got, inputs):
+    wide = cast(inputs, torch.float64)
+    truth = gradients(lambda *t: reference.tensor_product(*t, plan), *wide[:4], wide[4:])
+    for order, result, expected in zip(ORDERS, got, truth, strict=True):
+        assert_close(result.cpu(), expected, order)
+
+
+# A plan that no other test has run: its tables are made during the call.
+def fresh_plan(coefficient, weights):
+    paths = ((0, 0, 0, "uvu", True, coefficient), (1, 0, 1, "uvu", True, -coefficient))
+    return eqk.Plan("36x0e + 8x1o", "1x1o", "36x1o + 8x0e", paths, weights=weights)
+
+
+@pytest.mark.parametrize("weights", ["shared", "per_sample"])
+def test_side_stream(weights, backend, generator):
+    """The operands arrive late, on the stream that is current."""
+    plan = fresh_plan(0.37, weights)
+    inputs = draw(plan, 300, generator)
+    late = [torch.full_like(t, float("nan"), device=HERE) for t in inputs]
+    pinned = [t.pin_memory() for t in inputs]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), dispatch.use_backend(backend):
+        torch.cuda._sleep(200_000_000)
+        for t, source in zip(late, pinned, strict=True):
+            t.copy_(source, non_blocking=True)
+        got = gradients(lambda *t: eqk.tensor_product(*t, plan), *late[:4], late[4:])
+    stream.synchronize()
+    check(plan, got, inputs)
+
+
+@pytest.mark.parametrize("weights", ["shared", "per_sample"])
+def test_capture(weights, backend, generator):
+    """Forward, backward and double backward in a CUDA graph, replayed on new numbers."""
+    plan = fresh_plan(0.61, weights)
+    static = [t.to(HERE) for t in draw(plan, 300, generator)]
+
+    def step():
+        with dispatch.use_backend(backend):
+            return gradients(lambda *t: eqk.tensor_product(*t, plan), *static[:4], static[4:])
+
+    if backend == "triton":  # compiles when it first runs, which a capture does not allow
+        step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    for _ in range(2):
+        inputs = draw(plan, 300, generator)
+        for t, source in zip(static, inputs, strict=True):
+            t.copy_(source)
+        graph.replay()
+        check(plan, got, inputs)
+
+
+def test_strides(backend, generator):
+    plan = CASES["depthwise-7"].plan
+    x, y, w = (t.to(HERE) for t in random_operands(plan, 50, torch.float32, generator))
+    wide = torch.randn(50, x.shape[1] + 3, device=HERE)
+    wide[:, 1:-2] = x
+    expected = reference.tensor_product(*(t.cpu().double() for t in (x, y, w)), plan)
+    with dispatch.use_backend(backend):
+        for operands in ((wide[:, 1:-2], y, w), (x.T.contiguous().T, y, w), (x, y, w.repeat(1, 2)[:, : w.shape[1]])):
+            assert_close(eqk.tensor_product(*operands, plan).cpu(), expected)
+        got = eqk.tensor_product(x, y[:1].expand_as(y), w, plan).cpu()
+    assert_close(
+        got, reference.tensor_product(x.cpu().double(), y[:1].expand_as(y).cpu().double(), w.cpu().double(), plan)
+    )
+
+
+@pytest.mark.parametrize("device", range(torch.cuda.device_count()))
+def test_every_device(device, backend, generator):
+    """Also where it is not the current one."""
+    plan = fresh_plan(0.83, "per_sample")
+    operands = random_operands(plan, 9, torch.float32, generator)
+    compare(
+        plan, operands, generator, (torch.float32,), orders=2, op=on_gpu(plan, backend, torch.device("cuda", device))
+    )
+    assert torch.cuda.current_device() == 0
+
+
+def test_two_places(backend, generator):
+    plan = CASES["depthwise-7"].plan
+    x, y, w = random_operands(plan, 4, torch.float32, generator)
+    with (
+        dispatch.use_backend(backend),
+        pytest.raises(RuntimeError, match="y: expected .*device cuda:0 as x has, got .*cpu"),
+    ):
+        eqk.tensor_product(x.to(HERE), y, w.to(HERE), plan)
