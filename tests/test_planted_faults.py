@@ -61,15 +61,15 @@ FAULTS = {
         FORWARD, CHANNELS, "clear(kG, a_.view.out_ranges);", ";", UNWRITTEN, CASES["outputs-without-path"].plan
     ),
     "stride_of_an_odd_multiplicity": Fault(
-        FORWARD, CHANNELS, "stage_[at] = *row_.at(slice.what, column);",
-        "stage_[at] = *row_.at(slice.what, column - (column - slice.offset) / slice.mul * (slice.mul % 2));",
+        FORWARD, CHANNELS, "*staged(at) = *row_.at(slice.what, column);",
+        "*staged(at) = *row_.at(slice.what, column - (column - slice.offset) / mul_ * (mul_ % 2));",
         WRONG, channels_plan(IR_MUL, 1),
     ),
     "read_past_the_end": Fault(
-        FORWARD, CHANNELS, "c < n ? static_cast<T>(p[c]) : T{0}", "static_cast<T>(p[c])", OUT_OF_BOUNDS
+        FORWARD, CHANNELS, "c < left ? static_cast<T>(from[c]) : T{0}", "static_cast<T>(from[c])", OUT_OF_BOUNDS
     ),
     "uninitialised_shared_memory": Fault(
-        FORWARD, CHANNELS, "q < kStep * D; q += kTeam) stage_[q] =", "q < 0; q += kTeam) stage_[q] =", UNINITIALISED
+        FORWARD, CHANNELS, "q < kPackStep * D; q += kTeam)", "q < 0; q += kTeam)", UNINITIALISED
     ),
     # The kind of https://github.com/PASSIONLab/OpenEquivariance/issues/211.
     "part_of_the_gradient_of_one_instructions_weights": Fault(
@@ -77,10 +77,10 @@ FAULTS = {
         "if (C::l1 == 0 || C::l2 == 0 || C::l3 == 1 || i > 0) fma_part(gw[c], xi[c], h[c]);", WRONG,
     ),
     "tangent_dropped_in_double_backward": Fault(
-        DOUBLE_BACKWARD, CHANNELS, "if (in.tangent) {", "if (false) {", WRONG
+        DOUBLE_BACKWARD, CHANNELS, "if (a_.in[kChannel].tangent) {", "if (false) {", WRONG
     ),
     "store_beyond_the_last_channel": Fault(
-        BACKWARD, CHANNELS, "if (c < n) p[c] =", "p[c] =", OUT_OF_BOUNDS
+        BACKWARD, CHANNELS, "if (c < left) to[c] =", "to[c] =", OUT_OF_BOUNDS
     ),
     "rows_lost_between_partial_sums": Fault(
         GENERAL, "cuda.cu", "begin + each + (part < more), column)", "begin + each, column)", WRONG,

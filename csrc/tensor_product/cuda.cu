@@ -35,9 +35,9 @@ template <class T, class Storage>
 __device__ __forceinline__ void reduce(const ReduceArguments& a) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t q = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; q < a.columns; q += step) {
-    T sum = 0;
-    for (std::int64_t p = 0; p < a.parts; ++p) sum += static_cast<const T*>(a.partial)[p * a.columns + q];
-    static_cast<Storage*>(a.out)[q] = static_cast<Storage>(sum);
+    BlockSum<T> sum;
+    for (std::int64_t p = 0; p < a.parts; ++p) sum.next() += static_cast<const T*>(a.partial)[p * a.columns + q];
+    static_cast<Storage*>(a.out)[q] = static_cast<Storage>(sum.total());
   }
 }
 

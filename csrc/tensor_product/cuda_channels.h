@@ -170,11 +170,13 @@ struct ChannelRow {
   }
 };
 
-// One row's channels [u, u + kTeam kChannels) of a segment of degree l1.
+// One row's channels from u on of a segment of degree l1: up to kPacks packs of kChannels adjacent ones a lane, which
+// are whole, or one of which some lanes have none. What a path costs once, its table, its degrees and its M, serves all
+// packs.
 template <class T, class Storage, bool kDual, bool kBackward, int kDegree, int l1>
 class ChannelSlice {
   using S = std::conditional_t<kDual, Dual<T>, T>;
-  static constexpr int kChannels = channels_of_lane(sizeof(T), kDual, kBackward, l1), D1 = 2 * l1 + 1;
+  static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), kPacks = packs_of_lane(l1), D1 = 2 * l1 + 1;
   static constexpr int kParts = kDual ? 2 : 1;
   // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
   static constexpr bool kStaged = kDual || kBackward;
@@ -184,106 +186,129 @@ class ChannelSlice {
   struct alignas(16) Four {
     T s[4];
   };
-  // What a lane holds of one segment: [component][channel].
+  // A pack of one segment: [component][channel].
   template <int D>
   using Tile = T[D * kChannels];
 
  public:
-  static constexpr int kStep = kTeam * kChannels;
+  static constexpr int kPackStep = kTeam * kChannels;
 
-  __device__ __forceinline__ explicit ChannelSlice(const ChannelRow<T, Storage>& row)
-      : row_(row), a_(row.a), t_(row.lane) {
+  __device__ __forceinline__ ChannelSlice(const ChannelRow<T, Storage>& row, const DeviceChannelSegment& segment, int u)
+      : row_(row),
+        a_(row.a),
+        segment_(segment),
+        mul_(segment.mul),
+        u_(u),
+        t_(row.lane),
+        first_(u + row.lane * kChannels),
+        packs_(min(kPacks, max(1, (mul_ - u) / kPackStep))),
+        whole_(mul_ - u >= kPackStep ? -1 : 0),
+        m_(row.m + row.block_row * row.a.m_stride) {
     const int thread = static_cast<int>(threadIdx.x);
-    stage_ = row.stage + (thread - t_) * output_tile(sizeof(T), kDual, kBackward, kDegree);
-    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kBackward, kDegree) +
-         thread % 32 * kChannels;
+    stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * output_tile(sizeof(T), kDual, kDegree));
+    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kDegree) + thread % 32 * kChannels;
   }
 
-  __device__ __forceinline__ void run(const DeviceChannelSegment& segment, int u) {
-    const Operand& in = a_.in[kChannel];
-    const auto at = [&](int what) EQK_LAMBDA {
-      const bool aligned = (a_.vectors >> (what + kChannel) & 1) && (segment.offset | segment.mul) % kChannels == 0;
-      return Slice{what + kChannel,
-                   segment.offset,
-                   segment.mul,
-                   u,
-                   static_cast<bool>(a_.channel_mul_ir),
-                   aligned && segment.mul - u >= kStep};
+  __device__ __forceinline__ int channels() const { return packs_ * kPackStep; }
+
+  __device__ __forceinline__ void run() {
+    const auto at = [&](int what, int vectors, int planes) EQK_LAMBDA {
+      return slice<D1>(what + kChannel, segment_.offset, segment_.flags, vectors, planes, a_.channel_mul_ir);
     };
-    Tile<D1> x, gc;
-    load<D1>(x, at(0));
-    if constexpr (kStaged) {
-      stage_x<D1>(x, 0);
+    Tile<D1> x[kPacks], gc[kPacks];
+    const Slice value = at(0, kVectorIn, kPlanesIn), tangent = at(kTangents, kVectorTangent, kPlanesTangent);
+    for_packs([&](auto pack) EQK_LAMBDA {
+      constexpr int p = decltype(pack)::value;
+      load<D1>(x[p], value, p);
+      if constexpr (kStaged) stage_x<D1>(x[p], p, 0);
       if constexpr (kDual) {
-        if (in.tangent) {
-          load<D1>(x, at(kTangents));
+        if (a_.in[kChannel].tangent) {
+          load<D1>(x[p], tangent, p);
         } else {
-          for (T& v : x) v = 0;
+#pragma unroll
+          for (T& v : x[p]) v = 0;
         }
-        stage_x<D1>(x, D1);
+        stage_x<D1>(x[p], p, D1);
       }
-    }
+    });
     if constexpr (kBackward) {
 #pragma unroll
-      for (T& v : gc) v = 0;
+      for (auto& tile : gc)
+#pragma unroll
+        for (T& v : tile) v = 0;
     }
-    const auto* const groups = reinterpret_cast<const DeviceChannelGroup*>(row_.words + a_.view.groups_at);
+    const auto* group =
+        reinterpret_cast<const DeviceChannelGroup*>(row_.words + a_.view.groups_at) + segment_.group_begin;
 #pragma unroll 1
-    for (int n = segment.group_begin; n < segment.group_end; ++n)
-      with_degree<0, kDegree>(groups[n].l, [&](auto l) EQK_LAMBDA {
+    for (int groups = segment_.group_end - segment_.group_begin; groups > 0; --groups, ++group)
+      with_degree<0, kDegree>(group->l, [&](auto l) EQK_LAMBDA {
         constexpr int l2 = decltype(l)::value, kLow = l1 > l2 ? l1 - l2 : l2 - l1,
                       kHigh = l1 + l2 < kDegree ? l1 + l2 : kDegree;
         [[maybe_unused]] T gs[2 * l2 + 1] = {};
-        const auto* const paths = reinterpret_cast<const Path*>(row_.words + a_.view.paths_at);
+        const auto* path = reinterpret_cast<const Path*>(row_.words + a_.view.paths_at) + group->path_begin;
 #pragma unroll 1
-        for (int q = groups[n].path_begin; q < groups[n].path_end; ++q) {
-          const Path path = paths[q];
-          S w[kChannels];
-          [[maybe_unused]] T gw[kChannels] = {};
-          load_weights(path, segment.mul, u, w);
-          with_degree<kLow, kHigh>(path.l, [&](auto l3) EQK_LAMBDA {
+        for (int paths = group->path_end - group->path_begin; paths > 0; --paths, ++path) {
+          const Path p = *path;
+          with_degree<kLow, kHigh>(p.l, [&](auto l3) EQK_LAMBDA {
             using C = Cg<l1, l2, decltype(l3)::value>;
             if constexpr (kBackward)
-              backward_path<C>(path, segment.mul, u, w, x, gc, gs, gw);
+              backward_path<C>(p, x, gc, gs);
             else
-              forward_path<C>(path, segment.mul, u, w, x);
+              forward_path<C>(p, x);
           });
-          if constexpr (kBackward) store_weights(path, segment.mul, u, gw);
         }
-        if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(groups[n], gs);
+        if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(*group, gs);
       });
     if constexpr (kBackward)
-      if (a_.out[kChannel].data) store<D1>(gc, at(kResults), a_.add);
+      if (a_.out[kChannel].data) {
+        const Slice to = at(kResults, kVectorOut, kPlanesOut);
+        for_packs([&](auto pack) EQK_LAMBDA { store<D1>(gc[pack], to, pack, a_.add); });
+      }
   }
 
  private:
   const ChannelRow<T, Storage>& row_;
   const ChannelArguments& a_;
-  Storage* stage_;  // of the team
-  T* x_;            // the lane's channels of x: a vector for each component, then those of its tangent
-  int t_;           // lane of the team
+  const DeviceChannelSegment& segment_;
+  const int mul_, u_;     // channels of the segment, and the first of this slice
+  const int t_;           // lane of the team
+  const int first_;       // the lane's first channel
+  const int packs_;       // those that have channels
+  const int whole_;       // mask of flags: all, or none where some lanes have no channels
+  const T* const m_;      // the row's M
+  unsigned char* stage_;  // of the team
+  T* x_;                  // the lane's channels of x: of each pack a vector a component, then those of its tangent
+
+  // Calls f(pack) for those that have channels.
+  template <class F>
+  __device__ __forceinline__ void for_packs(F&& f) const {
+    eqk::unroll<kPacks>([&](auto pack) EQK_LAMBDA {
+      if (decltype(pack)::value == 0 || packs_ > decltype(pack)::value) f(pack);
+    });
+  }
 
   template <int D>
-  __device__ __forceinline__ void stage_x(const Tile<D>& x, int first) const {
+  __device__ __forceinline__ void stage_x(const Tile<D>& x, int p, int first) const {
 #pragma unroll
     for (int i = 0; i < D; ++i) {
       Pack<T, kChannels> pack;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) pack.set(c, x[i * kChannels + c]);
-      pack.store_shared(x_ + (first + i) * 32 * kChannels);
+      pack.store_shared(x_ + (p * kParts * D + first + i) * 32 * kChannels);
     }
   }
 
   // Component i of the lane's channels, from registers or the stage.
   template <int i, int D>
-  __device__ __forceinline__ void read_x(const Tile<D>& x, S (&to)[kChannels]) const {
+  __device__ __forceinline__ void read_x(const Tile<D>& x, int p, S (&to)[kChannels]) const {
     if constexpr (!kStaged) {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) to[c] = x[i * kChannels + c];
     } else {
       Pack<T, kChannels> pack[kParts];
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) pack[part].load_shared(x_ + (part * D + i) * 32 * kChannels);
+      for (int part = 0; part < kParts; ++part)
+        pack[part].load_shared(x_ + ((p * kParts + part) * D + i) * 32 * kChannels);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         if constexpr (kDual)
@@ -297,7 +322,7 @@ class ChannelSlice {
   // Calls f(pair, M of the pair) over the nonzero pairs of a path.
   template <class C, class F>
   __device__ __forceinline__ void for_pairs(const Path& path, F&& f) const {
-    const T* const m = row_.m + row_.block_row * a_.m_stride + path.m;
+    const T* const m = m_ + path.m;
     eqk::unroll<(C::pairs + 3) / 4>([&](auto q) EQK_LAMBDA {
       const Four v = reinterpret_cast<const Four*>(m)[q];
       Four t;
@@ -314,75 +339,66 @@ class ChannelSlice {
     });
   }
 
-  // coefficient times the weights of the lane's channels, zero beyond the last.
-  __device__ __forceinline__ void load_weights(const Path& path, int mul, int u, S (&w)[kChannels]) const {
-    const int first = opaque(u) + t_ * kChannels, n = mul - first;
-    const auto read = [&](int what, ChannelFlag vectors, P& pack) EQK_LAMBDA {
-      const Storage* const p = row_.at(what, path.weight + first);
-      if ((path.flags & vectors) && n >= kChannels) {
-        pack.load(p);
+  // Of a pack; zero beyond the last channel.
+  __device__ __forceinline__ void load_weights(const Path& path, int p, S (&w)[kChannels]) const {
+    const auto read = [&](int what, int vectors, int present, T absent) EQK_LAMBDA {
+      const Storage* const from = row_.at(what, path.weight + first_) + p * kPackStep;
+      P pack;
+      if (path.flags & whole_ & vectors) {
+        pack.load(from);
       } else {
+        const int left = mul_ - first_ - p * kPackStep;
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) pack.set(c, c < n ? static_cast<T>(p[c]) : T{0});
+        for (int c = 0; c < kChannels; ++c)
+          pack.set(c, !(path.flags & present) ? absent : c < left ? static_cast<T>(from[c]) : T{0});
       }
+      return pack;
     };
-    P pack, pack_tangent;
-    if (path.flags & kWeighted) {
-      read(kW, kVectorW, pack);
-    } else {
+    const P pack = read(kW, kVectorW, kWeighted, 1);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) pack.set(c, T{1});
-    }
+    for (int c = 0; c < kChannels; ++c) w[c] = S{pack.template get<T>(c)};
     if constexpr (kDual) {
-      if ((path.flags & kWeighted) && a_.in[kW].tangent) {
-        read(kTangents + kW, kVectorTangentW, pack_tangent);
-      } else {
+      const P tangent = read(kTangents + kW, kVectorTangentW, kTangentWeighted, 0);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) pack_tangent.set(c, T{0});
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      w[c] = S{path.coefficient * pack.template get<T>(c)};
-      if constexpr (kDual) w[c].t = path.coefficient * pack_tangent.template get<T>(c);
+      for (int c = 0; c < kChannels; ++c) w[c].t = tangent.template get<T>(c);
     }
   }
 
   template <class C>
-  __device__ __forceinline__ void forward_path(const Path& path, int mul, int u, const S (&w)[kChannels],
-                                               const Tile<D1>& x) {
+  __device__ __forceinline__ void forward_path(const Path& path, const Tile<D1> (&x)[kPacks]) {
     constexpr int D3 = 2 * C::l3 + 1;
-    S xi[kChannels], z[kChannels];
-    Tile<D3> out = {};
     // The weight is multiplied into the smaller of x and the product.
     constexpr bool kWeightFirst = kDual || D1 <= D3;
-    for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
-      constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
-      if constexpr (starts<C, p>()) read_x<i, D1>(x, xi);
+    const Slice to = out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut);
+    for_packs([&](auto pack) EQK_LAMBDA {
+      constexpr int n = decltype(pack)::value;
+      S w[kChannels], xi[kChannels], z[kChannels];
+      load_weights(path, n, w);
+      Tile<D3> out = {};
+      for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
+        constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
+        if constexpr (starts<C, p>()) read_x<i, D1>(x[n], n, xi);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        if constexpr (!kWeightFirst) {
-          fma(out[k * kChannels + c], m, xi[c]);
-        } else {
-          if constexpr (starts<C, p>()) z[c] = eqk::mul(w[c], xi[c]);
-          fma_part(out[k * kChannels + c], m, z[c]);
+        for (int c = 0; c < kChannels; ++c) {
+          if constexpr (!kWeightFirst) {
+            fma(out[k * kChannels + c], m, xi[c]);
+          } else {
+            if constexpr (starts<C, p>()) z[c] = eqk::mul(w[c], xi[c]);
+            fma_part(out[k * kChannels + c], m, z[c]);
+          }
         }
-      }
-    });
-    if constexpr (!kWeightFirst) {
+      });
+      if constexpr (!kWeightFirst) {
 #pragma unroll
-      for (int n = 0; n < D3 * kChannels; ++n) out[n] *= part(w[n % kChannels]);
-    }
-    store<D3>(out, out_slice(kResults + kG, path, kVectorOut, mul, u), !(path.flags & kFirst));
+        for (int q = 0; q < D3 * kChannels; ++q) out[q] *= part(w[q % kChannels]);
+      }
+      store<D3>(out, to, n, !(path.flags & kFirst));
+    });
   }
 
-  __device__ __forceinline__ auto out_slice(int what, const Path& path, ChannelFlag vectors, int mul, int u) const {
-    return Slice{what,
-                 path.out,
-                 opaque(mul),
-                 opaque(u),
-                 static_cast<bool>(a_.out_mul_ir),
-                 (path.flags & vectors) && mul - u >= kStep};
+  template <int D>
+  __device__ __forceinline__ auto out_slice(int what, const Path& path, int vectors, int planes) const {
+    return slice<D>(what, path.out, path.flags, vectors, planes, a_.out_mul_ir);
   }
 
   // Pairs are sorted by i.
@@ -398,60 +414,69 @@ class ChannelSlice {
   // h_i = sum_k M[k, i] g_k gives gw = x.h and gc_i += w h_i; s[k, i] = sum over channels of w x_i g_k, contracted with
   // C, is the gradient of the shared operand. On duals, the eps part of all of them and of the forward.
   template <class C>
-  __device__ __forceinline__ void backward_path(const Path& path, int mul, int u, const S (&w)[kChannels],
-                                                const Tile<D1>& x, Tile<D1>& gc, T (&gs)[2 * C::l2 + 1],
-                                                T (&gw)[kChannels]) {
+  __device__ __forceinline__ void backward_path(const Path& path, const Tile<D1> (&x)[kPacks], Tile<D1> (&gc)[kPacks],
+                                                T (&gs)[2 * C::l2 + 1]) {
     constexpr int D3 = 2 * C::l3 + 1;
-    Tile<D3> g, out;
-    load<D3>(g, out_slice(kG, path, kVectorG, mul, u));
-    S xi[kChannels], z[kChannels], h[kChannels];
-    if constexpr (kDual) {
+    const Slice from = out_slice<D3>(kG, path, kVectorIn, kPlanesIn);
+    T of_path[2 * C::l2 + 1] = {};
+    for_packs([&](auto pack) EQK_LAMBDA {
+      constexpr int n = decltype(pack)::value;
+      S w[kChannels], xi[kChannels], z[kChannels], h[kChannels];
+      load_weights(path, n, w);
+      Tile<D3> g, out;
+      load<D3>(g, from, n);
+      T gw[kChannels] = {};
+      if constexpr (kDual) {
 #pragma unroll
-      for (T& v : out) v = 0;
-    }
-    const bool want_gs = a_.out[kShared].data;
-    for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
-      constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
-      if constexpr (starts<C, p>()) read_x<i, D1>(x, xi);
-      T s = 0;
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        if constexpr (starts<C, p>()) {
-          z[c] = eqk::mul(w[c], xi[c]);
-          h[c] = S{};
-        }
-        fma(h[c], m, g[k * kChannels + c]);
-        s += part(z[c]) * g[k * kChannels + c];
-        if constexpr (kDual) fma_part(out[k * kChannels + c], m, z[c]);
-        if constexpr (ends<C, p>()) {
-          fma_part(gw[c], xi[c], h[c]);
-          fma_part(gc[i * kChannels + c], w[c], h[c]);
-        }
+        for (T& v : out) v = 0;
       }
-      if (want_gs)
-        eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto n) EQK_LAMBDA {
-          constexpr int term = C::pair_terms[p] + decltype(n)::value, j = C::term_j[term];
+      for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
+        constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
+        if constexpr (starts<C, p>()) read_x<i, D1>(x[n], n, xi);
+        T s = 0;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          if constexpr (starts<C, p>()) {
+            z[c] = eqk::mul(w[c], xi[c]);
+            h[c] = S{};
+          }
+          fma(h[c], m, g[k * kChannels + c]);
+          s += part(z[c]) * g[k * kChannels + c];
+          if constexpr (kDual) fma_part(out[k * kChannels + c], m, z[c]);
+          if constexpr (ends<C, p>()) {
+            fma_part(gw[c], xi[c], h[c]);
+            fma_part(gc[n][i * kChannels + c], w[c], h[c]);
+          }
+        }
+        // Also where nobody asked for it: a branch at each pair would cost more.
+        eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto q) EQK_LAMBDA {
+          constexpr int term = C::pair_terms[p] + decltype(q)::value, j = C::term_j[term];
           constexpr T c = static_cast<T>(C::term_c[term]);
-          gs[j] += c * s;
+          of_path[j] += c * s;
         });
+      });
+      if constexpr (kDual)
+        if (a_.out[kG].data)
+          store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.flags & kFirst));
+      store_weights(path, n, gw);
     });
-    if constexpr (kDual)
-      if (a_.out[kG].data) store<D3>(out, out_slice(kResults + kG, path, kVectorOut, mul, u), !(path.flags & kFirst));
+#pragma unroll
+    for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
   }
 
-  __device__ __forceinline__ void store_weights(const Path& path, int mul, int u, const T (&gw)[kChannels]) const {
-    if (!(path.flags & kWantWeight)) return;
-    Storage* const p = row_.at(kResults + kW, path.weight + u + t_ * kChannels);
-    const int n = row_.valid ? mul - u - t_ * kChannels : 0;
-    if ((path.flags & kVectorResultW) && n >= kChannels) {
+  __device__ __forceinline__ void store_weights(const Path& path, int p, const T (&gw)[kChannels]) const {
+    if (!(path.flags & kWantWeight) || !row_.valid) return;
+    Storage* const to = row_.at(kResults + kW, path.weight + first_) + p * kPackStep;
+    if (path.flags & whole_ & kVectorResultW) {
       P pack;
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) pack.set(c, path.coefficient * gw[c]);
-      pack.store(p);
+      for (int c = 0; c < kChannels; ++c) pack.set(c, gw[c]);
+      pack.store(to);
     } else {
+      const int left = mul_ - first_ - p * kPackStep;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
-        if (c < n) p[c] = static_cast<Storage>(path.coefficient * gw[c] + (a_.add ? static_cast<T>(p[c]) : T{0}));
+        if (c < left) to[c] = static_cast<Storage>(gw[c] + (a_.add ? static_cast<T>(to[c]) : T{0}));
     }
   }
 
@@ -477,7 +502,7 @@ class ChannelSlice {
 
   template <int D>
   __device__ __forceinline__ void add_shared_gradient(const DeviceChannelGroup& group, const T (&gs)[D]) const {
-    if (!a_.out[kShared].data) return;
+    if (!a_.want_shared) return;
     T* const to = row_.gs + row_.block_row * a_.view.shared_dim + group.offset;
     // Of a degree above 3, eight components and the rest.
     eqk::unroll<(D + kTeam - 1) / kTeam>([&](auto part) EQK_LAMBDA {
@@ -491,56 +516,68 @@ class ChannelSlice {
     });
   }
 
-  // Of a segment with channels: where it begins in a row, its channels, the first of this slice; and whether memory
-  // and registers exchange vectors, which are aligned and of which all lanes have some, or single elements.
+  // This slice of a segment of an operand or a result.
   struct Slice {
-    int what;  // as in ChannelRow::at
-    int offset, mul, u;
-    bool mul_ir, vectors;
-    __device__ __forceinline__ int channels() const { return mul - u < kStep ? mul - u : kStep; }
+    int what, offset;  // as in ChannelRow::at; where the segment begins in a row
+    Storage* first;    // the lane's first vector, in a mul_ir row
+    // Of the flags, those that say that memory and registers exchange vectors, of a mul_ir row or of the planes of an
+    // ir_mul row. Otherwise, and where a pack is not whole, single elements move.
+    int flags, vectors, planes;
+    int mul_ir;
   };
+  template <int D>
+  __device__ __forceinline__ Slice slice(int what, int offset, int flags, int vectors, int planes, int mul_ir) const {
+    return {what, offset, row_.at(what, offset + opaque(u_) * D + t_ * kChannels), flags, vectors, planes, mul_ir};
+  }
 
-  // Calls f(element of the stage, column of the row) for the team's elements that exist.
+  // Element n of a pack of [channel][component] in the stage.
+  __device__ __forceinline__ Storage* staged(int n) const {
+    return reinterpret_cast<Storage*>(stage_ + n * static_cast<int>(sizeof(Storage)));
+  }
+
+  // Calls f(element of the stage, column of the row) for the team's elements of a pack that exist.
   template <class F>
-  __device__ __forceinline__ void for_elements(int D, const Slice& slice, F&& f) const {
+  __device__ __forceinline__ void for_elements(int D, const Slice& slice, int p, F&& f) const {
+    const int u = opaque(u_) + p * kPackStep, channels = mul_ - u < kPackStep ? mul_ - u : kPackStep;
 #pragma unroll 1
     for (int k = 0; k < D; ++k)
 #pragma unroll 1
-      for (int c = t_; c < slice.channels(); c += kTeam)
-        f(c * D + k, slice.offset + (slice.mul_ir ? (slice.u + c) * D + k : k * slice.mul + slice.u + c));
+      for (int c = t_; c < channels; c += kTeam)
+        f(c * D + k, slice.offset + (slice.mul_ir ? (u + c) * D + k : k * mul_ + u + c));
   }
 
-  // The lane's channels; zero beyond the last. All ways lead through the stage, so that registers are filled in one
-  // place: where two ways met, the compiler kept both sets.
+  // A pack; zero beyond the last channel. All ways lead through the stage, so that registers are filled in one place:
+  // where two ways met, the compiler kept both sets.
   template <int D>
-  __device__ __forceinline__ void load(Tile<D>& to, const Slice& slice) {
+  __device__ __forceinline__ void load(Tile<D>& to, const Slice& slice, int p) {
     const int t = opaque(t_);
+    Storage* const own = staged(t * (kChannels * D));
     __syncwarp();
-    if (slice.vectors && slice.mul_ir) {
-      const Storage* const p = row_.at(slice.what, slice.offset + slice.u * D + t * kChannels);
+    if (slice.flags & whole_ & slice.vectors) {
       P pack[D];
 #pragma unroll
-      for (int k = 0; k < D; ++k) pack[k].load(p + k * kStep);
+      for (int k = 0; k < D; ++k) pack[k].load(slice.first + (p * D + k) * kPackStep);
 #pragma unroll
-      for (int k = 0; k < D; ++k) pack[k].store_shared(stage_ + t * kChannels + k * kStep);
-    } else if (slice.vectors) {
-      const Storage* p = row_.at(slice.what, slice.offset + slice.u + t * kChannels);
-#pragma unroll
-      for (int k = 0; k < D; ++k, p += slice.mul) {
+      for (int k = 0; k < D; ++k) pack[k].store_shared(staged(t * kChannels) + k * kPackStep);
+    } else if (slice.flags & whole_ & slice.planes) {
+      const Storage* from = row_.at(slice.what, slice.offset + first_ + p * kPackStep);
+#pragma unroll 1
+      for (int k = 0; k < D; ++k, from += mul_) {
         P pack;
-        pack.load(p);
+        pack.load(from);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) stage_[t * kChannels * D + c * D + k] = pack.element(c);
+        for (int c = 0; c < kChannels; ++c) own[c * D + k] = pack.element(c);
       }
     } else {
-      for (int q = slice.channels() * D + t; q < kStep * D; q += kTeam) stage_[q] = static_cast<Storage>(T{0});
-      for_elements(D, slice, [&](int at, int column) EQK_LAMBDA { stage_[at] = *row_.at(slice.what, column); });
+      for (int q = t; q < kPackStep * D; q += kTeam)
+        if (q >= (mul_ - opaque(u_) - p * kPackStep) * D) *staged(q) = static_cast<Storage>(T{0});
+      for_elements(D, slice, p, [&](int at, int column) EQK_LAMBDA { *staged(at) = *row_.at(slice.what, column); });
     }
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < D; ++k) {
       P pack;
-      pack.load_shared(stage_ + t * kChannels * D + k * kChannels);
+      pack.load_shared(own + k * kChannels);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const int n = k * kChannels + c;
@@ -549,9 +586,12 @@ class ChannelSlice {
     }
   }
 
+  // All ways lead through the stage: it takes registers in the order of mul_ir, and those of a plane would have to lie
+  // elsewhere.
   template <int D>
-  __device__ __forceinline__ void store(const Tile<D>& from, const Slice& slice, bool add) {
+  __device__ __forceinline__ void store(const Tile<D>& from, const Slice& slice, int p, bool add) {
     const int t = opaque(t_);
+    Storage* const own = staged(t * (kChannels * D));
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < D; ++k) {
@@ -561,31 +601,30 @@ class ChannelSlice {
         const int n = k * kChannels + c;
         pack.set(c, from[n % D * kChannels + n / D]);
       }
-      pack.store_shared(stage_ + t * kChannels * D + k * kChannels);
+      pack.store_shared(own + k * kChannels);
     }
     __syncwarp();
     if (!row_.valid) return;
-    if (slice.vectors && !add && slice.mul_ir) {
-      Storage* const p = row_.at(slice.what, slice.offset + slice.u * D + t * kChannels);
+    if (slice.flags & whole_ & slice.vectors) {
 #pragma unroll
       for (int k = 0; k < D; ++k) {
         P pack;
-        pack.load_shared(stage_ + t * kChannels + k * kStep);
-        pack.store(p + k * kStep);
+        pack.load_shared(staged(t * kChannels) + k * kPackStep);
+        pack.store(slice.first + (p * D + k) * kPackStep);
       }
-    } else if (slice.vectors && !add) {
-      Storage* p = row_.at(slice.what, slice.offset + slice.u + t * kChannels);
-#pragma unroll
-      for (int k = 0; k < D; ++k, p += slice.mul) {
+    } else if (slice.flags & whole_ & slice.planes) {
+      Storage* to = row_.at(slice.what, slice.offset + first_ + p * kPackStep);
+#pragma unroll 1
+      for (int k = 0; k < D; ++k, to += mul_) {
         P pack;
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) pack.set(c, static_cast<T>(stage_[t * kChannels * D + c * D + k]));
-        pack.store(p);
+        for (int c = 0; c < kChannels; ++c) pack.set(c, static_cast<T>(own[c * D + k]));
+        pack.store(to);
       }
     } else {
-      for_elements(D, slice, [&](int at, int column) EQK_LAMBDA {
-        Storage* const p = row_.at(slice.what, column);
-        *p = static_cast<Storage>(static_cast<T>(stage_[at]) + (add ? static_cast<T>(*p) : T{0}));
+      for_elements(D, slice, p, [&](int at, int column) EQK_LAMBDA {
+        Storage* const to = row_.at(slice.what, column);
+        *to = static_cast<Storage>(static_cast<T>(*staged(at)) + (add ? static_cast<T>(*to) : T{0}));
       });
     }
   }
@@ -625,14 +664,18 @@ class ChannelBlock {
         with_degree<0, kDegree>(segment.l, [&](auto l) EQK_LAMBDA {
           using Slice = ChannelSlice<T, Storage, kDual, kBackward, kDegree, decltype(l)::value>;
 #pragma unroll 1
-          for (int u = 0; u < segment.mul; u += Slice::kStep) Slice(row_).run(segment, u);
+          for (int u = 0; u < segment.mul;) {
+            Slice slice(row_, segment, u);
+            slice.run();
+            u += slice.channels();
+          }
         });
       }
       if (kBackward) clear(kChannel, a_.view.channel_ranges);
       if (kDual || !kBackward) clear(kG, a_.view.out_ranges);
       __syncthreads();
       if constexpr (kBackward) {
-        store_shared_gradient(first, rows);
+        store_shared_gradient(first);
         __syncthreads();
       }
     }
@@ -643,33 +686,46 @@ class ChannelBlock {
   ChannelRow<T, Storage> row_;
 
   __device__ __forceinline__ void set_flags() const {
+    const auto add = [&](int& flags, int what, int aligned, int flag) EQK_LAMBDA {
+      if ((a_.vectors >> what & 1) && (flags & aligned)) flags |= flag;
+    };
+    auto* const segments = reinterpret_cast<DeviceChannelSegment*>(row_.words);
+    for (int n = threadIdx.x; n < a_.view.segments; n += blockDim.x) {
+      int flags = segments[n].flags;
+      add(flags, kChannel, kAligned, a_.channel_mul_ir ? kVectorIn : kPlanesIn);
+      add(flags, kTangents + kChannel, kAligned, a_.channel_mul_ir ? kVectorTangent : kPlanesTangent);
+      add(flags, kResults + kChannel, kAligned, a_.channel_mul_ir ? kVectorOut : kPlanesOut);
+      segments[n].flags = flags;
+    }
     auto* const paths = reinterpret_cast<DeviceChannelPath<T>*>(row_.words + a_.view.paths_at);
     for (int n = threadIdx.x; n < a_.view.paths; n += blockDim.x) {
       int flags = paths[n].flags;
-      const auto vector = [&](int what, ChannelFlag aligned, ChannelFlag flag) EQK_LAMBDA {
-        if ((a_.vectors >> what & 1) && (flags & aligned)) flags |= flag;
-      };
-      vector(kW, kWeightAligned, kVectorW);
-      vector(kTangents + kW, kWeightAligned, kVectorTangentW);
-      vector(kG, kOutAligned, kVectorG);
-      vector(kResults + kW, kWeightAligned, kVectorResultW);
-      vector(kResults + kG, kOutAligned, kVectorOut);
-      if ((flags & kWeighted) && a_.out[kW].data) flags |= kWantWeight;
+      add(flags, kG, kAligned, a_.out_mul_ir ? kVectorIn : kPlanesIn);
+      // What is added to goes by single elements.
+      if (flags & kFirst) add(flags, kResults + kG, kAligned, a_.out_mul_ir ? kVectorOut : kPlanesOut);
+      if (flags & kWeighted) {
+        add(flags, kW, kWeightAligned, kVectorW);
+        add(flags, kTangents + kW, kWeightAligned, kVectorTangentW);
+        add(flags, kResults + kW, kWeightAligned, kVectorResultW);
+        if (a_.in[kW].tangent) flags |= kTangentWeighted;
+        if (a_.out[kW].data) flags |= kWantWeight;
+      }
       paths[n].flags = flags;
     }
   }
 
   __device__ __forceinline__ void stage_shared_operand(std::int64_t first, int rows) {
-    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows * columns;
+    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows;
     const Operand& in = a_.in[kShared];
-    for (int n = threadIdx.x; n < padded; n += blockDim.x) {
-      const int r = n / columns, j = n % columns;
-      const auto read = [&](const void* base, std::int64_t stride) EQK_LAMBDA {
-        return base && r < rows ? static_cast<T>(static_cast<const Storage*>(base)[(first + r) * stride + j]) : T{0};
-      };
-      row_.s[n] = read(in.value, in.stride);
-      if constexpr (kDual) row_.s[padded + n] = read(in.tangent, in.tangent_stride);
-      if constexpr (kBackward) row_.gs[n] = 0;
+    const auto read = [&](const void* base, std::int64_t stride, int r, T* to) EQK_LAMBDA {
+      const bool present = base && r < rows;
+      const Storage* const from = static_cast<const Storage*>(base) + (first + r) * stride;
+      for (int j = row_.lane; j < columns; j += kTeam) to[r * columns + j] = present ? static_cast<T>(from[j]) : T{0};
+    };
+    for (int r = static_cast<int>(threadIdx.x) / kTeam; r < padded; r += static_cast<int>(blockDim.x) / kTeam) {
+      read(in.value, in.stride, r, row_.s);
+      if constexpr (kDual) read(in.tangent, in.tangent_stride, r, row_.s + padded * columns);
+      if constexpr (kBackward) read(nullptr, 0, r, row_.gs);
     }
   }
 
@@ -678,7 +734,7 @@ class ChannelBlock {
     const auto* const terms = static_cast<const DeviceTerm<T>*>(a_.view.m_term);
     const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows;
     for (int n = m_begin + static_cast<int>(threadIdx.x); n < m_end; n += blockDim.x) {
-      const int begin = a_.view.m_range[n], end = a_.view.m_range[n + 1];
+      const int range = a_.view.m_range[n], begin = range / 256, end = begin + range % 256;
 #pragma unroll 1
       for (int r0 = 0; r0 < rows; r0 += kRowsAtOnce)
 #pragma unroll
@@ -698,14 +754,15 @@ class ChannelBlock {
     }
   }
 
-  __device__ __forceinline__ void store_shared_gradient(std::int64_t first, int rows) const {
+  __device__ __forceinline__ void store_shared_gradient(std::int64_t first) const {
     const Result& to = a_.out[kShared];
     if (!to.data) return;
+    if (!row_.valid) return;
     const int columns = a_.view.shared_dim;
-    for (int n = threadIdx.x; n < rows * columns; n += blockDim.x) {
-      Storage* const p = static_cast<Storage*>(to.data) + (first + n / columns) * to.stride + n % columns;
-      *p = static_cast<Storage>(a_.add ? row_.gs[n] + static_cast<T>(*p) : row_.gs[n]);
-    }
+    const T* const gs = row_.gs + row_.block_row * columns;
+    Storage* const p = static_cast<Storage*>(to.data) + (first + row_.block_row) * to.stride;
+    for (int j = row_.lane; j < columns; j += kTeam)
+      p[j] = static_cast<Storage>(a_.add ? gs[j] + static_cast<T>(p[j]) : gs[j]);
   }
 
   // Columns that no path reads or writes.

@@ -101,6 +101,23 @@ class Channels {
   }
 };
 
+// A sum over many terms, in blocks, since the rounding error of one chain grows with its length.
+template <class T>
+class BlockSum {
+ public:
+  // Where to add the next term.
+  EQK_HD T& next() {
+    constexpr int kBlock = 64;
+    if (count_++ == kBlock) total_ += block_, block_ = 0, count_ = 1;
+    return block_;
+  }
+  EQK_HD T total() const { return total_ + block_; }
+
+ private:
+  T total_{0}, block_{0};
+  int count_ = 0;
+};
+
 template <class T, class Storage, bool kDual, Slot slot>
 class General {
   using S = std::conditional_t<kDual, Dual<T>, T>;
@@ -110,12 +127,12 @@ class General {
 
   // The sum over rows [begin, end) of the contributions to this column of the slot.
   EQK_HD T element(std::int64_t begin, std::int64_t end, std::int64_t column) const {
-    T sum = 0;
+    BlockSum<T> sum;
     if constexpr (slot == kW) {
       const std::int32_t* const weighted = table_.weighted;
       const DevicePath& p = table_.path[weighted[last_not_after(
           table_.weighted_paths, column, [&](std::int32_t n) { return table_.path[weighted[n]].weight_offset; })]];
-      for (std::int64_t row = begin; row < end; ++row) sum += path(p, row, column - p.weight_offset, 0);
+      for (std::int64_t row = begin; row < end; ++row) sum.next() += path(p, row, column - p.weight_offset, 0);
     } else {
       constexpr int s = slot == kG ? 2 : slot;
       const DeviceSegment* const segments = table_.segment[s];
@@ -126,9 +143,9 @@ class General {
       const std::int64_t component = segment.channels_adjacent ? local / segment.mul : local % segment.components;
       for (std::int64_t row = begin; row < end; ++row)
         for (std::int32_t n = segment.path_begin; n < segment.path_end; ++n)
-          sum += path(table_.path[table_.path_of[n]], row, channel, static_cast<int>(component));
+          sum.next() += path(table_.path[table_.path_of[n]], row, channel, static_cast<int>(component));
     }
-    return sum;
+    return sum.total();
   }
 
  private:
@@ -164,7 +181,7 @@ class General {
     const std::int32_t* const range = table_.range + coupling.begin[s] + component;
     const std::int32_t first = slot == kW ? coupling.first : range[0];
     const std::int32_t last = slot == kW ? coupling.first + coupling.entries : range[1];
-    T sum = 0;
+    BlockSum<T> sum;
     const Channels channels(p);
     channels.for_each(channels.box(slot, fixed), [&](std::int64_t u, std::int64_t v, std::int64_t c, std::int64_t q) {
       const std::int64_t channel[3] = {u, v, c};
@@ -175,7 +192,7 @@ class General {
       };
       if constexpr (slot == kW) {
         for (std::int32_t e = first; e < last; ++e)
-          fma_part(sum, mul(mul(at(0, entries[e].at[0]), at(1, entries[e].at[1])), entries[e].c),
+          fma_part(sum.next(), mul(mul(at(0, entries[e].at[0]), at(1, entries[e].at[1])), entries[e].c),
                    at(2, entries[e].at[2]));
       } else {
         constexpr int a = slot == kX ? 1 : 0, b = slot == kG ? 1 : 2;
@@ -183,12 +200,12 @@ class General {
         for (std::int32_t e = first; e < last; ++e)
           fma(r, mul(at(a, entries[e].at[a]), at(b, entries[e].at[b])), entries[e].c);
         if (p.weighted)
-          fma_part(sum, load(kW, row, p.weight_offset + q), r);
+          fma_part(sum.next(), load(kW, row, p.weight_offset + q), r);
         else
-          sum += part(r);
+          sum.next() += part(r);
       }
     });
-    return sum * static_cast<T>(p.coefficient);
+    return sum.total() * static_cast<T>(p.coefficient);
   }
 };
 

@@ -51,7 +51,8 @@ struct ChannelArguments {
   std::int64_t rows;
   std::int32_t block_rows, m_stride;
   std::int32_t channel_mul_ir, out_mul_ir;
-  std::int32_t add;  // to what the gradients hold already
+  std::int32_t add;          // to what the gradients hold already
+  std::int32_t want_shared;  // the gradient of the shared operand
   // Bit s: every row of in[s] begins at a multiple of 16 bytes; bits kTangents + s and kResults + s: likewise
   // its tangent and out[s].
   std::int32_t vectors;
@@ -61,18 +62,18 @@ struct ChannelArguments {
 // Lanes that share a row. Eight lanes of 16 bytes read a cache line, and leave few idle where channels are few.
 inline constexpr int kTeam = 8;
 
-// Adjacent channels of a lane: 16 bytes, or fewer where all operands and results of a path would not fit the registers.
-constexpr int channels_of_lane(int size, bool dual, bool backward, int l1) { return 16 / size / (dual ? 2 : 1); }
+// A lane holds packs of adjacent channels: 16 bytes, or half where all operands and results of a path would not fit
+// the registers. Of small degrees it holds several.
+constexpr int channels_of_pack(int size, bool dual) { return 16 / size / (dual ? 2 : 1); }
+constexpr int packs_of_lane(int l1) { return l1 == 0 ? 4 : l1 == 1 ? 2 : 1; }
 
-// Elements that a lane holds of one segment with channels, at most; and of one output.
-constexpr int channel_tile(int size, bool dual, bool backward, int degree) {
+// Elements that a lane holds of one segment with channels, at most; and of one pack of an output.
+constexpr int channel_tile(int size, bool dual, int degree) {
   int most = 0;
-  for (int l = 0; l <= degree; ++l) most = std::max(most, channels_of_lane(size, dual, backward, l) * (2 * l + 1));
-  return most;
+  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(l) * (2 * l + 1));
+  return most * channels_of_pack(size, dual);
 }
-constexpr int output_tile(int size, bool dual, bool backward, int degree) {
-  return channels_of_lane(size, dual, backward, 0) * (2 * degree + 1);
-}
+constexpr int output_tile(int size, bool dual, int degree) { return channels_of_pack(size, dual) * (2 * degree + 1); }
 
 // Channel kernels are for degrees up to this one, with fewer registers and so more warps, or up to EQK_LMAX.
 inline constexpr int kSmallDegree = std::min(3, EQK_LMAX);
@@ -253,6 +254,7 @@ class Launches {
     a.channel_mul_ir = problem_.plan->layout[plan.mirrored ? 1 : 0] == Layout::mul_ir;
     a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
     a.add = add_to_results;
+    a.want_shared = a.out[kShared].data != nullptr;
     for (int slot = 0; slot < kSlots; ++slot) {
       const auto bit = [&](const void* base, std::int64_t stride, int n) {
         const bool aligned = reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride * size % 16 == 0;
@@ -290,8 +292,8 @@ class Launches {
     const std::int64_t gs = m + parts * padded * a.m_stride * size;
     const std::int64_t stage = gs + (backward ? aligned(s_bytes) : 0);
     const std::int64_t lanes = 32ll * warps * size;
-    const std::int64_t x = stage + lanes * output_tile(size, dual, backward, degree);
-    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, backward, degree) : 0);
+    const std::int64_t x = stage + lanes * output_tile(size, dual, degree);
+    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, degree) : 0);
     if (bytes > kMost) return false;
     a.block_rows = static_cast<std::int32_t>(rows);
     const auto narrow = [](std::int64_t n) { return static_cast<std::int32_t>(n); };

@@ -61,8 +61,31 @@ struct TableView {
 // with channels, and the one that all channels of a row share.
 inline constexpr int kChannel = kX, kShared = kY;
 
+// Of a segment with channels or of a path. The table has the first four; a block makes the others from these and its
+// arguments.
+enum ChannelFlag {
+  kAligned = 1,  // the offset of the segment, or of the path's output, and the channels are multiples of 16 bytes
+  kFirst = 2,    // no path before it adds to the same output
+  kWeighted = 4,
+  kWeightAligned = 8,
+  kTangentWeighted = 16,
+  kWantWeight = 32,
+  // Memory and registers exchange vectors: of the weights, of their tangents, of their gradients.
+  kVectorW = 64,
+  kVectorTangentW = 128,
+  kVectorResultW = 256,
+  // Likewise of what is read, x or g, of its tangent, and of what is written: vectors of a mul_ir row, or of the planes
+  // of an ir_mul row, one for each component.
+  kVectorIn = 512,
+  kPlanesIn = 1024,
+  kVectorTangent = 2048,
+  kPlanesTangent = 4096,
+  kVectorOut = 8192,
+  kPlanesOut = 16384,
+};
+
 struct DeviceChannelSegment {
-  std::int32_t offset, mul, l;
+  std::int32_t offset, mul, l, flags;
   std::int32_t group_begin, group_end;
   std::int32_t m_begin, m_end;  // the numbers of M of all paths of this degree
 };
@@ -71,22 +94,6 @@ struct DeviceChannelSegment {
 struct DeviceChannelGroup {
   std::int32_t l, offset, component;
   std::int32_t path_begin, path_end;
-};
-
-// Of a path. The table has kWeighted, kFirst and the two that say which offsets are multiples of 16 bytes; a block
-// makes the others from these and its arguments.
-enum ChannelFlag {
-  kWeighted = 1,
-  kFirst = 2,  // no path before it adds to the same output
-  kOutAligned = 4,
-  kWeightAligned = 8,
-  kWantWeight = 16,
-  // The operand's, its tangent's or the result's segment is read or written in vectors.
-  kVectorW = 32,
-  kVectorTangentW = 64,
-  kVectorG = 128,
-  kVectorResultW = 256,
-  kVectorOut = 512,
 };
 
 template <class T>
@@ -112,9 +119,9 @@ struct ChannelView {
   const std::int32_t* words;  // segments, groups, paths and ranges, which a block copies to shared memory
   std::int32_t word_count, segments, groups_at, paths_at, paths;
   DeviceRanges channel_ranges, out_ranges;  // columns that no path reads or writes
-  // M[k, i] of a row: number n sums the terms [m_range[n], m_range[n + 1]) of c s[column]. Those of one
-  // (l1, segment of s, l3), in the order of Cg and padded to a multiple of 4, serve all paths of these degrees. A block
-  // holds those of one l1 at a time, m_size at most.
+  // M[k, i] of a row, times the path's coefficient: number n sums m_range[n] % 256 terms of c s[column] from number
+  // m_range[n] / 256 on. Those of one (l1, segment of s, l3, coefficient), in the order of Cg and padded to a multiple
+  // of 4, serve all such paths. A block holds those of one l1 at a time, m_size at most.
   std::int32_t m_size, shared_dim;
   const std::int32_t* m_range;
   const void* m_term;  // DeviceTerm<T>
@@ -273,16 +280,18 @@ class Tables {
     std::vector<DeviceChannelSegment> segments;
     std::vector<DeviceChannelGroup> groups;
     std::vector<DeviceChannelPath<T>> paths;
-    std::vector<std::int32_t> m_range{0};
+    std::vector<std::int32_t> m_range;
     std::vector<DeviceTerm<T>> terms;
-    std::map<std::tuple<int, std::int64_t, int>, std::int32_t> known;  // (l1, offset of the segment of s, l3) -> m
-    std::map<std::int64_t, int> uses;                                  // of an output, by its offset
+    // (l1, offset of the segment of s, l3, coefficient) -> m
+    std::map<std::tuple<int, std::int64_t, int, double>, std::int32_t> known;
+    std::map<std::int64_t, int> uses;  // of an output, by its offset
     std::int32_t m_begin = 0;
+    constexpr int kUnit = 16 / sizeof(T);
     // By degree, so that M is formed once for each.
     std::vector<PaddedSegment> sorted = lowered.c_segments;
     std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.l < b.l; });
     for (const PaddedSegment& s : sorted) {
-      if (segments.empty() || segments.back().l != s.l) m_begin = static_cast<std::int32_t>(m_range.size()) - 1;
+      if (segments.empty() || segments.back().l != s.l) m_begin = static_cast<std::int32_t>(m_range.size());
       std::map<std::int64_t, std::vector<const ChannelPath*>> by_shared;
       for (const ChannelPath& p : lowered.paths)
         if (p.c_scratch == s.scratch) by_shared[p.shared.offset].push_back(&p);
@@ -290,13 +299,12 @@ class Tables {
       for (const auto& [offset, members] : by_shared) {
         const auto path_begin = static_cast<std::int32_t>(paths.size());
         for (const ChannelPath* p : members) {
-          const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo}, m_range.size() - 1 - m_begin);
+          const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo, p->coefficient}, m_range.size() - m_begin);
           if (fresh) add_terms(*p, m_range, terms);
           const bool first = uses[p->out.offset]++ == 0;
           channels_.degree = std::max({channels_.degree, p->lc, p->ls, p->lo});
-          constexpr std::int64_t kUnit = 16 / sizeof(T);
           const int flags = (p->weighted ? kWeighted : 0) | (first ? kFirst : 0) |
-                            ((p->out.offset | p->channels) % kUnit ? 0 : kOutAligned) |
+                            ((p->out.offset | p->channels) % kUnit ? 0 : kAligned) |
                             (p->weight_offset % kUnit ? 0 : kWeightAligned);
           paths.push_back({static_cast<T>(p->coefficient), p->lo, static_cast<std::int32_t>(p->out.offset),
                            static_cast<std::int32_t>(p->weight_offset), m->second, flags});
@@ -305,14 +313,15 @@ class Tables {
                           static_cast<std::int32_t>(members[0]->shared.component), path_begin,
                           static_cast<std::int32_t>(paths.size())});
       }
-      segments.push_back({static_cast<std::int32_t>(s.memory.offset), static_cast<std::int32_t>(s.mul), s.l, begin,
+      const auto offset = static_cast<std::int32_t>(s.memory.offset), mul = static_cast<std::int32_t>(s.mul);
+      segments.push_back({offset, mul, s.l, (offset | mul) % kUnit ? 0 : kAligned, begin,
                           static_cast<std::int32_t>(groups.size()), m_begin, 0});
     }
     ChannelView& v = channel_view_;
     for (std::size_t n = segments.size(); n-- > 0;) {
       DeviceChannelSegment& s = segments[n];
       if (n + 1 == segments.size())
-        s.m_end = static_cast<std::int32_t>(m_range.size()) - 1;
+        s.m_end = static_cast<std::int32_t>(m_range.size());
       else
         s.m_end = segments[n + 1].l == s.l ? segments[n + 1].m_end : segments[n + 1].m_begin;
       v.m_size = std::max(v.m_size, s.m_end - s.m_begin);
@@ -353,14 +362,15 @@ class Tables {
     const auto entries = sparse_wigner_3j(path.lc, path.ls, path.lo);
     for (int i = 0; i <= 2 * path.lc; ++i)
       for (int k = 0; k <= 2 * path.lo; ++k) {
-        const std::size_t before = terms.size();
+        const auto begin = static_cast<std::int32_t>(terms.size());
         for (const auto& e : entries)
           if (e.i == i && e.k == k)
-            terms.push_back(
-                {static_cast<std::int32_t>(path.shared.offset + e.j * path.shared.component), static_cast<T>(e.c)});
-        if (terms.size() != before) m_range.push_back(static_cast<std::int32_t>(terms.size()));
+            terms.push_back({static_cast<std::int32_t>(path.shared.offset + e.j * path.shared.component),
+                             static_cast<T>(path.coefficient * e.c)});
+        const auto count = static_cast<std::int32_t>(terms.size()) - begin;
+        if (count) m_range.push_back(begin * 256 + count);
       }
-    while ((m_range.size() - 1) % 4) m_range.push_back(static_cast<std::int32_t>(terms.size()));
+    while (m_range.size() % 4) m_range.push_back(0);
   }
 };
 
