@@ -70,7 +70,7 @@ class Emulator:
 
     def __init__(self, texts, bindings):
         """``texts``: the PTX of each source; ``bindings``: the host side that was built with the same options."""
-        # One module a source: the addresses that a launch meets are those of the module of its kernel.
+        # One module a source.
         modules = [ptxemu.Module(text) for text in texts]
         self.module_of = {name: module for module in modules for name in module.kernels}
         self.bindings = bindings
@@ -100,30 +100,27 @@ class Emulator:
         if shared:
             strides[2] = 0
         keep = [[spread(a, dtype, pad) for a in arrays] for arrays in (values, tangents)]
-        sizes = self.bindings.Problem(str(plan), dtype, rows, dual, [0] * 4, [0] * 4, strides, [int(w) for w in wanted])
-        tables = np.frombuffer(sizes.tables(), np.uint8).copy()
+
+        def problem(address):
+            addresses = ([0 if a is None else address(a) for a in arrays] for arrays in (*keep, results))
+            *operands, outputs = addresses
+            return self.bindings.Problem(str(plan), dtype, rows, dual, *operands, strides, outputs)
+
+        somewhere = problem(lambda array: 16)
+        tables = np.frombuffer(somewhere.tables(), np.uint8).copy()
         tables.flags.writeable = False
-        scratch = np.full(max(1, sizes.scratch_bytes // 4), np.nan, np.float32)
-
-        def launches(module):
-            address = lambda a: 0 if a is None else module.register(a)  # noqa: E731
-            problem = self.bindings.Problem(
-                str(plan),
-                dtype,
-                rows,
-                dual,
-                *([address(a) for a in arrays] for arrays in keep),
-                strides,
-                [address(a) for a in results],
-            )
-            return problem.launches(address(tables), address(scratch))
-
-        in_module = {id(m): launches(m) for m in {id(m): m for m in self.module_of.values()}.values()}
-        names = [launch["name"] for launch in next(iter(in_module.values()))]
+        scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
         executed = []
-        for number, name in enumerate(names):
+        for number, name in enumerate(launch["name"] for launch in somewhere.launches(16, 16)):
+            # The addresses that a launch meets are those of the module of its kernel.
             module = self.module_of[name]
-            launch = in_module[id(module)][number]
+            registered = []
+
+            def address(array, module=module, registered=registered):
+                registered.append(module.register(array))
+                return registered[-1]
+
+            launch = problem(address).launches(address(tables), address(scratch))[number]
             stats = module.launch(
                 name,
                 (launch["grid"],),
@@ -134,6 +131,8 @@ class Emulator:
                 check_races=not count,
                 check_uninitialised=not count,
             )
+            for place in registered:
+                module.free(place)
             executed.append((launch, stats))
             self.executed.add(name)
         return results, executed
