@@ -2,7 +2,7 @@
 // The fast kernels: lanes are channels, for plans in which one operand has a single channel that all channels of a row
 // share (ChannelPlan). A block forms M[k, i] = sum_j C[i, j, k] s[j] of its rows once, in shared memory. A team of 8
 // lanes then works through a row: for each segment with channels, for each segment of the shared operand, for each
-// path, one multiply-add a nonzero (k, i) and channel, kChannels adjacent channels a lane. Degrees are run-time values
+// path, one multiply-add a nonzero (k, i) and channel, packs of adjacent channels a lane. Degrees are run-time values
 // that choose straight-line code, so no kernel is made for a plan. Every element of a result is written by one lane.
 //
 // Channels of mul_ir rows cross a stage in shared memory, so that memory is read and written in whole sectors: a lane's
@@ -176,7 +176,8 @@ struct ChannelRow {
 template <class T, class Storage, bool kDual, bool kBackward, int kDegree, int l1>
 class ChannelSlice {
   using S = std::conditional_t<kDual, Dual<T>, T>;
-  static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), kPacks = packs_of_lane(l1), D1 = 2 * l1 + 1;
+  static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), D1 = 2 * l1 + 1;
+  static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kDegree, l1);
   static constexpr int kParts = kDual ? 2 : 1;
   // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
   static constexpr bool kStaged = kDual || kBackward;

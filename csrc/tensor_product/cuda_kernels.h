@@ -63,14 +63,17 @@ struct ChannelArguments {
 inline constexpr int kTeam = 8;
 
 // A lane holds packs of adjacent channels: 16 bytes, or half where all operands and results of a path would not fit
-// the registers. Of small degrees it holds several.
+// the registers. Of small degrees it holds several, where that does not double the time of the compiler.
 constexpr int channels_of_pack(int size, bool dual) { return 16 / size / (dual ? 2 : 1); }
-constexpr int packs_of_lane(int l1) { return l1 == 0 ? 4 : l1 == 1 ? 2 : 1; }
+constexpr int packs_of_lane(int size, bool dual, int degree, int l1) {
+  if (size != 4 || dual || degree > 3) return 1;
+  return l1 == 0 ? 4 : l1 == 1 ? 2 : 1;
+}
 
 // Elements that a lane holds of one segment with channels, at most; and of one pack of an output.
 constexpr int channel_tile(int size, bool dual, int degree) {
   int most = 0;
-  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(l) * (2 * l + 1));
+  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(size, dual, degree, l) * (2 * l + 1));
   return most * channels_of_pack(size, dual);
 }
 constexpr int output_tile(int size, bool dual, int degree) { return channels_of_pack(size, dual) * (2 * degree + 1); }
