@@ -250,13 +250,19 @@ class ChannelSlice {
 #pragma unroll 1
         for (int paths = group->path_end - group->path_begin; paths > 0; --paths, ++path) {
           const Path p = *path;
+          // Of several packs one after the other, for their registers; of one pack here, where the code is there once
+          // for all degrees of the output.
+          S w[kChannels];
+          [[maybe_unused]] T gw[kChannels] = {};
+          if constexpr (kPacks == 1) load_weights(p, 0, w);
           with_degree<kLow, kHigh>(p.l, [&](auto l3) EQK_LAMBDA {
             using C = Cg<l1, l2, decltype(l3)::value>;
             if constexpr (kBackward)
-              backward_path<C>(p, x, gc, gs);
+              backward_path<C>(p, x, gc, gs, w, gw);
             else
-              forward_path<C>(p, x);
+              forward_path<C>(p, x, w);
           });
+          if constexpr (kBackward && kPacks == 1) store_weights(p, 0, gw);
         }
         if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(*group, gs);
       });
@@ -366,15 +372,15 @@ class ChannelSlice {
   }
 
   template <class C>
-  __device__ __forceinline__ void forward_path(const Path& path, const Tile<D1> (&x)[kPacks]) {
+  __device__ __forceinline__ void forward_path(const Path& path, const Tile<D1> (&x)[kPacks], S (&w)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
     // The weight is multiplied into the smaller of x and the product.
     constexpr bool kWeightFirst = kDual || D1 <= D3;
     const Slice to = out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut);
     for_packs([&](auto pack) EQK_LAMBDA {
       constexpr int n = decltype(pack)::value;
-      S w[kChannels], xi[kChannels], z[kChannels];
-      load_weights(path, n, w);
+      S xi[kChannels], z[kChannels];
+      if constexpr (kPacks > 1) load_weights(path, n, w);
       Tile<D3> out = {};
       for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
         constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
@@ -416,17 +422,20 @@ class ChannelSlice {
   // C, is the gradient of the shared operand. On duals, the eps part of all of them and of the forward.
   template <class C>
   __device__ __forceinline__ void backward_path(const Path& path, const Tile<D1> (&x)[kPacks], Tile<D1> (&gc)[kPacks],
-                                                T (&gs)[2 * C::l2 + 1]) {
+                                                T (&gs)[2 * C::l2 + 1], S (&w)[kChannels], T (&gw)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
     const Slice from = out_slice<D3>(kG, path, kVectorIn, kPlanesIn);
     T of_path[2 * C::l2 + 1] = {};
     for_packs([&](auto pack) EQK_LAMBDA {
       constexpr int n = decltype(pack)::value;
-      S w[kChannels], xi[kChannels], z[kChannels], h[kChannels];
-      load_weights(path, n, w);
+      S xi[kChannels], z[kChannels], h[kChannels];
+      if constexpr (kPacks > 1) load_weights(path, n, w);
       Tile<D3> g, out;
       load<D3>(g, from, n);
-      T gw[kChannels] = {};
+      if constexpr (kPacks > 1) {
+#pragma unroll
+        for (T& v : gw) v = 0;
+      }
       if constexpr (kDual) {
 #pragma unroll
         for (T& v : out) v = 0;
@@ -459,7 +468,7 @@ class ChannelSlice {
       if constexpr (kDual)
         if (a_.out[kG].data)
           store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.flags & kFirst));
-      store_weights(path, n, gw);
+      if constexpr (kPacks > 1) store_weights(path, n, gw);
     });
 #pragma unroll
     for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
