@@ -177,7 +177,7 @@ template <class T, class Storage, bool kDual, bool kBackward, int kDegree, int l
 class ChannelSlice {
   using S = std::conditional_t<kDual, Dual<T>, T>;
   static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), D1 = 2 * l1 + 1;
-  static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kDegree, l1);
+  static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kBackward, kDegree, l1);
   static constexpr int kParts = kDual ? 2 : 1;
   // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
   static constexpr bool kStaged = kDual || kBackward;
@@ -207,7 +207,8 @@ class ChannelSlice {
         m_(row.m + row.block_row * row.a.m_stride) {
     const int thread = static_cast<int>(threadIdx.x);
     stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * output_tile(sizeof(T), kDual, kDegree));
-    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kDegree) + thread % 32 * kChannels;
+    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kBackward, kDegree) +
+         thread % 32 * kChannels;
   }
 
   __device__ __forceinline__ int channels() const { return packs_ * kPackStep; }

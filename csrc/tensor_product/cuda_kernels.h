@@ -63,17 +63,18 @@ struct ChannelArguments {
 inline constexpr int kTeam = 8;
 
 // A lane holds packs of adjacent channels: 16 bytes, or half where all operands and results of a path would not fit
-// the registers. Of small degrees it holds several, where that does not double the time of the compiler.
+// the registers. Of small degrees it holds several: in the backward as many as do not spill, elsewhere as many as do
+// not double the time of the compiler.
 constexpr int channels_of_pack(int size, bool dual) { return 16 / size / (dual ? 2 : 1); }
-constexpr int packs_of_lane(int size, bool dual, int degree, int l1) {
+constexpr int packs_of_lane(int size, bool dual, bool backward, int degree, int l1) {
   if (size != 4 || dual || degree > 3) return 1;
-  return l1 == 0 ? 4 : l1 == 1 ? 2 : 1;
+  return l1 == 0 ? 4 : l1 == 1 && !backward ? 2 : 1;
 }
 
 // Elements that a lane holds of one segment with channels, at most; and of one pack of an output.
-constexpr int channel_tile(int size, bool dual, int degree) {
+constexpr int channel_tile(int size, bool dual, bool backward, int degree) {
   int most = 0;
-  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(size, dual, degree, l) * (2 * l + 1));
+  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(size, dual, backward, degree, l) * (2 * l + 1));
   return most * channels_of_pack(size, dual);
 }
 constexpr int output_tile(int size, bool dual, int degree) { return channels_of_pack(size, dual) * (2 * degree + 1); }
@@ -296,7 +297,7 @@ class Launches {
     const std::int64_t stage = gs + (backward ? aligned(s_bytes) : 0);
     const std::int64_t lanes = 32ll * warps * size;
     const std::int64_t x = stage + lanes * output_tile(size, dual, degree);
-    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, degree) : 0);
+    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, backward, degree) : 0);
     if (bytes > kMost) return false;
     a.block_rows = static_cast<std::int32_t>(rows);
     const auto narrow = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
