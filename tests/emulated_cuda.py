@@ -1,5 +1,6 @@
 """Runs the CUDA kernels without a GPU: the PTX in the installed library, launched as the library launches it."""
 
+import contextlib
 import importlib.util
 import re
 import shutil
@@ -65,6 +66,20 @@ def build_bindings(directory: Path):
     return module
 
 
+def execute(module: ptxemu.Module, launch: dict, count: bool = False):
+    """Runs a launch of the library's, checked or counted; its counts or None."""
+    return module.launch(
+        launch["name"],
+        (launch["grid"],),
+        (launch["block"],),
+        [launch["argument"]],
+        dynamic_shared=launch["shared"],
+        count=count,
+        check_races=not count,
+        check_uninitialised=not count,
+    )
+
+
 class Emulator:
     """Runs PTX, launched as the library launches it."""
 
@@ -114,25 +129,15 @@ class Emulator:
         for number, name in enumerate(launch["name"] for launch in somewhere.launches(16, 16)):
             # The addresses that a launch meets are those of the module of its kernel.
             module = self.module_of[name]
-            registered = []
+            with contextlib.ExitStack() as stack:
 
-            def address(array, module=module, registered=registered):
-                registered.append(module.register(array))
-                return registered[-1]
+                def address(array, module=module, stack=stack):
+                    place = module.register(array)
+                    stack.callback(module.free, place)
+                    return place
 
-            launch = problem(address).launches(address(tables), address(scratch))[number]
-            stats = module.launch(
-                name,
-                (launch["grid"],),
-                (launch["block"],),
-                [launch["argument"]],
-                dynamic_shared=launch["shared"],
-                count=count,
-                check_races=not count,
-                check_uninitialised=not count,
-            )
-            for place in registered:
-                module.free(place)
+                launch = problem(address).launches(address(tables), address(scratch))[number]
+                stats = execute(module, launch, count)
             executed.append((launch, stats))
             self.executed.add(name)
         return results, executed

@@ -7,6 +7,7 @@ emulator where ``Runtime.execute`` says so: the addresses in their arguments are
 """
 
 import collections
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -40,9 +41,9 @@ def load_stub_torch_cuda() -> None:
 
 load_stub_torch_cuda()
 
-import ptxemu.memory  # noqa: E402
+import ptxemu  # noqa: E402
 import torch  # noqa: E402
-from emulated_cuda import ptx_of  # noqa: E402
+from emulated_cuda import execute, ptx_of  # noqa: E402
 
 torch.version.cuda, torch.cuda._initialized = "13.0", True
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
@@ -260,28 +261,13 @@ class Runtime:
             self.run(details)
 
     def run(self, launch: dict) -> None:
-        name = launch["name"]
-        module = emulated(self.ptx[name])
+        module = emulated(self.ptx[launch["name"]])
         blocks = {a: np.ctypeslib.as_array((ctypes.c_uint8 * n).from_address(a)) for a, n in live()}
         blocks |= {address: memory for address, (_, memory) in self.memory.items()}
-        permanent = module.permanent
-        for address in sorted(blocks):
-            module.mem.buffers.append(ptxemu.memory.Bytes(blocks[address], address, f"block at {address:#x}"))
-            module.mem.starts.append(address)
-        module.permanent = len(module.mem.buffers)
-        try:
-            module.launch(
-                name,
-                (launch["grid"],),
-                (launch["block"],),
-                [launch["argument"]],
-                dynamic_shared=launch["shared"],
-                check_races=True,
-                check_uninitialised=True,
-            )
-        finally:
-            module.permanent = permanent
-            module.mem.truncate(permanent)
+        with contextlib.ExitStack() as stack:
+            for address, memory in blocks.items():
+                stack.callback(module.free, module.register(memory, address))
+            execute(module, launch)
 
     def take(self) -> list[Call]:
         """The calls since the last time."""

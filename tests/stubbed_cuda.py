@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import stub_cuda
 import torch
-from emulated_cuda import build_bindings
+from emulated_cuda import build_bindings, configure
 from stub_cuda import OPS, Runtime
 
 import eqk
@@ -37,7 +37,9 @@ def machine(tmp_path_factory):
         run("forward", BY_CHANNELS, draw(BY_CHANNELS, 2, torch.float32, torch.Generator()), None)
     machine = Runtime(Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so")
     machine.without_driver = str(without_driver.value)
-    machine.bindings = build_bindings(tmp_path_factory.mktemp("bindings"))
+    directory = tmp_path_factory.mktemp("bindings")
+    configure(directory)
+    machine.bindings = build_bindings(directory)
     machine.tables = {}
     return machine
 

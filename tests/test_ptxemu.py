@@ -783,6 +783,21 @@ def test_freed():
         use.free(address)
 
 
+def test_address_of_the_callers():
+    """Between others, and again after it was freed."""
+    copy = module("ld.global.u32 %t3, [%rd0+4]; st.global.u32 [%rd1], %t3;", 2)
+    low, high, out = (np.full(2, n, np.uint32) for n in (5, 7, 0))
+    for address in (1 << 46, (1 << 45) + 64, 1 << 46):
+        others = [copy.register(low), copy.register(low, 1 << 47)]
+        assert copy.register(high, address) == address
+        copy.launch("k", 1, 1, [address, out])
+        assert out[0] == 7
+        with pytest.raises(ptxemu.MemoryFault, match="out-of-bounds"):
+            copy.launch("k", 1, 1, [address + 4, out])
+        for place in (*others, address):
+            copy.free(place)
+
+
 # Races.
 
 FIRST_WARP = "setp.lt.u32 %p0, %t0, 32;"
