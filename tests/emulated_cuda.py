@@ -60,7 +60,9 @@ def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
 def build_bindings(directory: Path):
     """The host side of the library configured in ``directory``, which chooses the launches, as a module."""
     subprocess.run(["cmake", "--build", directory, "--target", "eqk_cuda_launches"], check=True)
-    spec = importlib.util.spec_from_file_location("eqk_cuda_launches", next(directory.glob("eqk_cuda_launches*.so")))
+    # pybind11 keeps modules by their full names: a second build under the name of the first would be the first.
+    name = f"{str(directory).replace('.', '_')}.eqk_cuda_launches"
+    spec = importlib.util.spec_from_file_location(name, next(directory.glob("eqk_cuda_launches*.so")))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
