@@ -13,9 +13,11 @@ from emulated_cuda import Emulator, cuobjdump
 
 import eqk
 from eqk.reference.tensor_product import tensor_product as reference
-from eqk.testing import CASES, TOLERANCES, relative_error
+from eqk.testing import CASES, relative_error
 
 ARCHITECTURES = ("75", "80", "90", "100", "120")
+# Tighter than eqk.testing.TOLERANCES, which are for sums of any length.
+ACCURACY = {"float32": 2e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 8e-3}
 SLOTS = ("x", "y", "w", "g")
 
 PATHS = {
@@ -125,9 +127,7 @@ def check(emulator, plan, dtype, dual, wanted=(True,) * 4, missing=(), rows=5, s
         if result is None:
             continue
         error = relative_error(from_storage(result, dtype), want)
-        assert error < TOLERANCES[getattr(torch, dtype)][1 + dual], (
-            f"{SLOTS[slot]} of {plan} in {dtype}, dual {dual}: error {error:.1e}"
-        )
+        assert error < ACCURACY[dtype], f"{SLOTS[slot]} of {plan} in {dtype}, dual {dual}: error {error:.1e}"
 
 
 MUL_IR, IR_MUL = ("mul_ir",) * 3, ("ir_mul",) * 3
