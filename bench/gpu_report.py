@@ -69,7 +69,6 @@ TOLERANCE = 0.05
 
 # Kernels, by pattern, that may keep registers on the stack, and why.
 JUSTIFIED_SPILLS = {
-    r"general_.*": "calls the division of 64-bit integers; only what no channel kernel covers runs here",
     r"backward_f64_l3": "one word, outside the loops over paths, for which three blocks share a multiprocessor",
 }
 

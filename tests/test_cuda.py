@@ -218,10 +218,18 @@ def test_only_what_is_wanted(emulator):
 SMALL = [case for case in CASES.values() if not case.problem]
 
 
+@pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
-def test_registry(emulator, case):
+def test_registry(emulator, case, dtype):
     for dual in (False, True):
-        check(emulator, case.plan, "float32", dual, rows=2, seed=seed())
+        check(emulator, case.plan, dtype, dual, rows=3, seed=seed())
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
+def test_registry_by_rows(emulator, case):
+    """None, one and whole warps. Dtypes and duals change what a thread does, not what row it has."""
+    for rows in (0, 1, 32):
+        check(emulator, case.plan, "float32", False, rows=rows, seed=seed())
 
 
 @pytest.mark.parametrize("name", ["mace-medium", "sevennet-l3i5"])
@@ -241,6 +249,27 @@ def test_degrees_and_empty(emulator):
     plan = eqk.Plan("2x7e+0x1o", "1x2e+0x1e", "2x6e+2x7e+3x1o", paths, weights="none")
     check(emulator, plan, "float64", True, rows=2, seed=seed())
     check(emulator, plan, "float32", False, rows=2, seed=seed())
+
+
+def test_division(emulator):
+    """Of the kernels' indices, at the ends of its range and at random."""
+    generator = np.random.default_rng(seed())
+    divisors = {2**62, *(2**b + d for b in range(62) for d in (-1, 0, 1) if 2**b + d > 0)}
+    divisors |= {int(2**b) for b in generator.uniform(0, 62, 200)}
+    for d in divisors:
+        last = (2**63 - 1) // d * d
+        numbers = {
+            0,
+            d - 1,
+            d,
+            2 * d - 1,
+            last - 1,
+            last,
+            2**63 - 1,
+            *(int(2**b) for b in generator.uniform(0, 63, 50)),
+        }
+        for n in (n for n in numbers if 0 <= n < 2**63):
+            assert emulator.bindings.divided(n, d) == divmod(n, d), (n, d)
 
 
 def test_every_kernel_was_executed(emulator):

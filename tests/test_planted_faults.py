@@ -46,7 +46,7 @@ class Fault:
 CHANNELS = "cuda_channels.h"
 FAULTS = {
     "off_by_one_index": Fault(
-        FORWARD, CHANNELS, "for (int e = begin; e < end; ++e)", "for (int e = begin + 1; e < end; ++e)", WRONG
+        FORWARD, CHANNELS, "for (int e = 0; e < count; ++e)", "for (int e = 1; e < count; ++e)", WRONG
     ),
     "missing_syncthreads": Fault(
         BACKWARD, CHANNELS, "couple(segment.m_begin, segment.m_end, rows);\n          __syncthreads();",
@@ -66,7 +66,8 @@ FAULTS = {
         WRONG, channels_plan(IR_MUL, 1),
     ),
     "read_past_the_end": Fault(
-        FORWARD, CHANNELS, "c < left ? static_cast<T>(from[c]) : T{0}", "static_cast<T>(from[c])", OUT_OF_BOUNDS
+        FORWARD, CHANNELS, "absent : c < left ? static_cast<T>(from[c]) : T{0}", "absent : static_cast<T>(from[c])",
+        OUT_OF_BOUNDS,
     ),
     "uninitialised_shared_memory": Fault(
         FORWARD, CHANNELS, "q < kPackStep * D; q += kTeam)", "q < 0; q += kTeam)", UNINITIALISED
@@ -80,10 +81,11 @@ FAULTS = {
         DOUBLE_BACKWARD, CHANNELS, "if (a_.in[kChannel].tangent) {", "if (false) {", WRONG
     ),
     "store_beyond_the_last_channel": Fault(
-        BACKWARD, CHANNELS, "if (c < left) to[c] =", "to[c] =", OUT_OF_BOUNDS
+        BACKWARD, CHANNELS, "if (c < left) to[c] = static_cast<Storage>(gw", "to[c] = static_cast<Storage>(gw",
+        OUT_OF_BOUNDS,
     ),
     "rows_lost_between_partial_sums": Fault(
-        GENERAL, "cuda.cu", "begin + each + (part < more), column)", "begin + each, column)", WRONG,
+        GENERAL, "cuda.cu", "begin + a.rows_of_part + (part < longer), column)", "begin + a.rows_of_part, column)", WRONG,
         mixed_plan("shared", MUL_IR, ("uvu", "uvw")),
     ),
 }  # fmt: skip

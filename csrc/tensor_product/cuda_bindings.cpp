@@ -46,6 +46,10 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
 }  // namespace
 
 PYBIND11_MODULE(eqk_cuda_launches, m) {
+  m.def("divided", [](std::int64_t n, std::int64_t d) {
+    const eqk::Divisor divisor(d);
+    return std::make_pair(divisor.quotient(n), divisor.remainder(n));
+  });
   // Local, because one process may load the bindings of two builds.
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init(&problem), py::arg("plan"), py::arg("dtype"), py::arg("rows"), py::arg("dual"), py::arg("values"),

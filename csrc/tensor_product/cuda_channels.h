@@ -1,7 +1,7 @@
 #pragma once
 // The fast kernels: lanes are channels, for plans in which one operand has a single channel that all channels of a row
-// share (ChannelPlan). A block forms M[k, i] = sum_j C[i, j, k] s[j] of its rows once, in shared memory. A team of 8
-// lanes then works through a row: for each segment with channels, for each segment of the shared operand, for each
+// share (ChannelPlan). A block forms M[k, i] = sum_j C[i, j, k] s[j] of its rows once, in shared memory. A team of 8 or
+// 16 lanes then works through a row: for each segment with channels, for each segment of the shared operand, for each
 // path, one multiply-add a nonzero (k, i) and channel, packs of adjacent channels a lane. Degrees are run-time values
 // that choose straight-line code, so no kernel is made for a plan. Every element of a result is written by one lane.
 //
@@ -58,12 +58,15 @@ struct Pack {
   }
 
   __device__ __forceinline__ void store_shared(Storage* p) const {
+    const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
     if constexpr (kWords == 4)
-      *reinterpret_cast<uint4*>(p) = make_uint4(word[0], word[1], word[2], word[3]);
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(word[0]), "r"(word[1]), "r"(word[2]),
+                   "r"(word[3])
+                   : "memory");
     else if constexpr (kWords == 2)
-      *reinterpret_cast<uint2*>(p) = make_uint2(word[0], word[1]);
+      asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(word[0]), "r"(word[1]) : "memory");
     else
-      *reinterpret_cast<std::uint32_t*>(p) = word[0];
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(word[0]) : "memory");
   }
 
   __device__ __forceinline__ Storage element(int n) const {
@@ -108,6 +111,11 @@ struct Pack {
   }
 };
 
+template <class T>
+struct alignas(16) Four {
+  T s[4];
+};
+
 // The same value, of which the compiler knows nothing: what is computed from it stays where it is used. It would move
 // the addresses of all degrees out of the loops over paths, and spill them.
 __device__ __forceinline__ int opaque(int value) {
@@ -129,11 +137,13 @@ __device__ __forceinline__ void with_degree(int l, F&& f) {
 }
 
 // What the lanes of a block share, and which row a lane works on.
-template <class T, class Storage>
+template <class T, class Storage, int kTeam>
 struct ChannelRow {
   const ChannelArguments& a;
   std::int32_t* words;
-  T *s, *m, *gs, *x;
+  T *s, *m, *x;
+  Four<T>* all_sums;
+  T* sums;  // for the gradient of the shared operand: of the lane or, without lane_sums, of the team
   Storage* stage;
   Storage** pointers;  // [row of the block][kRowPointers]
   int lane;            // of the team
@@ -147,25 +157,29 @@ struct ChannelRow {
     pointers = reinterpret_cast<Storage**>(shared + at.pointers);
     s = reinterpret_cast<T*>(shared + at.s);
     m = reinterpret_cast<T*>(shared + at.m);
-    gs = reinterpret_cast<T*>(shared + at.gs);
+    const int in_warp = static_cast<int>(threadIdx.x) % 32;
+    sums = reinterpret_cast<T*>(shared + at.sums) + threadIdx.x / 32 * at.sums_of_warp +
+           (a.lane_sums ? in_warp : in_warp / kTeam * a.view.shared_dim);
+    all_sums = reinterpret_cast<Four<T>*>(shared + at.sums);
     x = reinterpret_cast<T*>(shared + at.x);
     stage = reinterpret_cast<Storage*>(shared + at.stage);
   }
 
-  // A column of the row of in[n], of the tangent of in[n - kTangents] or of out[n - kResults].
-  __device__ __forceinline__ Storage* at(int n, int column) const {
-    return pointers[block_row * kRowPointers + n] + column;
+  // A column of the row of in[n], of the tangent of in[n - kTangents] or of out[n - kResults], but of the shared
+  // operand.
+  __device__ __forceinline__ Storage* at(int n, unsigned column) const {
+    return pointers[block_row * kRowPointers + n / kSlots * (kSlots - 1) + max(n % kSlots - 1, 0)] + column;
   }
 
   __device__ __forceinline__ void set_pointers(std::int64_t first, int rows) const {
-    for (int n = threadIdx.x; n < rows * 3 * kSlots; n += blockDim.x) {
-      const int r = n / (3 * kSlots), what = n % (3 * kSlots), slot = what % kSlots;
+    static_assert(kChannel == 0 && kShared == 1);
+    for (int n = threadIdx.x; n < rows * kRowPointers; n += blockDim.x) {
+      const int r = n / kRowPointers, what = n % kRowPointers, kind = what / (kSlots - 1), which = what % (kSlots - 1);
+      const int slot = which ? which + 1 : kChannel;
       const Operand& in = a.in[slot];
-      const void* const base = what < kTangents ? in.value : what < kResults ? in.tangent : a.out[slot].data;
-      const std::int64_t stride = what < kTangents  ? in.stride
-                                  : what < kResults ? in.tangent_stride
-                                                    : a.out[slot].stride;
-      pointers[r * kRowPointers + what] = static_cast<Storage*>(const_cast<void*>(base)) + (first + r) * stride;
+      const void* const base = kind == 0 ? in.value : kind == 1 ? in.tangent : a.out[slot].data;
+      const std::int64_t stride = kind == 0 ? in.stride : kind == 1 ? in.tangent_stride : a.out[slot].stride;
+      pointers[n] = static_cast<Storage*>(const_cast<void*>(base)) + (first + r) * stride;
     }
   }
 };
@@ -178,23 +192,20 @@ class ChannelSlice {
   using S = std::conditional_t<kDual, Dual<T>, T>;
   static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), D1 = 2 * l1 + 1;
   static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kBackward, kDegree, l1);
-  static constexpr int kParts = kDual ? 2 : 1;
+  static constexpr int kParts = kDual ? 2 : 1, kTeam = lanes_of_team(kDual);
   // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
   static constexpr bool kStaged = kDual || kBackward;
   using P = Pack<Storage, kChannels>;
   using Path = DeviceChannelPath<T>;
-  // M is read four numbers at a time, the same address for all lanes of a team.
-  struct alignas(16) Four {
-    T s[4];
-  };
   // A pack of one segment: [component][channel].
   template <int D>
   using Tile = T[D * kChannels];
 
  public:
+  using Row = ChannelRow<T, Storage, kTeam>;
   static constexpr int kPackStep = kTeam * kChannels;
 
-  __device__ __forceinline__ ChannelSlice(const ChannelRow<T, Storage>& row, const DeviceChannelSegment& segment, int u)
+  __device__ __forceinline__ ChannelSlice(const Row& row, const DeviceChannelSegment& segment, int u)
       : row_(row),
         a_(row.a),
         segment_(segment),
@@ -206,9 +217,8 @@ class ChannelSlice {
         whole_(mul_ - u >= kPackStep ? -1 : 0),
         m_(row.m + row.block_row * row.a.m_stride) {
     const int thread = static_cast<int>(threadIdx.x);
-    stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * output_tile(sizeof(T), kDual, kDegree));
-    x_ = row.x + thread / 32 * 32 * kParts * channel_tile(sizeof(T), kDual, kBackward, kDegree) +
-         thread % 32 * kChannels;
+    stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * a_.shared_memory.stage_of_lane);
+    x_ = row.x + thread / 32 * 32 * a_.shared_memory.x_of_lane + thread % 32 * kChannels;
   }
 
   __device__ __forceinline__ int channels() const { return packs_ * kPackStep; }
@@ -256,7 +266,7 @@ class ChannelSlice {
           S w[kChannels];
           [[maybe_unused]] T gw[kChannels] = {};
           if constexpr (kPacks == 1) load_weights(p, 0, w);
-          with_degree<kLow, kHigh>(p.l, [&](auto l3) EQK_LAMBDA {
+          with_degree<kLow, kHigh>(degree_of(p), [&](auto l3) EQK_LAMBDA {
             using C = Cg<l1, l2, decltype(l3)::value>;
             if constexpr (kBackward)
               backward_path<C>(p, x, gc, gs, w, gw);
@@ -275,7 +285,7 @@ class ChannelSlice {
   }
 
  private:
-  const ChannelRow<T, Storage>& row_;
+  const Row& row_;
   const ChannelArguments& a_;
   const DeviceChannelSegment& segment_;
   const int mul_, u_;     // channels of the segment, and the first of this slice
@@ -330,11 +340,16 @@ class ChannelSlice {
   // Calls f(pair, M of the pair) over the nonzero pairs of a path.
   template <class C, class F>
   __device__ __forceinline__ void for_pairs(const Path& path, F&& f) const {
-    const T* const m = m_ + path.m;
+    // 4 sizeof(T) times the highest bits, in two instructions.
+    constexpr unsigned kShift = Path::kFlagBits + Path::kDegreeBits, kUnit = 4 * sizeof(T),
+                       kLog = sizeof(T) == 4 ? 4 : 5;
+    const unsigned bytes = path.packed >> (kShift - kLog) & ~(kUnit - 1);
+    const T* const m = reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(m_) + bytes);
     eqk::unroll<(C::pairs + 3) / 4>([&](auto q) EQK_LAMBDA {
-      const Four v = reinterpret_cast<const Four*>(m)[q];
-      Four t;
-      if constexpr (kDual) t = reinterpret_cast<const Four*>(m + a_.shared_memory.rows * a_.m_stride)[q];
+      // The same address for all lanes of a team.
+      const Four<T> v = reinterpret_cast<const Four<T>*>(m)[q];
+      Four<T> t;
+      if constexpr (kDual) t = reinterpret_cast<const Four<T>*>(m + a_.shared_memory.rows * a_.m_stride)[q];
       eqk::unroll<4>([&](auto r) EQK_LAMBDA {
         constexpr int pair = 4 * decltype(q)::value + decltype(r)::value;
         if constexpr (pair < C::pairs) {
@@ -350,15 +365,15 @@ class ChannelSlice {
   // Of a pack; zero beyond the last channel.
   __device__ __forceinline__ void load_weights(const Path& path, int p, S (&w)[kChannels]) const {
     const auto read = [&](int what, int vectors, int present, T absent) EQK_LAMBDA {
-      const Storage* const from = row_.at(what, path.weight + first_) + p * kPackStep;
+      const Storage* const from = row_.at(what, path.weight + static_cast<unsigned>(first_)) + p * kPackStep;
       P pack;
-      if (path.flags & whole_ & vectors) {
+      if (path.packed & whole_ & vectors) {
         pack.load(from);
       } else {
         const int left = mul_ - first_ - p * kPackStep;
 #pragma unroll
         for (int c = 0; c < kChannels; ++c)
-          pack.set(c, !(path.flags & present) ? absent : c < left ? static_cast<T>(from[c]) : T{0});
+          pack.set(c, !(path.packed & present) ? absent : c < left ? static_cast<T>(from[c]) : T{0});
       }
       return pack;
     };
@@ -400,13 +415,17 @@ class ChannelSlice {
 #pragma unroll
         for (int q = 0; q < D3 * kChannels; ++q) out[q] *= part(w[q % kChannels]);
       }
-      store<D3>(out, to, n, !(path.flags & kFirst));
+      store<D3>(out, to, n, !(path.packed & kFirst));
     });
+  }
+
+  static __device__ __forceinline__ int degree_of(const Path& path) {
+    return path.packed >> Path::kFlagBits & ((1u << Path::kDegreeBits) - 1);
   }
 
   template <int D>
   __device__ __forceinline__ auto out_slice(int what, const Path& path, int vectors, int planes) const {
-    return slice<D>(what, path.out, path.flags, vectors, planes, a_.out_mul_ir);
+    return slice<D>(what, path.out, path.packed, vectors, planes, a_.out_mul_ir);
   }
 
   // Pairs are sorted by i.
@@ -426,11 +445,18 @@ class ChannelSlice {
                                                 T (&gs)[2 * C::l2 + 1], S (&w)[kChannels], T (&gw)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
     const Slice from = out_slice<D3>(kG, path, kVectorIn, kPlanesIn);
-    T of_path[2 * C::l2 + 1] = {};
+    [[maybe_unused]] T of_path[2 * C::l2 + 1] = {};
     for_packs([&](auto pack) EQK_LAMBDA {
       constexpr int n = decltype(pack)::value;
       S xi[kChannels], z[kChannels], h[kChannels];
       if constexpr (kPacks > 1) load_weights(path, n, w);
+      // The path's coefficient, which the other sums have in M. Duals need w x without it: their registers hold one
+      // more sum instead.
+      [[maybe_unused]] T scaled[kChannels];
+      if constexpr (!kDual) {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) scaled[c] = path.coefficient * w[c];
+      }
       Tile<D3> g, out;
       load<D3>(g, from, n);
       if constexpr (kPacks > 1) {
@@ -448,7 +474,10 @@ class ChannelSlice {
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
           if constexpr (starts<C, p>()) {
-            z[c] = eqk::mul(w[c], xi[c]);
+            if constexpr (kDual)
+              z[c] = eqk::mul(w[c], xi[c]);
+            else
+              z[c] = scaled[c] * xi[c];
             h[c] = S{};
           }
           fma(h[c], m, g[k * kChannels + c]);
@@ -463,22 +492,24 @@ class ChannelSlice {
         eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto q) EQK_LAMBDA {
           constexpr int term = C::pair_terms[p] + decltype(q)::value, j = C::term_j[term];
           constexpr T c = static_cast<T>(C::term_c[term]);
-          of_path[j] += c * s;
+          (kDual ? of_path : gs)[j] += c * s;
         });
       });
       if constexpr (kDual)
         if (a_.out[kG].data)
-          store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.flags & kFirst));
+          store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.packed & kFirst));
       if constexpr (kPacks > 1) store_weights(path, n, gw);
     });
+    if constexpr (kDual) {
 #pragma unroll
-    for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
+      for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
+    }
   }
 
   __device__ __forceinline__ void store_weights(const Path& path, int p, const T (&gw)[kChannels]) const {
-    if (!(path.flags & kWantWeight) || !row_.valid) return;
-    Storage* const to = row_.at(kResults + kW, path.weight + first_) + p * kPackStep;
-    if (path.flags & whole_ & kVectorResultW) {
+    if (!(path.packed & kWantWeight) || !row_.valid) return;
+    Storage* const to = row_.at(kResults + kW, path.weight + static_cast<unsigned>(first_)) + p * kPackStep;
+    if (path.packed & whole_ & kVectorResultW) {
       P pack;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) pack.set(c, gw[c]);
@@ -511,34 +542,43 @@ class ChannelSlice {
     }
   }
 
+  // Also where nobody asked for it: a branch would cost every caller.
   template <int D>
   __device__ __forceinline__ void add_shared_gradient(const DeviceChannelGroup& group, const T (&gs)[D]) const {
-    if (!a_.want_shared) return;
-    T* const to = row_.gs + row_.block_row * a_.view.shared_dim + group.offset;
-    // Of a degree above 3, eight components and the rest.
-    eqk::unroll<(D + kTeam - 1) / kTeam>([&](auto part) EQK_LAMBDA {
-      constexpr int first = decltype(part)::value * kTeam, count = D - first < kTeam ? D - first : kTeam;
-      constexpr int N = count > 4 ? 8 : count > 2 ? 4 : count, each = kTeam / N;
-      T v[N];
+    if (kDual || a_.lane_sums) {
+      T* const sums = row_.sums + group.offset * kSumStride;
 #pragma unroll
-      for (int n = 0; n < N; ++n) v[n] = n < count ? gs[first + n] : T{0};
-      sum_over_team<N, kTeam / 2>(v);
-      if (row_.valid && t_ % each == 0 && t_ / each < count) to[(first + t_ / each) * group.component] += v[0];
-    });
+      for (int j = 0; j < D; ++j) sums[j * kSumStride] += gs[j];
+    } else {
+      T* const sums = row_.sums + group.offset;
+      // Of a degree above 3, eight components and the rest.
+      eqk::unroll<(D + 7) / 8>([&](auto part) EQK_LAMBDA {
+        constexpr int first = decltype(part)::value * 8, count = D - first < 8 ? D - first : 8;
+        constexpr int N = count > 4 ? 8 : count > 2 ? 4 : count, each = kTeam / N;
+        T v[N];
+#pragma unroll
+        for (int n = 0; n < N; ++n) v[n] = n < count ? gs[first + n] : T{0};
+        sum_over_team<N, kTeam / 2>(v);
+        if (t_ % each == 0 && t_ / each < count) sums[first + t_ / each] += v[0];
+      });
+    }
   }
 
   // This slice of a segment of an operand or a result.
   struct Slice {
-    int what, offset;  // as in ChannelRow::at; where the segment begins in a row
-    Storage* first;    // the lane's first vector, in a mul_ir row
+    int what;         // as in ChannelRow::at
+    unsigned offset;  // where the segment begins in a row
+    Storage* first;   // the lane's first vector, in a mul_ir row, or of the one plane of degree 0
     // Of the flags, those that say that memory and registers exchange vectors, of a mul_ir row or of the planes of an
     // ir_mul row. Otherwise, and where a pack is not whole, single elements move.
     int flags, vectors, planes;
     int mul_ir;
   };
   template <int D>
-  __device__ __forceinline__ Slice slice(int what, int offset, int flags, int vectors, int planes, int mul_ir) const {
-    return {what, offset, row_.at(what, offset + opaque(u_) * D + t_ * kChannels), flags, vectors, planes, mul_ir};
+  __device__ __forceinline__ Slice slice(int what, unsigned offset, int flags, int vectors, int planes,
+                                         int mul_ir) const {
+    const unsigned first = offset + static_cast<unsigned>(opaque(u_) * D + t_ * kChannels);
+    return {what, offset, row_.at(what, first), flags, vectors, planes, mul_ir};
   }
 
   // Element n of a pack of [channel][component] in the stage.
@@ -554,13 +594,27 @@ class ChannelSlice {
     for (int k = 0; k < D; ++k)
 #pragma unroll 1
       for (int c = t_; c < channels; c += kTeam)
-        f(c * D + k, slice.offset + (slice.mul_ir ? (u + c) * D + k : k * mul_ + u + c));
+        f(c * D + k, slice.offset + static_cast<unsigned>(slice.mul_ir ? (u + c) * D + k : k * mul_ + u + c));
   }
 
-  // A pack; zero beyond the last channel. All ways lead through the stage, so that registers are filled in one place:
-  // where two ways met, the compiler kept both sets.
+  // A pack; zero beyond the last channel. Of several components, all ways lead through the stage, so that registers are
+  // filled in one place: where two ways met, the compiler kept both sets.
   template <int D>
   __device__ __forceinline__ void load(Tile<D>& to, const Slice& slice, int p) {
+    if constexpr (D == 1) {
+      const Storage* const from = slice.first + p * kPackStep;
+      P pack;
+      if (slice.flags & whole_ & (slice.vectors | slice.planes)) {
+        pack.load(from);
+      } else {
+        const int left = mul_ - first_ - p * kPackStep;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack.set(c, c < left ? static_cast<T>(from[c]) : T{0});
+      }
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) to[c] = pack.template get<T>(c);
+      return;
+    }
     const int t = opaque(t_);
     Storage* const own = staged(t * (kChannels * D));
     __syncwarp();
@@ -571,7 +625,7 @@ class ChannelSlice {
 #pragma unroll
       for (int k = 0; k < D; ++k) pack[k].store_shared(staged(t * kChannels) + k * kPackStep);
     } else if (slice.flags & whole_ & slice.planes) {
-      const Storage* from = row_.at(slice.what, slice.offset + first_ + p * kPackStep);
+      const Storage* from = row_.at(slice.what, slice.offset + static_cast<unsigned>(first_ + p * kPackStep));
 #pragma unroll 1
       for (int k = 0; k < D; ++k, from += mul_) {
         P pack;
@@ -597,10 +651,26 @@ class ChannelSlice {
     }
   }
 
-  // All ways lead through the stage: it takes registers in the order of mul_ir, and those of a plane would have to lie
-  // elsewhere.
+  // Of several components, all ways lead through the stage: it takes registers in the order of mul_ir, and those of a
+  // plane would have to lie elsewhere.
   template <int D>
   __device__ __forceinline__ void store(const Tile<D>& from, const Slice& slice, int p, bool add) {
+    if constexpr (D == 1) {
+      if (!row_.valid) return;
+      Storage* const to = slice.first + p * kPackStep;
+      if (slice.flags & whole_ & (slice.vectors | slice.planes)) {
+        P pack;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack.set(c, from[c]);
+        pack.store(to);
+      } else {
+        const int left = mul_ - first_ - p * kPackStep;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c)
+          if (c < left) to[c] = static_cast<Storage>(from[c] + (add ? static_cast<T>(to[c]) : T{0}));
+      }
+      return;
+    }
     const int t = opaque(t_);
     Storage* const own = staged(t * (kChannels * D));
     __syncwarp();
@@ -624,7 +694,7 @@ class ChannelSlice {
         pack.store(slice.first + (p * D + k) * kPackStep);
       }
     } else if (slice.flags & whole_ & slice.planes) {
-      Storage* to = row_.at(slice.what, slice.offset + first_ + p * kPackStep);
+      Storage* to = row_.at(slice.what, slice.offset + static_cast<unsigned>(first_ + p * kPackStep));
 #pragma unroll 1
       for (int k = 0; k < D; ++k, to += mul_) {
         P pack;
@@ -643,13 +713,14 @@ class ChannelSlice {
 
 template <class T, class Storage, bool kDual, bool kBackward, int kDegree>
 class ChannelBlock {
-  static constexpr int kParts = kDual ? 2 : 1;
+  static constexpr int kParts = kDual ? 2 : 1, kTeam = lanes_of_team(kDual);
 
  public:
   __device__ __forceinline__ ChannelBlock(const ChannelArguments& a, unsigned char* shared) : a_(a), row_(a, shared) {}
 
   __device__ __forceinline__ void run() {
-    for (int n = threadIdx.x; n < a_.view.word_count; n += blockDim.x) row_.words[n] = a_.view.words[n];
+    for (int n = threadIdx.x; n < a_.view.word_count / 4; n += blockDim.x)
+      reinterpret_cast<int4*>(row_.words)[n] = reinterpret_cast<const int4*>(a_.view.words)[n];
     __syncthreads();
     set_flags();
     const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * a_.block_rows;
@@ -694,10 +765,10 @@ class ChannelBlock {
 
  private:
   const ChannelArguments& a_;
-  ChannelRow<T, Storage> row_;
+  ChannelRow<T, Storage, kTeam> row_;
 
   __device__ __forceinline__ void set_flags() const {
-    const auto add = [&](int& flags, int what, int aligned, int flag) EQK_LAMBDA {
+    const auto add = [&](auto& flags, int what, int aligned, int flag) EQK_LAMBDA {
       if ((a_.vectors >> what & 1) && (flags & aligned)) flags |= flag;
     };
     auto* const segments = reinterpret_cast<DeviceChannelSegment*>(row_.words);
@@ -710,7 +781,7 @@ class ChannelBlock {
     }
     auto* const paths = reinterpret_cast<DeviceChannelPath<T>*>(row_.words + a_.view.paths_at);
     for (int n = threadIdx.x; n < a_.view.paths; n += blockDim.x) {
-      int flags = paths[n].flags;
+      std::uint32_t flags = paths[n].packed;
       add(flags, kG, kAligned, a_.out_mul_ir ? kVectorIn : kPlanesIn);
       // What is added to goes by single elements.
       if (flags & kFirst) add(flags, kResults + kG, kAligned, a_.out_mul_ir ? kVectorOut : kPlanesOut);
@@ -721,59 +792,79 @@ class ChannelBlock {
         if (a_.in[kW].tangent) flags |= kTangentWeighted;
         if (a_.out[kW].data) flags |= kWantWeight;
       }
-      paths[n].flags = flags;
+      paths[n].packed = flags;
     }
   }
 
   __device__ __forceinline__ void stage_shared_operand(std::int64_t first, int rows) {
-    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows;
+    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows, apart = a_.shared_memory.s_stride;
     const Operand& in = a_.in[kShared];
     const auto read = [&](const void* base, std::int64_t stride, int r, T* to) EQK_LAMBDA {
       const bool present = base && r < rows;
       const Storage* const from = static_cast<const Storage*>(base) + (first + r) * stride;
-      for (int j = row_.lane; j < columns; j += kTeam) to[r * columns + j] = present ? static_cast<T>(from[j]) : T{0};
+#pragma unroll 1
+      for (int j = row_.lane; j < columns; j += kTeam) to[j * apart + r] = present ? static_cast<T>(from[j]) : T{0};
     };
+#pragma unroll 1
     for (int r = static_cast<int>(threadIdx.x) / kTeam; r < padded; r += static_cast<int>(blockDim.x) / kTeam) {
       read(in.value, in.stride, r, row_.s);
-      if constexpr (kDual) read(in.tangent, in.tangent_stride, r, row_.s + padded * columns);
-      if constexpr (kBackward) read(nullptr, 0, r, row_.gs);
+      if constexpr (kDual) read(in.tangent, in.tangent_stride, r, row_.s + columns * apart);
+    }
+    if constexpr (kBackward) {
+#pragma unroll 1
+      for (int n = threadIdx.x; n < a_.shared_memory.sums_of_warp * static_cast<int>(blockDim.x) / 128; n += blockDim.x)
+        row_.all_sums[n] = {};
     }
   }
 
   // Numbers [m_begin, m_end) of M. A thread forms one for all rows, so that its coefficients are read once a block.
   __device__ __forceinline__ void couple(int m_begin, int m_end, int rows) {
-    const auto* const terms = static_cast<const DeviceTerm<T>*>(a_.view.m_term);
-    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows;
+    constexpr int kVector = 16 / sizeof(T), kVectors = kRowsAtOnce / kVector;
+    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows, apart = a_.shared_memory.s_stride;
     for (int n = m_begin + static_cast<int>(threadIdx.x); n < m_end; n += blockDim.x) {
-      const int range = a_.view.m_range[n], begin = range / 256, end = begin + range % 256;
+      const int range = a_.view.m_range[n], count = range % 256;
+      const auto* const terms = static_cast<const DeviceTerm<T>*>(a_.view.m_term) + range / 256;
 #pragma unroll 1
-      for (int r0 = 0; r0 < rows; r0 += kRowsAtOnce)
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const T* const s = row_.s + (part * padded + r0) * columns;
-          T* const m = row_.m + (part * padded + r0) * a_.m_stride + n - m_begin;
-          T sum[kRowsAtOnce] = {};
+      for (int r0 = 0; r0 < rows; r0 += kRowsAtOnce) {
+        T sum[kParts][kRowsAtOnce] = {};
 #pragma unroll 1
-          for (int e = begin; e < end; ++e) {
-            const DeviceTerm<T> term = terms[e];
+        for (int e = 0; e < count; ++e) {
+          const DeviceTerm<T> term = terms[e * kTermStep];
+          const T* const s = row_.s + term.column * apart + r0;
 #pragma unroll
-            for (int r = 0; r < kRowsAtOnce; ++r) sum[r] += term.c * s[r * columns + term.column];
-          }
+          for (int part = 0; part < kParts; ++part)
 #pragma unroll
-          for (int r = 0; r < kRowsAtOnce; ++r) m[r * a_.m_stride] = sum[r];
+            for (int v = 0; v < kVectors; ++v) {
+              Pack<T, kVector> pack;
+              pack.load_shared(s + part * columns * apart + v * kVector);
+#pragma unroll
+              for (int r = 0; r < kVector; ++r) sum[part][v * kVector + r] += term.c * pack.template get<T>(r);
+            }
         }
+        T* const m = row_.m + r0 * a_.m_stride + n - m_begin;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+#pragma unroll
+          for (int r = 0; r < kRowsAtOnce; ++r) m[(part * padded + r) * a_.m_stride] = sum[part][r];
+      }
     }
   }
 
   __device__ __forceinline__ void store_shared_gradient(std::int64_t first) const {
     const Result& to = a_.out[kShared];
-    if (!to.data) return;
-    if (!row_.valid) return;
-    const int columns = a_.view.shared_dim;
-    const T* const gs = row_.gs + row_.block_row * columns;
+    if (!to.data || !row_.valid) return;
     Storage* const p = static_cast<Storage*>(to.data) + (first + row_.block_row) * to.stride;
-    for (int j = row_.lane; j < columns; j += kTeam)
-      p[j] = static_cast<Storage>(a_.add ? gs[j] + static_cast<T>(p[j]) : gs[j]);
+    for (int j = row_.lane; j < a_.view.shared_dim; j += kTeam) {
+      T sum = 0;
+      if (kDual || a_.lane_sums) {
+        const T* const of_lane = row_.sums - row_.lane + j * kSumStride;
+#pragma unroll
+        for (int t = 0; t < kTeam; ++t) sum += of_lane[t];
+      } else {
+        sum = row_.sums[j];
+      }
+      p[j] = static_cast<Storage>(a_.add ? sum + static_cast<T>(p[j]) : sum);
+    }
   }
 
   // Columns that no path reads or writes.

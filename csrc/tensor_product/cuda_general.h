@@ -1,12 +1,21 @@
 #pragma once
 // The general kernel: one thread computes one element of one slot, for every mode, multiplicity and degree. It gathers,
 // so no two threads write the same place and the result does not depend on their order.
-#include <cmath>
-
 #include "core/scalar.h"
 #include "tensor_product/cuda_kernels.h"
 
 namespace eqk::tensor_product {
+
+// The last n < count with begin(n) <= q; begin increases from begin(0) <= q.
+template <class N, class F>
+EQK_HD N last_not_after(N count, std::int64_t q, F&& begin) {
+  N low = 0, high = count;
+  while (high - low > 1) {
+    const N middle = (low + high) / 2;
+    (begin(middle) <= q ? low : high) = middle;
+  }
+  return low;
+}
 
 // The channels (u, v, c) of x, y and out that a path couples, and the weight of each triple.
 class Channels {
@@ -19,13 +28,13 @@ class Channels {
 
   // All triples with this channel in this slot; of the weights, all with this number.
   EQK_HD Box box(Slot slot, std::int64_t fixed) const {
-    Box b{0, p_.m1, 0, p_.m2, 0, p_.mo};
+    Box b{0, p_.m1, 0, p_.m2.value(), 0, p_.mo.value()};
     if (slot == kX) b.u0 = fixed, b.u1 = fixed + 1;
     if (slot == kY) b.v0 = fixed, b.v1 = fixed + 1;
     if (slot == kW) {
       if (mixes()) {
-        b.c0 = fixed % p_.mo, b.c1 = b.c0 + 1;
-        fix_pair(b, fixed / p_.mo);
+        b.c0 = p_.mo.remainder(fixed), b.c1 = b.c0 + 1;
+        fix_pair(b, p_.mo.quotient(fixed));
       } else {
         fix_pair(b, fixed);
       }
@@ -61,7 +70,7 @@ class Channels {
           f(u, v, mode_ == Mode::uvu ? u : mode_ == Mode::uvv ? v : q, q);
         } else {
 #pragma unroll 1
-          for (std::int64_t c = b.c0; c < b.c1; ++c) f(u, v, c, q * p_.mo + c);
+          for (std::int64_t c = b.c0; c < b.c1; ++c) f(u, v, c, q * p_.mo.value() + c);
         }
       }
     }
@@ -75,12 +84,12 @@ class Channels {
   EQK_HD bool equal() const { return mode_ == Mode::uuw || mode_ == Mode::uuu; }
   EQK_HD bool ordered() const { return mode_ == Mode::uvu_lt_v || mode_ == Mode::u_lt_vw; }
 
-  EQK_HD std::int64_t before(std::int64_t u) const { return u * (2 * p_.m2 - u - 1) / 2; }
+  EQK_HD std::int64_t before(std::int64_t u) const { return u * (2 * p_.m2.value() - u - 1) / 2; }
 
   EQK_HD std::int64_t pair(std::int64_t u, std::int64_t v) const {
     if (equal()) return u;
     if (ordered()) return before(u) + v - u - 1;
-    return u * p_.m2 + v;
+    return u * p_.m2.value() + v;
   }
 
   EQK_HD void fix_pair(Box& b, std::int64_t q) const {
@@ -88,14 +97,10 @@ class Channels {
     if (equal()) {
       u = v = q;
     } else if (ordered()) {
-      // The root of before(u) = q, then the step or two by which rounding misses it.
-      const double n = 2 * static_cast<double>(p_.m2) - 1, square = n * n - 8 * static_cast<double>(q);
-      u = static_cast<std::int64_t>((n - sqrt(square > 0 ? square : 0)) / 2);
-      while (before(u) > q) --u;
-      while (before(u + 1) <= q) ++u;
+      u = last_not_after(p_.m2.value() - 1, q, [&](std::int64_t n) { return before(n); });
       v = q - before(u) + u + 1;
     } else {
-      u = q / p_.m2, v = q % p_.m2;
+      u = p_.m2.quotient(q), v = p_.m2.remainder(q);
     }
     b.u0 = u, b.u1 = u + 1, b.v0 = v, b.v1 = v + 1;
   }
@@ -139,8 +144,9 @@ class General {
       const DeviceSegment& segment =
           segments[last_not_after(table_.segments[s], column, [&](std::int32_t n) { return segments[n].offset; })];
       const std::int64_t local = column - segment.offset;
-      const std::int64_t channel = segment.channels_adjacent ? local % segment.mul : local / segment.components;
-      const std::int64_t component = segment.channels_adjacent ? local / segment.mul : local % segment.components;
+      const std::int64_t outer = segment.inner.quotient(local), inner = segment.inner.remainder(local);
+      const std::int64_t channel = segment.channels_inner ? inner : outer;
+      const std::int64_t component = segment.channels_inner ? outer : inner;
       for (std::int64_t row = begin; row < end; ++row)
         for (std::int32_t n = segment.path_begin; n < segment.path_end; ++n)
           sum.next() += path(table_.path[table_.path_of[n]], row, channel, static_cast<int>(component));
@@ -151,17 +157,6 @@ class General {
  private:
   const SlotArguments& a_;
   const TableView& table_;
-
-  // The last n with begin(n) <= column; begin increases from begin(0) <= column.
-  template <class F>
-  static EQK_HD std::int32_t last_not_after(std::int32_t count, std::int64_t column, F&& begin) {
-    std::int32_t low = 0, high = count;
-    while (high - low > 1) {
-      const std::int32_t middle = (low + high) / 2;
-      (begin(middle) <= column ? low : high) = middle;
-    }
-    return low;
-  }
 
   EQK_HD S load(Slot from, std::int64_t row, std::int64_t column) const {
     const Operand& in = a_.in[from];

@@ -18,8 +18,11 @@ struct SlotArguments {
   TableView table;
   Operand in[kSlots];
   void* out;
-  std::int64_t out_stride, columns, rows;
-  std::int64_t parts;  // of the rows, in the gradient of shared weights: out is then T[parts, columns]
+  std::int64_t out_stride, rows;
+  Divisor columns;
+  // In the gradient of shared weights rows are cut into so many parts, of so many rows, the first ones of one more.
+  // Then out is T[parts, columns].
+  std::int64_t parts, rows_of_part, longer_parts;
 };
 
 // out[q] = sum over p of partial[p, q]
@@ -32,16 +35,19 @@ struct ReduceArguments {
 // Where the pieces of a block's shared memory begin, in bytes; the words of ChannelView begin at 0.
 struct ChannelSharedMemory {
   std::int32_t rows;  // of a block, rounded up to a multiple of kRowsAtOnce
-  std::int32_t pointers, s, m, gs, stage, x, bytes;
+  // The shared operand lies [column][row], so that a thread reads as vectors the rows for which it forms a number of M.
+  std::int32_t s_stride;
+  std::int32_t sums_of_warp, stage_of_lane, x_of_lane;  // elements
+  std::int32_t pointers, s, m, sums, stage, x, bytes;
 };
 
 inline constexpr int kRowsAtOnce = 8;  // rows for which a thread of a channel kernel forms one number of M at a time
 
 inline constexpr int kTangents = kSlots, kResults = 2 * kSlots;
 
-// Pointers to a row of each operand, tangent and result; an odd number, so that the rows of a warp lie in different
-// banks.
-inline constexpr int kRowPointers = 3 * kSlots + 1;
+// Pointers to a row of each operand, tangent and result but those of the shared operand; an odd number, so that the
+// rows of a warp lie in different banks.
+inline constexpr int kRowPointers = 3 * (kSlots - 1);
 
 // Of a channel kernel, which computes what it is given results for: out, or the gradients, or on duals both.
 struct ChannelArguments {
@@ -51,33 +57,39 @@ struct ChannelArguments {
   std::int64_t rows;
   std::int32_t block_rows, m_stride;
   std::int32_t channel_mul_ir, out_mul_ir;
-  std::int32_t add;          // to what the gradients hold already
-  std::int32_t want_shared;  // the gradient of the shared operand
+  std::int32_t add;        // to what the gradients hold already
+  std::int32_t lane_sums;  // the gradient of the shared operand is summed over lanes last
   // Bit s: every row of in[s] begins at a multiple of 16 bytes; bits kTangents + s and kResults + s: likewise
   // its tangent and out[s].
   std::int32_t vectors;
   ChannelSharedMemory shared_memory;
 };
 
-// Lanes that share a row. Eight lanes of 16 bytes read a cache line, and leave few idle where channels are few.
-inline constexpr int kTeam = 8;
-
 // A lane holds packs of adjacent channels: 16 bytes, or half where all operands and results of a path would not fit
 // the registers. Of small degrees it holds several: in the backward as many as do not spill, elsewhere as many as do
 // not double the time of the compiler.
 constexpr int channels_of_pack(int size, bool dual) { return 16 / size / (dual ? 2 : 1); }
+
 constexpr int packs_of_lane(int size, bool dual, bool backward, int degree, int l1) {
   if (size != 4 || dual || degree > 3) return 1;
   return l1 == 0 ? 4 : l1 == 1 && !backward ? 2 : 1;
 }
 
-// Elements that a lane holds of one segment with channels, at most; and of one pack of an output.
-constexpr int channel_tile(int size, bool dual, bool backward, int degree) {
-  int most = 0;
-  for (int l = 0; l <= degree; ++l) most = std::max(most, packs_of_lane(size, dual, backward, degree, l) * (2 * l + 1));
-  return most * channels_of_pack(size, dual);
+// Lanes that share a row: their packs are a cache line. Of duals, twice the lanes hold half the rows a warp, and shared
+// memory half of M, which is what limits the warps.
+constexpr int lanes_of_team(bool dual) { return dual ? 16 : 8; }
+
+// Elements that a lane holds of one segment with channels of at most a degree, in a kernel for up to `most`.
+constexpr int channel_tile(int size, bool dual, bool backward, int most, int degree) {
+  int components = 0;
+  for (int l = 0; l <= degree; ++l)
+    components = std::max(components, packs_of_lane(size, dual, backward, most, l) * (2 * l + 1));
+  return components * channels_of_pack(size, dual);
 }
-constexpr int output_tile(int size, bool dual, int degree) { return channels_of_pack(size, dual) * (2 * degree + 1); }
+
+// Sums of lanes lie [column][lane], columns this far apart: an odd number, so that neither the lanes of a column nor
+// the columns of a lane share a bank.
+inline constexpr int kSumStride = 33;
 
 // Channel kernels are for degrees up to this one, with fewer registers and so more warps, or up to EQK_LMAX.
 inline constexpr int kSmallDegree = std::min(3, EQK_LMAX);
@@ -221,10 +233,12 @@ class Launches {
     std::copy(problem_.in.begin(), problem_.in.end(), a.in);
     a.out = parts ? partial_ : problem_.out[slot].data;
     a.out_stride = problem_.out[slot].stride;
-    a.columns = columns[slot];
+    a.columns = Divisor(columns[slot]);
     a.rows = problem_.rows;
     a.parts = parts;
     if (!parts) return;
+    a.rows_of_part = a.rows / parts;
+    a.longer_parts = a.rows % parts;
     Launch& reduce = add(Kernel::reduce);
     reduce.grid = blocks(columns[slot]);
     reduce.reduce = {partial_, problem_.out[kW].data, parts, columns[slot]};
@@ -258,7 +272,6 @@ class Launches {
     a.channel_mul_ir = problem_.plan->layout[plan.mirrored ? 1 : 0] == Layout::mul_ir;
     a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
     a.add = add_to_results;
-    a.want_shared = a.out[kShared].data != nullptr;
     for (int slot = 0; slot < kSlots; ++slot) {
       const auto bit = [&](const void* base, std::int64_t stride, int n) {
         const bool aligned = reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride * size % 16 == 0;
@@ -273,7 +286,12 @@ class Launches {
     const int unit = 16 / size;
     a.m_stride = a.view.m_size / unit % 2 ? a.view.m_size : a.view.m_size + unit;
     for (int warps = kThreads / 32; warps > 0; warps /= 2) {
-      if (!fit_rows(a, warps, size, launch.degree, dual, backward)) continue;
+      // Sums of each lane take less time, where they leave room for four blocks on sm_80.
+      a.lane_sums = dual || fit_rows(a, warps, size, launch.degree, dual, backward, true, plan) <= 40 << 10;
+      // Every architecture has more; four such blocks fit a multiprocessor of sm_90, with the KiB that each takes
+      // beside.
+      constexpr std::int64_t kMost = 56 << 10;
+      if (fit_rows(a, warps, size, launch.degree, dual, backward, a.lane_sums, plan) > kMost) continue;
       launch.block = 32 * warps;
       launch.shared = a.shared_memory.bytes;
       launch.grid = std::min(kMaxGrid, (a.rows + a.block_rows - 1) / a.block_rows);
@@ -283,27 +301,36 @@ class Launches {
     return false;
   }
 
-  // Sets the rows of a block of so many warps, and its shared memory; false if that is more than a block may have.
-  static bool fit_rows(ChannelArguments& a, int warps, int size, int degree, bool dual, bool backward) {
-    constexpr std::int64_t kMost =
-        56 << 10;  // every architecture has more; four such blocks fit one of sm_80 and sm_90
-    const std::int64_t rows = warps * 32 / kTeam, parts = dual ? 2 : 1;
+  // Sets the rows of a block of so many warps and its shared memory, and returns the bytes of that.
+  static std::int64_t fit_rows(ChannelArguments& a, int warps, int size, int most, bool dual, bool backward,
+                               bool lane_sums, const Tables::Channels& plan) {
+    const int team = lanes_of_team(dual);
+    const std::int64_t rows = warps * 32 / team, parts = dual ? 2 : 1;
     const std::int64_t padded = (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
-    const std::int64_t s_bytes = padded * a.view.shared_dim * size;
-    const auto aligned = [](std::int64_t bytes) { return (bytes + 15) / 16 * 16; };
-    const std::int64_t pointers = aligned(4ll * a.view.word_count);
-    const std::int64_t s = pointers + aligned(rows * kRowPointers * 8), m = s + aligned(parts * s_bytes);
-    const std::int64_t gs = m + parts * padded * a.m_stride * size;
-    const std::int64_t stage = gs + (backward ? aligned(s_bytes) : 0);
-    const std::int64_t lanes = 32ll * warps * size;
-    const std::int64_t x = stage + lanes * output_tile(size, dual, degree);
-    const std::int64_t bytes = x + (dual || backward ? lanes * parts * channel_tile(size, dual, backward, degree) : 0);
-    if (bytes > kMost) return false;
-    a.block_rows = static_cast<std::int32_t>(rows);
+    ChannelSharedMemory& to = a.shared_memory;
     const auto narrow = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
-    a.shared_memory = {narrow(padded), narrow(pointers), narrow(s), narrow(m),
-                       narrow(gs),     narrow(stage),    narrow(x), narrow(bytes)};
-    return true;
+    to.rows = narrow(padded);
+    to.s_stride = narrow(padded + 4);  // columns begin in different banks
+    // In whole vectors.
+    to.sums_of_warp = backward ? (a.view.shared_dim * (lane_sums ? kSumStride : 32 / team) + 3) / 4 * 4 : 0;
+    to.stage_of_lane = channels_of_pack(size, dual) * (2 * plan.staged_degree + 1);
+    to.x_of_lane = narrow(dual || backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0);
+    std::int64_t bytes = 0;
+    const auto take = [&](std::int64_t more) {
+      const auto begin = narrow(bytes);
+      bytes += (more + 15) / 16 * 16;
+      return begin;
+    };
+    take(4ll * a.view.word_count);
+    to.pointers = take(rows * kRowPointers * 8);
+    to.s = take(parts * a.view.shared_dim * to.s_stride * size);
+    to.m = take(parts * padded * a.m_stride * size);
+    to.sums = take(1ll * warps * to.sums_of_warp * size);
+    to.stage = take(32ll * warps * to.stage_of_lane * size);
+    to.x = take(32ll * warps * to.x_of_lane * size);
+    to.bytes = narrow(bytes);
+    a.block_rows = narrow(rows);
+    return bytes;
   }
 };
 

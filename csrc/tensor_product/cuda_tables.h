@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/divisor.h"
 #include "tensor_product/lowered.h"
 #include "tensor_product/problem.h"
 
@@ -20,14 +21,17 @@
 namespace eqk::tensor_product {
 
 struct DeviceSegment {
-  std::int64_t offset, mul;
-  std::int32_t components, channels_adjacent;
+  std::int64_t offset;
+  Divisor inner;                      // what is adjacent: components of a channel or,
+  std::int64_t channels_inner;        // if this is not 0, channels of a component
   std::int32_t path_begin, path_end;  // into TableView::path_of
 };
 
 struct DevicePath {
   View view[3];  // x, y, out
-  std::int64_t m1, m2, mo, weight_offset, weight_numel;
+  std::int64_t m1;
+  Divisor m2, mo;
+  std::int64_t weight_offset;
   double coefficient;
   std::int32_t mode, weighted, coupling;
 };
@@ -91,24 +95,30 @@ struct DeviceChannelSegment {
 };
 
 // Paths from one segment with channels and one of the shared operand.
-struct DeviceChannelGroup {
-  std::int32_t l, offset, component;
+struct alignas(16) DeviceChannelGroup {
+  std::int32_t l, offset;
   std::int32_t path_begin, path_end;
 };
 
+// 16 bytes in float32: a thread reads it in one instruction.
 template <class T>
 struct alignas(16) DeviceChannelPath {
   T coefficient;
-  std::int32_t l, out, weight;  // degree and offset of the output, offset of the weights
-  std::int32_t m;               // where its M[k, i] lie among those of its l1
-  std::int32_t flags;           // ChannelFlag
+  std::uint32_t out, weight;  // offsets of the output and of the weights
+  // From the lowest bit on: flags (ChannelFlag), the degree of the output, and where its M[k, i] lie among those of its
+  // l1, in units of four numbers.
+  std::uint32_t packed;
+  static constexpr int kFlagBits = 15, kDegreeBits = 3, kMBits = 32 - kFlagBits - kDegreeBits;
 };
+static_assert(EQK_LMAX < 8, "the degree of a path has three bits");
 
 template <class T>
 struct DeviceTerm {
   std::int32_t column;
   T c;
 };
+
+inline constexpr int kTermStep = 32;
 
 // (offset, size) pairs in the words.
 struct DeviceRanges {
@@ -119,9 +129,10 @@ struct ChannelView {
   const std::int32_t* words;  // segments, groups, paths and ranges, which a block copies to shared memory
   std::int32_t word_count, segments, groups_at, paths_at, paths;
   DeviceRanges channel_ranges, out_ranges;  // columns that no path reads or writes
-  // M[k, i] of a row, times the path's coefficient: number n sums m_range[n] % 256 terms of c s[column] from number
-  // m_range[n] / 256 on. Those of one (l1, segment of s, l3, coefficient), in the order of Cg and padded to a multiple
-  // of 4, serve all such paths. A block holds those of one l1 at a time, m_size at most.
+  // M[k, i] of a row, times the path's coefficient: number n sums m_range[n] % 256 terms of c s[column], which are
+  // kTermStep apart from number m_range[n] / 256 on: of kTermStep numbers, which the lanes of a warp form, the first
+  // terms are adjacent, then the second ones. Those of one (l1, segment of s, l3, coefficient), in the order of Cg and
+  // padded to a multiple of 4, serve all such paths. A block holds those of one l1 at a time, m_size at most.
   std::int32_t m_size, shared_dim;
   const std::int32_t* m_range;
   const void* m_term;  // DeviceTerm<T>
@@ -134,7 +145,8 @@ class Tables {
   struct Channels {
     bool covered = false;   // they run the plan
     bool mirrored = false;  // the operand with channels is y
-    int degree = 0;         // the largest
+    // The largest degree: of all, of the operand with channels, of that and the outputs.
+    int degree = 0, channel_degree = 0, staged_degree = 0;
   };
 
   Tables(const Plan& plan, bool is_double, int degree_limit = EQK_LMAX) {
@@ -209,8 +221,8 @@ class Tables {
       if (fresh) couplings.push_back(add_coupling(segment, range, entries));
       DevicePath path{};
       for (int s = 0; s < 3; ++s) path.view[s] = view(*segment[s], plan.layout[s]);
-      path.m1 = segment[0]->mul, path.m2 = segment[1]->mul, path.mo = segment[2]->mul;
-      path.weight_offset = ins.weight_offset, path.weight_numel = ins.weight_numel;
+      path.m1 = segment[0]->mul, path.m2 = Divisor(segment[1]->mul), path.mo = Divisor(segment[2]->mul);
+      path.weight_offset = ins.weight_offset;
       path.coefficient = ins.coefficient;
       path.mode = static_cast<std::int32_t>(ins.mode), path.weighted = ins.weighted, path.coupling = it->second;
       const auto number = static_cast<std::int32_t>(paths.size());
@@ -228,8 +240,9 @@ class Tables {
         if (segment.mul == 0) continue;
         const auto begin = static_cast<std::int32_t>(path_of.size());
         path_of.insert(path_of.end(), used[s][n].begin(), used[s][n].end());
-        segments.push_back({segment.offset, segment.mul, segment.dim(), plan.layout[s] == Layout::ir_mul, begin,
-                            static_cast<std::int32_t>(path_of.size())});
+        const bool channels_inner = plan.layout[s] == Layout::ir_mul;
+        segments.push_back({segment.offset, Divisor(channels_inner ? segment.mul : segment.dim()), channels_inner,
+                            begin, static_cast<std::int32_t>(path_of.size())});
       }
       general_.segment[s] = append(segments);
       general_.segments[s] = static_cast<std::int32_t>(segments.size());
@@ -280,8 +293,7 @@ class Tables {
     std::vector<DeviceChannelSegment> segments;
     std::vector<DeviceChannelGroup> groups;
     std::vector<DeviceChannelPath<T>> paths;
-    std::vector<std::int32_t> m_range;
-    std::vector<DeviceTerm<T>> terms;
+    std::vector<std::vector<DeviceTerm<T>>> numbers;  // of M: the terms of each
     // (l1, offset of the segment of s, l3, coefficient) -> m
     std::map<std::tuple<int, std::int64_t, int, double>, std::int32_t> known;
     std::map<std::int64_t, int> uses;  // of an output, by its offset
@@ -291,7 +303,7 @@ class Tables {
     std::vector<PaddedSegment> sorted = lowered.c_segments;
     std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.l < b.l; });
     for (const PaddedSegment& s : sorted) {
-      if (segments.empty() || segments.back().l != s.l) m_begin = static_cast<std::int32_t>(m_range.size());
+      if (segments.empty() || segments.back().l != s.l) m_begin = static_cast<std::int32_t>(numbers.size());
       std::map<std::int64_t, std::vector<const ChannelPath*>> by_shared;
       for (const ChannelPath& p : lowered.paths)
         if (p.c_scratch == s.scratch) by_shared[p.shared.offset].push_back(&p);
@@ -299,19 +311,23 @@ class Tables {
       for (const auto& [offset, members] : by_shared) {
         const auto path_begin = static_cast<std::int32_t>(paths.size());
         for (const ChannelPath* p : members) {
-          const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo, p->coefficient}, m_range.size() - m_begin);
-          if (fresh) add_terms(*p, m_range, terms);
+          const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo, p->coefficient}, numbers.size() - m_begin);
+          if (fresh) add_numbers(*p, numbers);
           const bool first = uses[p->out.offset]++ == 0;
           channels_.degree = std::max({channels_.degree, p->lc, p->ls, p->lo});
+          channels_.channel_degree = std::max(channels_.channel_degree, p->lc);
+          channels_.staged_degree = std::max({channels_.staged_degree, p->lc, p->lo});
           const int flags = (p->weighted ? kWeighted : 0) | (first ? kFirst : 0) |
                             ((p->out.offset | p->channels) % kUnit ? 0 : kAligned) |
                             (p->weight_offset % kUnit ? 0 : kWeightAligned);
-          paths.push_back({static_cast<T>(p->coefficient), p->lo, static_cast<std::int32_t>(p->out.offset),
-                           static_cast<std::int32_t>(p->weight_offset), m->second, flags});
+          using Path = DeviceChannelPath<T>;
+          const auto packed = static_cast<std::uint32_t>(m->second / 4) << (Path::kFlagBits + Path::kDegreeBits) |
+                              static_cast<std::uint32_t>(p->lo) << Path::kFlagBits | static_cast<std::uint32_t>(flags);
+          paths.push_back({static_cast<T>(p->coefficient), static_cast<std::uint32_t>(p->out.offset),
+                           static_cast<std::uint32_t>(p->weight_offset), packed});
         }
-        groups.push_back({members[0]->ls, static_cast<std::int32_t>(offset),
-                          static_cast<std::int32_t>(members[0]->shared.component), path_begin,
-                          static_cast<std::int32_t>(paths.size())});
+        groups.push_back(
+            {members[0]->ls, static_cast<std::int32_t>(offset), path_begin, static_cast<std::int32_t>(paths.size())});
       }
       const auto offset = static_cast<std::int32_t>(s.memory.offset), mul = static_cast<std::int32_t>(s.mul);
       segments.push_back({offset, mul, s.l, (offset | mul) % kUnit ? 0 : kAligned, begin,
@@ -321,18 +337,17 @@ class Tables {
     for (std::size_t n = segments.size(); n-- > 0;) {
       DeviceChannelSegment& s = segments[n];
       if (n + 1 == segments.size())
-        s.m_end = static_cast<std::int32_t>(m_range.size());
+        s.m_end = static_cast<std::int32_t>(numbers.size());
       else
         s.m_end = segments[n + 1].l == s.l ? segments[n + 1].m_end : segments[n + 1].m_begin;
       v.m_size = std::max(v.m_size, s.m_end - s.m_begin);
     }
-    channels_.covered = true;
+    channels_.covered = v.m_size / 4 < 1 << DeviceChannelPath<T>::kMBits;
     channels_.mirrored = lowered.mirrored;
     std::vector<std::int32_t> words;
     append_words(words, segments);
     v.segments = static_cast<std::int32_t>(segments.size());
     v.groups_at = append_words(words, groups);
-    words.resize((words.size() + 3) / 4 * 4);  // the alignment of a path
     v.paths_at = append_words(words, paths);
     v.paths = static_cast<std::int32_t>(paths.size());
     v.channel_ranges = {static_cast<std::int32_t>(words.size()), static_cast<std::int32_t>(lowered.c_untouched.size())};
@@ -341,11 +356,35 @@ class Tables {
     v.out_ranges = {static_cast<std::int32_t>(words.size()), static_cast<std::int32_t>(lowered.out_untouched.size())};
     for (const auto& [offset, size] : lowered.out_untouched)
       words.insert(words.end(), {static_cast<std::int32_t>(offset), static_cast<std::int32_t>(size)});
+    words.resize((words.size() + 3) / 4 * 4);  // blocks copy 16 bytes at a time
     v.word_count = static_cast<std::int32_t>(words.size());
     v.words = append(words);
     v.shared_dim = static_cast<std::int32_t>(plan.dim[lowered.mirrored ? 0 : 1]);
-    v.m_range = append(m_range);
-    v.m_term = append(terms);
+    add_terms(segments, numbers);
+  }
+
+  // The terms in the order in which a block reads them.
+  template <class T>
+  void add_terms(const std::vector<DeviceChannelSegment>& segments,
+                 const std::vector<std::vector<DeviceTerm<T>>>& numbers) {
+    std::vector<std::int32_t> m_range(numbers.size());
+    std::vector<DeviceTerm<T>> terms;
+    std::int32_t begin = 0;
+    for (const DeviceChannelSegment& s : segments)
+      for (; begin < s.m_end; begin += std::min(kTermStep, s.m_end - begin)) {
+        const auto first = static_cast<std::int32_t>(terms.size());
+        const std::int32_t lanes = std::min(kTermStep, s.m_end - begin);
+        for (std::int32_t lane = 0; lane < lanes; ++lane) {
+          const auto& of_number = numbers[begin + lane];
+          const auto count = static_cast<std::int32_t>(of_number.size());
+          m_range[begin + lane] = (first + lane) * 256 + count;
+          if (terms.size() < static_cast<std::size_t>(first + count * kTermStep))
+            terms.resize(first + count * kTermStep, {});
+          for (std::int32_t n = 0; n < count; ++n) terms[first + lane + n * kTermStep] = of_number[n];
+        }
+      }
+    channel_view_.m_range = append(m_range);
+    channel_view_.m_term = append(terms);
   }
 
   template <class E>
@@ -357,20 +396,18 @@ class Tables {
   }
 
   template <class T>
-  static void add_terms(const ChannelPath& path, std::vector<std::int32_t>& m_range,
-                        std::vector<DeviceTerm<T>>& terms) {
+  static void add_numbers(const ChannelPath& path, std::vector<std::vector<DeviceTerm<T>>>& numbers) {
     const auto entries = sparse_wigner_3j(path.lc, path.ls, path.lo);
     for (int i = 0; i <= 2 * path.lc; ++i)
       for (int k = 0; k <= 2 * path.lo; ++k) {
-        const auto begin = static_cast<std::int32_t>(terms.size());
+        std::vector<DeviceTerm<T>> terms;
         for (const auto& e : entries)
           if (e.i == i && e.k == k)
             terms.push_back({static_cast<std::int32_t>(path.shared.offset + e.j * path.shared.component),
                              static_cast<T>(path.coefficient * e.c)});
-        const auto count = static_cast<std::int32_t>(terms.size()) - begin;
-        if (count) m_range.push_back(begin * 256 + count);
+        if (!terms.empty()) numbers.push_back(std::move(terms));
       }
-    while (m_range.size() % 4) m_range.push_back(0);
+    while (numbers.size() % 4) numbers.emplace_back();
   }
 };
 
