@@ -67,11 +67,6 @@ ROWS = 16  # a multiple of the rows of a block
 EDGES = 50_000  # measured
 TOLERANCE = 0.05
 
-# Kernels, by pattern, that may keep registers on the stack, and why.
-JUSTIFIED_SPILLS = {
-    r"backward_f64_l3": "one word, outside the loops over paths, for which three blocks share a multiprocessor",
-}
-
 SCHEDULERS = 4  # of a multiprocessor: each issues an instruction a cycle
 KEYS = {"kernels": ("kernel", "architecture"), "problems": ("problem", "phase")}
 # Of these more is better; of all other numbers less is.
@@ -355,11 +350,11 @@ def measure(problem: str, phase: str) -> float:
 
 
 def spills(kernels: Iterable[Mapping]) -> list[str]:
-    """Complaints about stacks that nothing justifies."""
+    """Complaints about kernels that keep registers on the stack."""
     return [
         f"{row['kernel']}, {row['architecture']}: expected no stack, got {row['stack']} bytes a thread"
         for row in kernels
-        if row["stack"] and not any(re.fullmatch(pattern, row["kernel"]) for pattern in JUSTIFIED_SPILLS)
+        if row["stack"]
     ]
 
 
