@@ -17,25 +17,12 @@ SEED = time.time_ns() % 2**32
 print("seed", SEED)
 
 OPS = torch.ops.eqk_triton
-DTYPES = {"float64": (torch.float64, 1e-12), "float32": (torch.float32, 5e-6), "float16": (torch.float16, 5e-3)}
-DTYPES["bfloat16"] = (torch.bfloat16, 4e-2)
 
 
-def plan_of(mode, layouts=("mul_ir",) * 3, weights="per_sample", m1=3, m2=2, mo=2, extra=()):
-    if mode in ("uuw", "uuu", "uvu<v", "u<vw"):
-        m2 = m1
-    pairs = m1 * (m2 - 1) // 2
-    out = {"uvu": m1, "uvv": m2, "uuu": m1, "uvuv": m1 * m2, "uvu<v": pairs}.get(mode, mo)
-    weighted = weights != "none"
-    if mode == "uuw" and not weighted:
-        out = 1
-    paths = [(0, 0, 0, mode, weighted, 0.7), (0, 1, 1, mode, weighted, -1.3), *extra]
-    # A repeated output irrep, one that no path reaches and one without channels.
-    paths.append((1, 0, 0, mode, weighted, 0.4))
-    irreps_in1 = f"{m1}x1o+{m1}x1o"
-    irreps_in2 = f"{m2}x1o+{m2}x0e"
-    irreps_out = f"{out}x1e+{out}x1o+2x0e+0x2e"
-    return Plan(irreps_in1, irreps_in2, irreps_out, tuple(paths), *layouts, weights)
+def plan_of(weights="per_sample", m1=3, m2=2):
+    """uvu, with a repeated output irrep, one that no path reaches and one without channels."""
+    paths = ((0, 0, 0, "uvu", True, 0.7), (0, 1, 1, "uvu", True, -1.3), (1, 0, 0, "uvu", True, 0.4))
+    return Plan(f"{m1}x1o+{m1}x1o", f"{m2}x1o+{m2}x0e", f"{m1}x1e+{m1}x1o+2x0e+0x2e", paths, weights=weights)
 
 
 MIXED = Plan(
@@ -60,17 +47,6 @@ MIXED = Plan(
 )
 
 SCALARS = "1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {0 0 0 uuu - 1.0}"
-
-LAYOUTS_AND_WEIGHTS = (
-    (("mul_ir", "mul_ir", "mul_ir"), "per_sample"),
-    (("ir_mul", "mul_ir", "ir_mul"), "shared"),
-    (("mul_ir", "ir_mul", "ir_mul"), "none"),
-)
-# One of them a mode; test_emulated_triton.py has all modes in one plan.
-CASES = [
-    (mode, *LAYOUTS_AND_WEIGHTS[n % 3])
-    for n, mode in enumerate(("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw"))
-]
 
 
 def random_operands(plan, rows, dtype, seed):
@@ -118,9 +94,9 @@ def reference_family(plan, v, t, varying, wanted):
     return out, jvp, firsts, [seconds[n] if n in seconds and wanted[n] else empty for n in range(4)]
 
 
-def check_family(plan, rows, dtype_name, seed, varying=(True,) * 4, wanted=(True,) * 4):
-    dtype, tolerance = DTYPES[dtype_name]
-    v, t = random_operands(plan, rows, dtype, seed)
+def check_family(plan, rows, seed, varying=(True,) * 4, wanted=(True,) * 4):
+    tolerance = 1e-12
+    v, t = random_operands(plan, rows, torch.float64, seed)
     out, jvp, first, second = reference_family(plan, v, t, varying, wanted)
     t = [s if on else None for s, on in zip(t, varying, strict=True)]
     text = str(plan)
@@ -132,21 +108,6 @@ def check_family(plan, rows, dtype_name, seed, varying=(True,) * 4, wanted=(True
         close(a, b, 8 * tolerance, f"double backward {name}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[2]}")
-def test_modes(case):
-    mode, layouts, weights = case
-    check_family(plan_of(mode, layouts, weights), 5, "float64", SEED)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_dtypes(dtype):
-    check_family(MIXED, 4, dtype, SEED + 1)
-
-
-def test_mixed_modes_and_shared_weights():
-    check_family(MIXED, 7, "float64", SEED + 2)
-
-
 @pytest.mark.parametrize("number", range(6))
 def test_missing_tangents_and_masks(number):
     choose = random.Random(SEED + number)
@@ -155,37 +116,11 @@ def test_missing_tangents_and_masks(number):
     varying[number % 3] = True
     wanted = [choose.random() < 0.5 for _ in range(4)]
     print("varying", varying, "wanted", wanted)
-    check_family(MIXED if number % 2 else plan_of("uvu"), 3, "float64", SEED + number, varying, wanted)
-
-
-@pytest.mark.parametrize("mode", ["uvu", "uvw", "uvu<v", "u<vw", "uuw"])
-def test_more_channels_than_lanes(mode):
-    """More channels than a tile is wide, so that lanes are masked at its end and blocks follow one another."""
-    sizes = {"uvu": (67, 1, 1), "uvw": (3, 2, 67), "uuw": (67, 0, 2), "uvu<v": (12, 0, 1), "u<vw": (6, 0, 5)}[mode]
-    plan = plan_of(mode, ("mul_ir", "ir_mul", "ir_mul"), "per_sample", *sizes)
-    check_family(plan, 6, "float64", SEED + 3)
-
-
-def test_more_rows_than_a_tile():
-    check_family(plan_of("uuu", weights="shared", m1=1), 600, "float64", SEED + 4)
-
-
-def test_high_degrees():
-    plan = Plan("1x5o", "2x4e", "1x6o+2x1o", ((0, 0, 0, "uvu", True, 1.0), (0, 0, 1, "uvv", True, 2.0)))
-    check_family(plan, 2, "float64", SEED + 5)
-
-
-def test_zero_rows():
-    for plan in (plan_of("uvu"), MIXED):
-        v, _ = random_operands(plan, 0, torch.float32, SEED)
-        assert OPS.tensor_product(*v[:3], str(plan)).shape == (0, plan.irreps_out.dim)
-        gw = OPS.tensor_product_backward(*v, str(plan), [True] * 3)[2]
-        assert gw.shape == v[2].shape
-        assert (gw == 0).all()
+    check_family(MIXED if number % 2 else plan_of(), 3, SEED + number, varying, wanted)
 
 
 def test_strided_operands():
-    plan = plan_of("uvu")
+    plan = plan_of()
     (x, y, w, _), _ = random_operands(plan, 4, torch.float64, SEED)
     expected = reference(x, y, w, plan)
     strided = torch.cat([x, x], 1)[:, : x.shape[1]], y.mT.contiguous().mT, w[:1].expand(4, -1)
@@ -204,11 +139,11 @@ def test_operands_longer_than_32_bits():
 
 
 def test_many_kernels_for_one_plan(monkeypatch):
-    monkeypatch.setattr(kernels, "_MAX_OPERATIONS", 500)
+    monkeypatch.setattr(kernels, "_MAX_OPERATIONS", 300)
     monkeypatch.setattr(kernels, "_ROW_CHUNKS", 2)
     kernels.lower.cache_clear()
     assert len(kernels.lower(str(MIXED), (0, 1, 2, 3))) > 4
-    check_family(MIXED, 300, "float64", SEED + 6)
+    check_family(MIXED, 300, SEED + 6)
     kernels.lower.cache_clear()
 
 
@@ -276,7 +211,7 @@ def test_launches_on_the_device_of_the_operands():
 
 
 def test_autograd_and_functorch():
-    plan = plan_of("uvu", weights="shared", m1=2, m2=1)
+    plan = plan_of(weights="shared", m1=2, m2=1)
     (x, y, w, _), (tx, _, _, _) = random_operands(plan, 3, torch.float64, SEED)
     text = str(plan)
 
@@ -293,7 +228,7 @@ def test_autograd_and_functorch():
 
 
 def test_bad_operands():
-    plan = plan_of("uvu")
+    plan = plan_of()
     (x, y, w, g), _ = random_operands(plan, 3, torch.float32, SEED)
     text = str(plan)
     for operands, word in (

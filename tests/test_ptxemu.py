@@ -71,6 +71,10 @@ def of_signed(function, width=32):
     return lambda *a: function(*(signed(v, width) for v in a))
 
 
+def halves(function):
+    return lambda a, b: (function(a >> 16, b >> 16) & 65535) << 16 | function(a & 65535, b & 65535) & 65535
+
+
 def field(value, start, length, width, sign):
     if not sign:
         return value >> start & ((1 << length) - 1)
@@ -96,6 +100,10 @@ INTEGER = {
     "sub.s64": (64, (64, 64), lambda a, b: a - b),
     "add.s16": (16, (16, 16), lambda a, b: a + b),
     "add.sat.s32": (32, (32, 32), of_signed(lambda a, b: max(-(2**31), min(2**31 - 1, a + b)))),
+    "add.s16x2": (32, (32, 32), halves(lambda a, b: a + b)),
+    "add.u16x2": (32, (32, 32), halves(lambda a, b: a + b)),
+    "min.s16x2": (32, (32, 32), halves(lambda a, b: min(signed(a, 16), signed(b, 16)))),
+    "max.u16x2": (32, (32, 32), halves(max)),
     "mul.lo.s32": (32, (32, 32), lambda a, b: a * b),
     "mul.lo.s64": (64, (64, 64), lambda a, b: a * b),
     "mul.hi.s32": (32, (32, 32), of_signed(lambda a, b: a * b >> 32)),
@@ -1023,6 +1031,22 @@ def test_ldmatrix(transposed):
     y = np.zeros((32, 4, 2), np.uint16)
     module(body, 2).launch("k", 1, 32, [x, y], check_races=True)
     assert (y == (x.swapaxes(1, 2) if transposed else x).reshape(4, 32, 2).swapaxes(0, 1)).all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix(transposed):
+    stored = f"stmatrix.sync.aligned.m8n8.x4{'.trans' if transposed else ''}.shared.b16 [%t3], {{%r0, %r1, %r2, %r3}};"
+    body = f""".reg .b32 %r<4>; mul.wide.u32 %rd2, %t0, 16; add.u64 %rd0, %rd0, %rd2; add.u64 %rd1, %rd1, %rd2;
+    ld.global.v4.b32 {{%r0, %r1, %r2, %r3}}, [%rd0]; mov.u32 %t3, s; mad.lo.u32 %t3, %t0, 16, %t3;
+    {stored} bar.sync 0;
+    ld.shared.v4.b32 {{%r0, %r1, %r2, %r3}}, [%t3]; st.global.v4.b32 [%rd1], {{%r0, %r1, %r2, %r3}};"""
+    x = np.arange(4 * 64, dtype=np.uint16).reshape(32, 4, 2)
+    y = np.zeros((4, 8, 8), np.uint16)
+    module(body, 2).launch("k", 1, 32, [x, y], check_races=True, check_uninitialised=True)
+    matrices = x.swapaxes(0, 1).reshape(4, 8, 8)
+    assert (y == (matrices.swapaxes(1, 2) if transposed else matrices)).all()
+    with pytest.raises(ptxemu.RaceError):
+        module(body.replace("bar.sync 0;", "xor.b32 %t3, %t3, 16;"), 2).launch("k", 1, 32, [x, y], check_races=True)
 
 
 # Counts.

@@ -27,7 +27,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -56,8 +56,32 @@ _WARPS = 4
 _MAX_GRID = (2**32 - 1) // (_WARPS * 64)
 _ROW_CHUNKS = 256
 # Straight-line code beyond this many operations, as _operations counts them, goes to another kernel: the time to
-# compile one grows with the square. Programs of different kernels share nothing but what the L2 cache holds.
-_MAX_OPERATIONS = 2000
+# compile one grows with the square, since Triton's coalescing pass walks, for each load, all that is connected to it.
+# Programs of different kernels share nothing but what the L2 cache holds.
+_MAX_OPERATIONS = 1300
+
+
+class _Constant:
+    """A constant of kernels that is known by a digest of its content.
+
+    Triton knows constants by their string, in the names of functions and in its cache on disk, which outlives this
+    process and this file. Kernels cannot look constants up in a global variable, because Triton refuses to launch a
+    kernel after a global that it refers to has changed.
+    """
+
+    @functools.cached_property
+    def digest(self) -> str:
+        content = [getattr(self, f.name) for f in fields(self)]
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.digest})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
 
 @dataclass(frozen=True)
@@ -69,8 +93,8 @@ class _View:
     component: int
 
 
-@dataclass(frozen=True)
-class _Path:
+@dataclass(frozen=True, repr=False, eq=False)
+class _Path(_Constant):
     mode: str
     fan_out: bool
     ordered: bool
@@ -90,8 +114,8 @@ class _Path:
     terms: tuple
 
 
-@dataclass(frozen=True)
-class _Section:
+@dataclass(frozen=True, repr=False, eq=False)
+class _Section(_Constant):
     """One segment of one result: programs [begin, end) own ``extent`` channels of ``d`` components each.
 
     With ``reduce`` a program owns one channel and its lanes are those of the innermost sum.
@@ -107,20 +131,11 @@ class _Section:
     paths: tuple
 
 
-@dataclass(frozen=True, repr=False)
-class _Table:
-    """The sections of a kernel, as a constant of it.
+@dataclass(frozen=True, repr=False, eq=False)
+class _Table(_Constant):
+    """The sections of a kernel."""
 
-    Triton knows constants by their string, also in its cache on disk, which outlives this process and this file: that
-    of a table is a digest of its content. Kernels cannot look tables up in a global variable, because Triton refuses to
-    launch a kernel after a global that it refers to has changed.
-    """
-
-    digest: str
-    sections: tuple[_Section, ...] = field(compare=False)
-
-    def __repr__(self) -> str:
-        return f"_Table({self.digest})"
+    sections: tuple[_Section, ...]
 
 
 class _Launch(NamedTuple):
@@ -195,7 +210,7 @@ def _operations(path: _Path, slot: int, varies: tuple[bool, ...] | None) -> int:
     """About as many operations as ``_path`` has in Triton's IR."""
     dx, dy, dw, dg = varies or (False,) * 4
     dw &= path.weighted
-    contraction = sum(2 + 3 * len(q) for component in path.terms for _, q in component)
+    contraction = sum(1 + 2 * len(q) for component in path.terms for _, q in component) - len(path.terms)
     if slot in (2, 3):
         contractions = 1 + dx + dy
     else:
@@ -205,7 +220,7 @@ def _operations(path: _Path, slot: int, varies: tuple[bool, ...] | None) -> int:
         if (slot if slot < 2 else 5 - slot if slot == 3 else None) != n:
             loads += d * (1 + varying)
     elementwise = path.d3 * (1 + dw + dg) + len(path.terms)
-    return 40 + contraction * contractions + 4 * loads + 3 * elementwise
+    return 40 + contraction * contractions + 2 * loads + 2 * elementwise
 
 
 @functools.lru_cache(maxsize=4096)
@@ -279,10 +294,9 @@ def lower(text: str, slots: tuple[int, ...], varies: tuple[bool, ...] | None = N
             begin = end
         if begin > _MAX_GRID:
             raise NotImplementedError(f"eqk_triton: expected a plan of at most {_MAX_GRID} programs a row, got {begin}")
-        table = _Table(hashlib.sha256(repr(placed).encode()).hexdigest(), tuple(placed))
         over_rows = group[0].slot == 2 and plan.weights == "shared"
         columns = (group[0].view.offset, group[-1].view.offset + group[-1].extent) if over_rows else (0, 0)
-        launches.append(_Launch(table, begin, _TILE // channels, channels, wide, over_rows, columns))
+        launches.append(_Launch(_Table(tuple(placed)), begin, _TILE // channels, channels, wide, over_rows, columns))
         group, budget = [], 0
 
     for section in sections:
@@ -316,6 +330,15 @@ def _unpair(p, m: tl.constexpr):
 
 
 @triton.jit
+def _divide(n, m: tl.constexpr):
+    """n // m and n % m; a 0 that is the same for all lanes, so that they share what they load there."""
+    if m == 1:
+        return n, tl.full([1, 1], 0, n.dtype)
+    else:
+        return n // m, n % m
+
+
+@triton.jit
 def _indices(own, a, b, slot: tl.constexpr, P: tl.constexpr):
     """Channels u, v, c and weight n of the term (a, b) of the sum for channel ``own`` of a slot."""
     mode: tl.constexpr = P.mode
@@ -332,8 +355,7 @@ def _indices(own, a, b, slot: tl.constexpr, P: tl.constexpr):
         if P.ordered:
             u, v = _unpair(p, P.m1)
         elif mode != "uuu" and mode != "uuw":
-            u = p // P.m2
-            v = p % P.m2
+            u, v = _divide(p, P.m2)
         if mode == "uvu":
             c = u
         elif mode == "uvv":
@@ -351,8 +373,7 @@ def _indices(own, a, b, slot: tl.constexpr, P: tl.constexpr):
             elif mode == "uvv":
                 u = b
             elif mode == "uvuv":
-                u = own // P.m2
-                v = own % P.m2
+                u, v = _divide(own, P.m2)
             elif mode == "uvu<v":
                 u, v = _unpair(own, P.m1)
         else:
@@ -406,221 +427,276 @@ def _load(pointer, mask, component: tl.constexpr, d: tl.constexpr, T: tl.constex
     return out
 
 
+# Tuples of components. The empty one is a zero that costs nothing: x + 0.0 is an addition, since it makes 0 of -0.
+
+
 @triton.jit
 def _add(a, b):
+    if len(a) == 0:
+        return b
+    elif len(b) == 0:
+        return a
+    else:
+        out = ()
+        for k in tl.static_range(len(a)):
+            out = out + (a[k] + b[k],)
+        return out
+
+
+@triton.jit
+def _scale(s, a):
     out = ()
     for k in tl.static_range(len(a)):
-        out = out + (a[k] + b[k],)
+        out = out + (s * a[k],)
     return out
 
 
 @triton.jit
-def _add_scaled(a, s, b):
+def _dot(a, b):
+    if len(a) == 0 or len(b) == 0:
+        return ()
+    else:
+        total = a[0] * b[0]
+        for k in tl.static_range(1, len(a)):
+            total += a[k] * b[k]
+        return (total,)
+
+
+@triton.jit
+def _where(valid, a, T: tl.constexpr):
     out = ()
     for k in tl.static_range(len(a)):
-        out = out + (a[k] + s * b[k],)
+        out = out + (tl.where(valid, a[k], tl.zeros([1, 1], T)),)
     return out
 
 
 @triton.jit
-def _add_where(a, valid, b, T: tl.constexpr):
-    out = ()
-    for k in tl.static_range(len(a)):
-        out = out + (a[k] + tl.where(valid, b[k], tl.zeros([1, 1], T)),)
-    return out
-
-
-@triton.jit
-def _contract(first, second, P: tl.constexpr, T: tl.constexpr):
+def _contract(first, second, P: tl.constexpr):
     terms: tl.constexpr = P.terms
     out = ()
-    for k in tl.static_range(len(terms)):
-        total = tl.zeros([1, 1], T)
-        for n in tl.static_range(len(terms[k])):
-            inner = tl.zeros([1, 1], T)
-            for e in tl.static_range(len(terms[k][n][1])):
-                inner += second[terms[k][n][1][e][0]] * terms[k][n][1][e][1]
-            total += first[terms[k][n][0]] * inner
-        out = out + (total,)
+    if len(first) > 0 and len(second) > 0:
+        for k in tl.static_range(len(terms)):
+            for n in tl.static_range(len(terms[k])):
+                inner = second[terms[k][n][1][0][0]] * terms[k][n][1][0][1]
+                for e in tl.static_range(1, len(terms[k][n][1])):
+                    inner += second[terms[k][n][1][e][0]] * terms[k][n][1][e][1]
+                if n == 0:
+                    total = first[terms[k][n][0]] * inner
+                else:
+                    total += first[terms[k][n][0]] * inner
+            out = out + (total,)
     return out
 
 
 @triton.jit
-def _derivative(first, dfirst, second, dsecond, A: tl.constexpr, B: tl.constexpr, P: tl.constexpr, T: tl.constexpr):
-    """The epsilon part of ``_contract``; A, B: whether first and second vary."""
-    if A and B:
-        return _add(_contract(dfirst, second, P, T), _contract(first, dsecond, P, T))
-    elif A:
-        return _contract(dfirst, second, P, T)
-    elif B:
-        return _contract(first, dsecond, P, T)
-    else:
-        return _zeros(len(P.terms), 1, 1, T)
+def _derivative(first, dfirst, second, dsecond, P: tl.constexpr):
+    """The epsilon part of ``_contract`` on dual numbers."""
+    return _add(_contract(dfirst, second, P), _contract(first, dsecond, P))
 
 
 @triton.jit
-def _weight(w, tw, rows, stride, row_mask, n, valid, P: tl.constexpr, M: tl.constexpr):
-    """The weight of each lane and its tangent; ones and zeros on a path without."""
-    if not P.weighted:
-        return tl.full([1, 1], 1, M.T), tl.zeros([1, 1], M.T)
-    else:
-        if M.shared:
-            at = P.weight_offset + n
-            tat = at
-            mask = valid
-        else:
-            at = rows * stride[0] + P.weight_offset + n
-            tat = rows * stride[1] + P.weight_offset + n
-            mask = row_mask & valid
-        value = tl.load(w + at, mask=mask, other=0).to(M.T)
-        tangent = value
+def _weighted(a, da, tensors, row_mask, n, valid, P: tl.constexpr, M: tl.constexpr):
+    """The weight of each lane times the dual number (a, da)."""
+    if P.weighted:
+        mask = valid if M.shared else row_mask & valid
+        w = tl.load(tensors[2] + P.weight_offset + n, mask=mask, other=0).to(M.T)
+        b = _scale(w, a)
+        db = _scale(w, da)
         if M.dw:
-            tangent = tl.load(tw + tat, mask=mask, other=0).to(M.T)
-        return value, tangent
+            dw = tl.load(tensors[6] + P.weight_offset + n, mask=mask, other=0).to(M.T)
+            db = _add(db, _scale(dw, a))
+        return b, db
+    else:
+        return a, da
 
 
 @triton.jit
-def _operand(
-    value, tangent, rows, stride, mask, channel,
-    V: tl.constexpr, d: tl.constexpr, varies: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
+def _operand(value, tangent, mask, channel, V: tl.constexpr, d: tl.constexpr, varies: tl.constexpr, T: tl.constexpr):
     column = V.offset + channel * V.channel
-    v = _load(value + rows * stride[0] + column, mask, V.component, d, T)
-    t = v
+    v = _load(value + column, mask, V.component, d, T)
+    t = ()
     if varies:
-        t = _load(tangent + rows * stride[1] + column, mask, V.component, d, T)
+        t = _load(tangent + column, mask, V.component, d, T)
     return v, t
 
 
 @triton.jit
-def _x_y(tensors, rows, strides, row_mask, u, v, P: tl.constexpr, M: tl.constexpr):
-    x, dx = _operand(tensors[0], tensors[4], rows, strides[0], row_mask & (u < P.m1), u, P.x, P.d1, M.dx, M.T)
-    y, dy = _operand(tensors[1], tensors[5], rows, strides[1], row_mask & (v < P.m2), v, P.y, P.d2, M.dy, M.T)
-    return x, dx, y, dy
+def _x(tensors, row_mask, u, P: tl.constexpr, M: tl.constexpr):
+    return _operand(tensors[0], tensors[4], row_mask & (u < P.m1), u, P.x, P.d1, M.dx, M.T)
 
 
 @triton.jit
-def _weighted_g(h, dh, tensors, rows, strides, row_mask, c, n, valid, P: tl.constexpr, M: tl.constexpr):
-    """(h, dh) + w g and its epsilon part."""
-    w, dw = _weight(tensors[2], tensors[6], rows, strides[2], row_mask, n, valid, P, M)
-    g, dg = _operand(tensors[3], tensors[7], rows, strides[3], row_mask & valid, c, P.out, P.d3, M.dg, M.T)
-    h = _add_scaled(h, w, g)
-    if M.dg:
-        dh = _add_scaled(dh, w, dg)
-    if M.dw and P.weighted:
-        dh = _add_scaled(dh, dw, g)
-    return h, dh
+def _y(tensors, row_mask, v, P: tl.constexpr, M: tl.constexpr):
+    return _operand(tensors[1], tensors[5], row_mask & (v < P.m2), v, P.y, P.d2, M.dy, M.T)
 
 
 @triton.jit
-def _to_x_or_y(
-    acc, h, dh, tensors, rows, strides, row_mask, u, v, valid,
-    slot: tl.constexpr, P: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
-    h_varies: tl.constexpr = M.dg or (M.dw and P.weighted)
+def _g(tensors, row_mask, c, valid, P: tl.constexpr, M: tl.constexpr):
+    return _operand(tensors[3], tensors[7], row_mask & valid, c, P.out, P.d3, M.dg, M.T)
+
+
+@triton.jit
+def _to_x_or_y(h, dh, tensors, row_mask, u, v, slot: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
     if slot == _X:
-        s, ds = _operand(tensors[1], tensors[5], rows, strides[1], row_mask & (v < P.m2), v, P.y, P.d2, M.dy, M.T)
-        varies: tl.constexpr = M.dy
+        s, ds = _y(tensors, row_mask, v, P, M)
     else:
-        s, ds = _operand(tensors[0], tensors[4], rows, strides[0], row_mask & (u < P.m1), u, P.x, P.d1, M.dx, M.T)
-        varies: tl.constexpr = M.dx
+        s, ds = _x(tensors, row_mask, u, P, M)
     if M.dual:
-        term = _derivative(h, dh, s, ds, h_varies, varies, P, M.T)
+        return _derivative(h, dh, s, ds, P)
     else:
-        term = _contract(h, s, P, M.T)
-    return _add_where(acc, valid, term, M.T)
+        return _contract(h, s, P)
 
 
 @triton.jit
-def _path(acc, own, tensors, rows, strides, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
+def _valid(own, inner, u, v, S: tl.constexpr, P: tl.constexpr):
+    valid = (own < S.extent) & (inner < P.inner)
+    if P.ordered:
+        valid = valid & (u < v)
+    return valid
+
+
+# The loops call functions alone: Triton walks the body of a loop twice, and a function once.
+
+
+@triton.jit
+def _summand(own, outer, inner, tensors, row_mask, S: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
+    """What the term (outer, inner) of a path adds to channel ``own``."""
+    u, v, c, n = _indices(own, outer, inner, S.slot, P)
+    valid = _valid(own, inner, u, v, S, P)
+    if S.slot == _G or S.slot == _W:
+        x, dx = _x(tensors, row_mask, u, P, M)
+        y, dy = _y(tensors, row_mask, v, P, M)
+        t = _contract(x, y, P)
+        dt = _derivative(x, dx, y, dy, P)
+        if S.slot == _G:
+            term, dterm = _weighted(t, dt, tensors, row_mask, n, valid, P, M)
+        else:
+            g, dg = _g(tensors, row_mask, c, valid, P, M)
+            term = _dot(t, g)
+            dterm = _add(_dot(dt, g), _dot(t, dg))
+        if M.dual:
+            term = dterm
+    else:
+        g, dg = _g(tensors, row_mask, c, valid, P, M)
+        h, dh = _weighted(g, dg, tensors, row_mask, n, valid, P, M)
+        term = _to_x_or_y(h, dh, tensors, row_mask, u, v, S.slot, P, M)
+    # Lanes beyond the last channel are not written, but where lanes are summed they must be zero.
+    if S.reduce or P.ordered:
+        term = _where(valid, term, M.T)
+    return term
+
+
+@triton.jit
+def _weighted_g(own, outer, inner, tensors, row_mask, S: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
+    u, v, c, n = _indices(own, outer, inner, S.slot, P)
+    valid = _valid(own, inner, u, v, S, P)
+    g, dg = _g(tensors, row_mask, c, valid, P, M)
+    return _weighted(g, dg, tensors, row_mask, n, valid, P, M)
+
+
+@triton.jit
+def _inner_sum(own, outer, lanes, tensors, row_mask, S: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
+    """The sum of a path's terms (outer, inner) over inner; over its lanes the caller sums."""
+    step: tl.constexpr = lanes.shape[1]
+    if P.fan_out and (S.slot == _X or S.slot == _Y):
+        if P.inner <= step:
+            h, dh = _weighted_g(own, outer, lanes, tensors, row_mask, S, P, M)
+        else:
+            h = _zeros(P.d3, M.R, M.C, M.T)
+            dh = ()
+            if M.dg or (M.dw and P.weighted):
+                dh = h
+            for begin in range(0, P.inner, step):
+                b, db = _weighted_g(own, outer, begin + lanes, tensors, row_mask, S, P, M)
+                h = _add(h, b)
+                dh = _add(dh, db)
+        u, v, _, _ = _indices(own, outer, lanes, S.slot, P)
+        term = _to_x_or_y(h, dh, tensors, row_mask, u, v, S.slot, P, M)
+        # Lanes without a channel hold h = 0, which is NaN times infinity.
+        return _where(_valid(own, lanes, u, v, S, P), term, M.T)
+    elif P.inner <= step:
+        return _summand(own, outer, lanes, tensors, row_mask, S, P, M)
+    else:
+        total = _zeros(S.d, M.R, M.C, M.T)
+        for begin in range(0, P.inner, step):
+            total = _add(total, _summand(own, outer, begin + lanes, tensors, row_mask, S, P, M))
+        return total
+
+
+@triton.jit
+def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
+    """What a path adds to channel ``own``."""
     P: tl.constexpr = _path_of(S, p)
     Index: tl.constexpr = own.dtype
+    zero = tl.full([1, 1], 0, Index)
     step: tl.constexpr = M.C if S.reduce else 1
     lanes = tl.arange(0, step)[None, :].to(Index)
-    for a in range(0, P.outer):
-        outer = tl.full([1, 1], 0, Index) + a
-        h = _zeros(P.d3, M.R, M.C, M.T)
-        dh = _zeros(P.d3, M.R, M.C, M.T)
-        for begin in range(0, P.inner, step):
-            inner = begin + lanes
-            u, v, c, n = _indices(own, outer, inner, S.slot, P)
-            valid = (own < S.extent) & (inner < P.inner)
-            if P.ordered:
-                valid = valid & (u < v)
-            if S.slot == _G or S.slot == _W:
-                x, dx, y, dy = _x_y(tensors, rows, strides, row_mask, u, v, P, M)
-                t = _contract(x, y, P, M.T)
-                dt = t
-                if M.dual:
-                    dt = _derivative(x, dx, y, dy, M.dx, M.dy, P, M.T)
-                if S.slot == _G:
-                    w, dw = _weight(tensors[2], tensors[6], rows, strides[2], row_mask, n, valid, P, M)
-                    term = _add_scaled(_zeros(P.d3, 1, 1, M.T), w, dt)
-                    if M.dual and M.dw and P.weighted:
-                        term = _add_scaled(term, dw, t)
-                    acc = _add_where(acc, valid, term, M.T)
-                else:
-                    g, dg = _operand(
-                        tensors[3], tensors[7], rows, strides[3], row_mask & valid, c, P.out, P.d3, M.dg, M.T
-                    )
-                    total = tl.zeros([1, 1], M.T)
-                    d3: tl.constexpr = P.d3
-                    for k in tl.static_range(d3):
-                        total += dt[k] * g[k]
-                        if M.dg:
-                            total += t[k] * dg[k]
-                    acc = _add_where(acc, valid, (total,), M.T)
-            elif P.fan_out:
-                h, dh = _weighted_g(h, dh, tensors, rows, strides, row_mask, c, n, valid, P, M)
-            else:
-                one = _zeros(P.d3, 1, 1, M.T)
-                w_g, dw_g = _weighted_g(one, one, tensors, rows, strides, row_mask, c, n, valid, P, M)
-                acc = _to_x_or_y(acc, w_g, dw_g, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
-        if P.fan_out and (S.slot == _X or S.slot == _Y):
-            u, v, c, n = _indices(own, outer, lanes, S.slot, P)
-            # Lanes without a channel hold h = 0, which is NaN times infinity.
-            valid = (own < S.extent) & (lanes < P.inner)
-            if P.ordered:
-                valid = valid & (u < v)
-            acc = _to_x_or_y(acc, h, dh, tensors, rows, strides, row_mask, u, v, valid, S.slot, P, M)
-    return acc
+    if P.outer == 1:
+        return _inner_sum(own, zero, lanes, tensors, row_mask, S, P, M)
+    else:
+        total = _zeros(S.d, M.R, M.C, M.T)
+        for a in range(0, P.outer):
+            total = _add(total, _inner_sum(own, zero + a, lanes, tensors, row_mask, S, P, M))
+        return total
 
 
 @triton.jit
-def _section(
-    tensors, strides, results, columns, block, row_block, steps, rows_total, S: tl.constexpr, M: tl.constexpr
-):  # fmt: skip
+def _own(block, S: tl.constexpr, M: tl.constexpr):
+    """The channels of a program."""
     Index: tl.constexpr = tl.int64 if M.wide else tl.int32
-    row_lanes = tl.arange(0, M.R)[:, None].to(tl.int64)
+    first = (block - S.begin).to(Index)
     if S.reduce:
-        own = tl.full([1, 1], 0, Index) + (block - S.begin).to(Index)
+        return tl.full([1, 1], 0, Index) + first
     else:
-        own = (block - S.begin).to(Index) * M.C + tl.arange(0, M.C)[None, :].to(Index)
-    acc = _zeros(S.d, M.R, M.C, M.T)
-    result = results[S.slot]
-    column = S.view.offset + own * S.view.channel
-    if M.over_rows:
-        for step in range(0, steps):
-            rows = (row_block * steps + step) * M.R + row_lanes
-            acc = _path(acc, own, tensors, rows, strides, rows < rows_total, S, 0, M)
-        at = row_block * columns[S.slot] + column
-        tl.store(result + at, tl.sum(acc[0], axis=0, keep_dims=True), mask=own < S.extent)
-    else:
-        rows = row_block * M.R + row_lanes
-        row_mask = rows < rows_total
-        for p in tl.static_range(len(S.paths)):
-            acc = _path(acc, own, tensors, rows, strides, row_mask, S, p, M)
-        d: tl.constexpr = S.d
-        for k in tl.static_range(d):
-            value = acc[k]
-            if S.reduce:
-                value = tl.sum(value, axis=1, keep_dims=True)
-            at = rows * columns[S.slot] + column + k * S.view.component
-            tl.store(result + at, value.to(result.dtype.element_ty), mask=row_mask & (own < S.extent))
+        return first * M.C + tl.arange(0, M.C)[None, :].to(Index)
 
 
-@dataclass(frozen=True)
-class _Meta:
+@triton.jit
+def _at_rows(tensors, strides, rows, M: tl.constexpr):
+    """Where rows of each tensor begin."""
+    out = ()
+    for n in tl.static_range(len(tensors)):
+        # Shared weights have no rows; n is 2 for them and 6 for their tangent.
+        if M.shared and n % 4 == 2:
+            out = out + (tensors[n],)
+        else:
+            out = out + (tensors[n] + rows * strides[n],)
+    return out
+
+
+@triton.jit
+def _section(tensors, results, row_mask, block, S: tl.constexpr, M: tl.constexpr):
+    own = _own(block, S, M)
+    acc = ()
+    for p in tl.static_range(len(S.paths)):
+        acc = _add(acc, _path(own, tensors, row_mask, S, p, M))
+    d: tl.constexpr = S.d
+    if len(acc) == 0:
+        acc = _zeros(d, 1, 1, M.T)
+    at = results[S.slot] + S.view.offset + own * S.view.channel
+    mask = row_mask & (own < S.extent)
+    for k in tl.static_range(d):
+        value = acc[k]
+        if S.reduce:
+            value = tl.sum(value, axis=1, keep_dims=True)
+        tl.store(at + k * S.view.component, value.to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _section_over_rows(
+    tensors, strides, result, row_block, steps, rows_total, block, S: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """Of shared weights: summed over the rows of ``steps`` blocks. ``result``: where the sums of these rows begin."""
+    own = _own(block, S, M)
+    acc = _zeros(1, M.R, M.C, M.T)
+    for step in range(0, steps):
+        rows = (row_block * steps + step) * M.R + tl.arange(0, M.R)[:, None].to(tl.int64)
+        acc = _add(acc, _path(own, _at_rows(tensors, strides, rows, M), rows < rows_total, S, 0, M))
+    tl.store(result + S.view.offset + own, tl.sum(acc[0], axis=0, keep_dims=True), mask=own < S.extent)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class _Meta(_Constant):
     """What every function of a kernel knows at compile time; d*: which operands vary (have a tangent)."""
 
     R: int
@@ -655,13 +731,20 @@ def kernel(
     block = tl.program_id(0) % BLOCKS
     row_block = row_block_begin.to(tl.int64) + tl.program_id(0) // BLOCKS
     tensors = (x, y, w, g, tx, ty, tw, tg)
-    strides = ((sx, stx), (sy, sty), (sw, stw), (sg, stg))
+    strides = (sx, sy, sw, sg, stx, sty, stw, stg)
+    # Once for all sections, although a program needs one: sections add up to the time that a kernel takes to compile.
+    rows = row_block * R + tl.arange(0, R)[:, None].to(tl.int64)
+    row_mask = rows < rows_total
+    at = _at_rows(tensors, strides, rows, M)
+    results = _at_rows((gx, gy, gw, out), (cx, cy, cw, co), rows, M)
     for s in tl.static_range(_count(TABLE)):
         if (block >= _section_of(TABLE, s).begin) & (block < _section_of(TABLE, s).end):
-            _section(
-                tensors, strides, (gx, gy, gw, out), (cx, cy, cw, co), block, row_block, steps, rows_total,
-                _section_of(TABLE, s), M,
-            )  # fmt: skip
+            if OVER_ROWS:
+                _section_over_rows(
+                    tensors, strides, gw + row_block * cw, row_block, steps, rows_total, block, _section_of(TABLE, s), M
+                )
+            else:
+                _section(at, results, row_mask, block, _section_of(TABLE, s), M)
 
 
 # The ops.
