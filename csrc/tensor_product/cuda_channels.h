@@ -193,8 +193,10 @@ class ChannelSlice {
   static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), D1 = 2 * l1 + 1;
   static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kBackward, kDegree, l1);
   static constexpr int kParts = kDual ? 2 : 1, kTeam = lanes_of_team(kDual);
-  // Whether x waits in shared memory: registers hold it beside one result, not beside several or a tangent.
-  static constexpr bool kStaged = kDual || kBackward;
+  // Whether x waits in shared memory: registers hold it beside one result, not beside several. Then they hold one part
+  // of a pack at a time.
+  static constexpr bool kStaged = kBackward;
+  static constexpr int kHeld = kStaged ? 1 : kParts;
   using P = Pack<Storage, kChannels>;
   using Path = DeviceChannelPath<T>;
   // A pack of one segment: [component][channel].
@@ -227,20 +229,21 @@ class ChannelSlice {
     const auto at = [&](int what, int vectors, int planes) EQK_LAMBDA {
       return slice<D1>(what + kChannel, segment_.offset, segment_.flags, vectors, planes, a_.channel_mul_ir);
     };
-    Tile<D1> x[kPacks], gc[kPacks];
+    Tile<D1> x[kPacks * kHeld], gc[kPacks];
     const Slice value = at(0, kVectorIn, kPlanesIn), tangent = at(kTangents, kVectorTangent, kPlanesTangent);
     for_packs([&](auto pack) EQK_LAMBDA {
       constexpr int p = decltype(pack)::value;
-      load<D1>(x[p], value, p);
+      load<D1>(x[p * kHeld], value, p);
       if constexpr (kStaged) stage_x<D1>(x[p], p, 0);
       if constexpr (kDual) {
+        auto& t = x[p * kHeld + kHeld - 1];
         if (a_.in[kChannel].tangent) {
-          load<D1>(x[p], tangent, p);
+          load<D1>(t, tangent, p);
         } else {
 #pragma unroll
-          for (T& v : x[p]) v = 0;
+          for (T& v : t) v = 0;
         }
-        stage_x<D1>(x[p], p, D1);
+        if constexpr (kStaged) stage_x<D1>(t, p, D1);
       }
     });
     if constexpr (kBackward) {
@@ -317,16 +320,21 @@ class ChannelSlice {
   }
 
   // Component i of the lane's channels, from registers or the stage.
-  template <int i, int D>
-  __device__ __forceinline__ void read_x(const Tile<D>& x, int p, S (&to)[kChannels]) const {
+  template <int i>
+  __device__ __forceinline__ void read_x(const Tile<D1> (&x)[kPacks * kHeld], int p, S (&to)[kChannels]) const {
     if constexpr (!kStaged) {
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) to[c] = x[i * kChannels + c];
+      for (int c = 0; c < kChannels; ++c) {
+        if constexpr (kDual)
+          to[c] = {x[p * kHeld][i * kChannels + c], x[p * kHeld + 1][i * kChannels + c]};
+        else
+          to[c] = x[p][i * kChannels + c];
+      }
     } else {
       Pack<T, kChannels> pack[kParts];
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
-        pack[part].load_shared(x_ + ((p * kParts + part) * D + i) * 32 * kChannels);
+        pack[part].load_shared(x_ + ((p * kParts + part) * D1 + i) * 32 * kChannels);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         if constexpr (kDual)
@@ -388,7 +396,8 @@ class ChannelSlice {
   }
 
   template <class C>
-  __device__ __forceinline__ void forward_path(const Path& path, const Tile<D1> (&x)[kPacks], S (&w)[kChannels]) {
+  __device__ __forceinline__ void forward_path(const Path& path, const Tile<D1> (&x)[kPacks * kHeld],
+                                               S (&w)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
     // The weight is multiplied into the smaller of x and the product.
     constexpr bool kWeightFirst = kDual || D1 <= D3;
@@ -400,7 +409,7 @@ class ChannelSlice {
       Tile<D3> out = {};
       for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
         constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
-        if constexpr (starts<C, p>()) read_x<i, D1>(x[n], n, xi);
+        if constexpr (starts<C, p>()) read_x<i>(x, n, xi);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
           if constexpr (!kWeightFirst) {
@@ -441,8 +450,9 @@ class ChannelSlice {
   // h_i = sum_k M[k, i] g_k gives gw = x.h and gc_i += w h_i; s[k, i] = sum over channels of w x_i g_k, contracted with
   // C, is the gradient of the shared operand. On duals, the eps part of all of them and of the forward.
   template <class C>
-  __device__ __forceinline__ void backward_path(const Path& path, const Tile<D1> (&x)[kPacks], Tile<D1> (&gc)[kPacks],
-                                                T (&gs)[2 * C::l2 + 1], S (&w)[kChannels], T (&gw)[kChannels]) {
+  __device__ __forceinline__ void backward_path(const Path& path, const Tile<D1> (&x)[kPacks * kHeld],
+                                                Tile<D1> (&gc)[kPacks], T (&gs)[2 * C::l2 + 1], S (&w)[kChannels],
+                                                T (&gw)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
     const Slice from = out_slice<D3>(kG, path, kVectorIn, kPlanesIn);
     [[maybe_unused]] T of_path[2 * C::l2 + 1] = {};
@@ -469,7 +479,7 @@ class ChannelSlice {
       }
       for_pairs<C>(path, [&](auto pair, const S& m) EQK_LAMBDA {
         constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
-        if constexpr (starts<C, p>()) read_x<i, D1>(x[n], n, xi);
+        if constexpr (starts<C, p>()) read_x<i>(x, n, xi);
         T s = 0;
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {

@@ -314,7 +314,7 @@ class Launches {
     // In whole vectors.
     to.sums_of_warp = backward ? (a.view.shared_dim * (lane_sums ? kSumStride : 32 / team) + 3) / 4 * 4 : 0;
     to.stage_of_lane = channels_of_pack(size, dual) * (2 * plan.staged_degree + 1);
-    to.x_of_lane = narrow(dual || backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0);
+    to.x_of_lane = narrow(backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0);
     std::int64_t bytes = 0;
     const auto take = [&](std::int64_t more) {
       const auto begin = narrow(bytes);
