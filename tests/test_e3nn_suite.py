@@ -9,9 +9,9 @@ or names its folder in EQK_E3NN_SDIST. The test itself fetches nothing.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -33,8 +33,7 @@ def sources(tmp_path_factory):
     archives = sorted(FOLDER.glob("e3nn-*.tar.gz"))
     assert archives, f"no e3nn-*.tar.gz in {FOLDER}; the head of {Path(__file__).name} says how to fetch it"
     folder = tmp_path_factory.mktemp("e3nn")
-    with tarfile.open(archives[-1]) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(archives[-1], folder)
     return next(folder.iterdir()) / "tests"
 
 

@@ -70,7 +70,7 @@ FAULTS = {
         OUT_OF_BOUNDS,
     ),
     "uninitialised_shared_memory": Fault(
-        FORWARD, CHANNELS, "q < kPackStep * D; q += kTeam)", "q < 0; q += kTeam)", UNINITIALISED
+        BACKWARD, CHANNELS, "row_.all_sums[n] = {};", ";", UNINITIALISED
     ),
     # The kind of https://github.com/PASSIONLab/OpenEquivariance/issues/211.
     "part_of_the_gradient_of_one_instructions_weights": Fault(
