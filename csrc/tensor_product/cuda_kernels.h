@@ -287,11 +287,12 @@ class Launches {
     a.m_stride = a.view.m_size / unit % 2 ? a.view.m_size : a.view.m_size + unit;
     for (int warps = kThreads / 32; warps > 0; warps /= 2) {
       // Sums of each lane take less time, where they leave room for four blocks on sm_80.
-      a.lane_sums = dual || fit_rows(a, warps, size, launch.degree, dual, backward, true, plan) <= 40 << 10;
+      a.lane_sums = true;
+      a.lane_sums = fit_rows(a, warps, size, launch.degree, dual, backward, plan) <= 40 << 10 || dual;
       // Every architecture has more; four such blocks fit a multiprocessor of sm_90, with the KiB that each takes
       // beside.
       constexpr std::int64_t kMost = 56 << 10;
-      if (fit_rows(a, warps, size, launch.degree, dual, backward, a.lane_sums, plan) > kMost) continue;
+      if (fit_rows(a, warps, size, launch.degree, dual, backward, plan) > kMost) continue;
       launch.block = 32 * warps;
       launch.shared = a.shared_memory.bytes;
       launch.grid = std::min(kMaxGrid, (a.rows + a.block_rows - 1) / a.block_rows);
@@ -303,7 +304,7 @@ class Launches {
 
   // Sets the rows of a block of so many warps and its shared memory, and returns the bytes of that.
   static std::int64_t fit_rows(ChannelArguments& a, int warps, int size, int most, bool dual, bool backward,
-                               bool lane_sums, const Tables::Channels& plan) {
+                               const Tables::Channels& plan) {
     const int team = lanes_of_team(dual);
     const std::int64_t rows = warps * 32 / team, parts = dual ? 2 : 1;
     const std::int64_t padded = (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
@@ -312,7 +313,7 @@ class Launches {
     to.rows = narrow(padded);
     to.s_stride = narrow(padded + 4);  // columns begin in different banks
     // In whole vectors.
-    to.sums_of_warp = backward ? (a.view.shared_dim * (lane_sums ? kSumStride : 32 / team) + 3) / 4 * 4 : 0;
+    to.sums_of_warp = backward ? (a.view.shared_dim * (a.lane_sums ? kSumStride : 32 / team) + 3) / 4 * 4 : 0;
     to.stage_of_lane = channels_of_pack(size, dual) * (2 * plan.staged_degree + 1);
     to.x_of_lane = narrow(backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0);
     std::int64_t bytes = 0;
