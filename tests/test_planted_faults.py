@@ -66,8 +66,7 @@ FAULTS = {
         WRONG, channels_plan(IR_MUL, 1),
     ),
     "read_past_the_end": Fault(
-        FORWARD, CHANNELS, "absent : c < left ? static_cast<T>(from[c]) : T{0}", "absent : static_cast<T>(from[c])",
-        OUT_OF_BOUNDS,
+        FORWARD, CHANNELS, "c < left ? static_cast<T>(from[c]) : T{0}", "static_cast<T>(from[c])", OUT_OF_BOUNDS
     ),
     "uninitialised_shared_memory": Fault(
         BACKWARD, CHANNELS, "row_.all_sums[n] = {};", ";", UNINITIALISED
@@ -81,8 +80,7 @@ FAULTS = {
         DOUBLE_BACKWARD, CHANNELS, "if (a_.in[kChannel].tangent) {", "if (false) {", WRONG
     ),
     "store_beyond_the_last_channel": Fault(
-        BACKWARD, CHANNELS, "if (c < left) to[c] = static_cast<Storage>(gw", "to[c] = static_cast<Storage>(gw",
-        OUT_OF_BOUNDS,
+        BACKWARD, CHANNELS, "if (c < left) to[c] =", "to[c] =", OUT_OF_BOUNDS
     ),
     "rows_lost_between_partial_sums": Fault(
         GENERAL, "cuda.cu", "begin + a.rows_of_part + (part < longer), column)", "begin + a.rows_of_part, column)", WRONG,

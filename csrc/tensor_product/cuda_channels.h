@@ -373,17 +373,8 @@ class ChannelSlice {
   // Of a pack; zero beyond the last channel.
   __device__ __forceinline__ void load_weights(const Path& path, int p, S (&w)[kChannels]) const {
     const auto read = [&](int what, int vectors, int present, T absent) EQK_LAMBDA {
-      const Storage* const from = row_.at(what, path.weight + static_cast<unsigned>(first_)) + p * kPackStep;
-      P pack;
-      if (path.packed & whole_ & vectors) {
-        pack.load(from);
-      } else {
-        const int left = mul_ - first_ - p * kPackStep;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c)
-          pack.set(c, !(path.packed & present) ? absent : c < left ? static_cast<T>(from[c]) : T{0});
-      }
-      return pack;
+      const Storage* const from = row_.at(what, path.weight + static_cast<unsigned>(first_));
+      return load_pack(from, path.packed & vectors, p, path.packed & present, absent);
     };
     const P pack = read(kW, kVectorW, kWeighted, 1);
 #pragma unroll
@@ -393,6 +384,20 @@ class ChannelSlice {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) w[c].t = tangent.template get<T>(c);
     }
+  }
+
+  // As store_pack; zero beyond the last channel, `absent` where the plane is not present.
+  __device__ __forceinline__ P load_pack(const Storage* from, int vector, int p, bool present, T absent) const {
+    from += p * kPackStep;
+    P pack;
+    if (whole_ & vector) {
+      pack.load(from);
+    } else {
+      const int left = mul_ - first_ - p * kPackStep;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) pack.set(c, !present ? absent : c < left ? static_cast<T>(from[c]) : T{0});
+    }
+    return pack;
   }
 
   template <class C>
@@ -518,17 +523,24 @@ class ChannelSlice {
 
   __device__ __forceinline__ void store_weights(const Path& path, int p, const T (&gw)[kChannels]) const {
     if (!(path.packed & kWantWeight) || !row_.valid) return;
-    Storage* const to = row_.at(kResults + kW, path.weight + static_cast<unsigned>(first_)) + p * kPackStep;
-    if (path.packed & whole_ & kVectorResultW) {
+    store_pack(row_.at(kResults + kW, path.weight + static_cast<unsigned>(first_)), path.packed & kVectorResultW, p, gw,
+               a_.add);
+  }
+
+  // Pack p of a plane that begins at the lane's first channel: as a vector where it is whole and `vector` is not 0,
+  // else the elements that exist.
+  __device__ __forceinline__ void store_pack(Storage* to, int vector, int p, const T (&v)[kChannels], bool add) const {
+    to += p * kPackStep;
+    if (whole_ & vector) {
       P pack;
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) pack.set(c, gw[c]);
+      for (int c = 0; c < kChannels; ++c) pack.set(c, v[c]);
       pack.store(to);
     } else {
       const int left = mul_ - first_ - p * kPackStep;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
-        if (c < left) to[c] = static_cast<Storage>(gw[c] + (a_.add ? static_cast<T>(to[c]) : T{0}));
+        if (c < left) to[c] = static_cast<Storage>(v[c] + (add ? static_cast<T>(to[c]) : T{0}));
     }
   }
 
@@ -612,15 +624,7 @@ class ChannelSlice {
   template <int D>
   __device__ __forceinline__ void load(Tile<D>& to, const Slice& slice, int p) {
     if constexpr (D == 1) {
-      const Storage* const from = slice.first + p * kPackStep;
-      P pack;
-      if (slice.flags & whole_ & (slice.vectors | slice.planes)) {
-        pack.load(from);
-      } else {
-        const int left = mul_ - first_ - p * kPackStep;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) pack.set(c, c < left ? static_cast<T>(from[c]) : T{0});
-      }
+      const P pack = load_pack(slice.first, slice.flags & (slice.vectors | slice.planes), p, true, T{0});
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) to[c] = pack.template get<T>(c);
       return;
@@ -666,19 +670,7 @@ class ChannelSlice {
   template <int D>
   __device__ __forceinline__ void store(const Tile<D>& from, const Slice& slice, int p, bool add) {
     if constexpr (D == 1) {
-      if (!row_.valid) return;
-      Storage* const to = slice.first + p * kPackStep;
-      if (slice.flags & whole_ & (slice.vectors | slice.planes)) {
-        P pack;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) pack.set(c, from[c]);
-        pack.store(to);
-      } else {
-        const int left = mul_ - first_ - p * kPackStep;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c)
-          if (c < left) to[c] = static_cast<Storage>(from[c] + (add ? static_cast<T>(to[c]) : T{0}));
-      }
+      if (row_.valid) store_pack(slice.first, slice.flags & (slice.vectors | slice.planes), p, from, add);
       return;
     }
     const int t = opaque(t_);
