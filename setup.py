@@ -45,6 +45,8 @@ class CMakeBuild(build_ext):
         options = {
             "EQK_TORCH_DIR": Path(torch.__file__).parent,
             "EQK_CUDA": "ON" if cuda_wanted() else "OFF",
+            # A wheel has all; a build for development those that are quick to compile.
+            "EQK_CUDA_PLANS": os.environ.get("EQK_CUDA_PLANS", "development" if self.inplace else "all"),
             "EQK_SANITIZE": os.environ.get("EQK_SANITIZE", ""),
             "Python_EXECUTABLE": sys.executable,
             # An isolated build has a ninja of its own; the path in CMake's cache would outlive it.

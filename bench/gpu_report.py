@@ -7,7 +7,8 @@
 Kernels: ptxas assembles the PTX that the library holds, which gives its machine code again (checked byte by byte), and
 with it registers, stack, and the time this takes. nvcc's front end, which makes the PTX, is not in that time.
 
-Problems, float32, mul_ir: PTX instructions and memory accesses are counted in the emulator of tests/ptxemu, per edge.
+Problems, float32, mul_ir, by the kernels of any plan and, where the library has some, by those of that plan alone:
+PTX instructions and memory accesses are counted in the emulator of tests/ptxemu, per edge.
 Machine instructions (SASS) are estimated: each of the kernel's was made for a line of PTX and runs as often as it.
 Sectors of 32 bytes are those that the warps request; compulsory bytes are those of each operand and result once.
 
@@ -48,7 +49,15 @@ from eqk.testing import CASES, depthwise
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from emulated_cuda import Emulator, build_bindings, configure, cuobjdump, ptx_of  # noqa: E402
+from emulated_cuda import (  # noqa: E402
+    Emulator,
+    build_bindings,
+    configure,
+    cuobjdump,
+    library_path,
+    listed_plans,
+    ptx_of,
+)
 
 DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
 ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
@@ -58,6 +67,7 @@ COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "p
 
 # Duals or not, and the slots of the results.
 PHASES = {"forward": (False, "g"), "backward": (False, "xyw"), "double backward": (True, "xywg"), "jvp": (True, "g")}
+OWN_PHASES = ("forward", "backward", "double backward")  # of the kernels in csrc/tensor_product/cuda_plans.txt
 PROBLEMS = {
     # Without the outputs of degree 3, as OpenEquivariance's benchmark has it.
     "mace-medium-2e": depthwise("128x0e+128x1o", "0e+1o+2e+3o", "0e+1o+2e"),
@@ -67,8 +77,11 @@ ROWS = 16  # a multiple of the rows of a block
 EDGES = 50_000  # measured
 TOLERANCE = 0.05
 
+# Whose kernels run a problem: those of any plan, or those of its plan alone.
+ANY, OWN = "any", "own"
+
 SCHEDULERS = 4  # of a multiprocessor: each issues an instruction a cycle
-KEYS = {"kernels": ("kernel", "architecture"), "problems": ("problem", "phase")}
+KEYS = {"kernels": ("kernel", "architecture"), "problems": ("problem", "phase", "of_plan")}
 # Of these more is better; of all other numbers less is.
 BETTER_MORE = re.compile(r"warps_?.*|store_width")
 NOT_COMPARED = ("compile_s", "threads")
@@ -189,14 +202,15 @@ def sass_estimate(ptx: str, kernel: str, instructions: Sequence[tuple[str, int]]
     return result
 
 
-def launches(bindings, plan: eqk.Plan, dtype: str, dual: bool, wanted: str) -> list[dict]:
-    """As the library would make them, for aligned operands."""
+def launches(bindings, plan: eqk.Plan, dtype: str, dual: bool, wanted: str, of_plan: str = OWN) -> list[dict]:
+    """As the library would make them, for aligned operands; with ANY as if the plan had no kernels of its own."""
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
     address = 4096
     values = [address, address, address if plan.weights != "none" else 0, address if wanted != "g" else 0]
     tangents = [*values[:3], 0] if dual else [0] * 4
     results = [address if slot in wanted and (slot != "w" or values[2]) else 0 for slot in "xywg"]
-    return bindings.Problem(str(plan), dtype, ROWS, dual, values, tangents, columns, results).launches(address, address)
+    problem = bindings.Problem(str(plan), dtype, ROWS, dual, values, tangents, columns, results)
+    return problem.launches(address, address, of_plan == OWN)
 
 
 def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
@@ -205,8 +219,9 @@ def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
     for plan in [*PROBLEMS.values(), *(case.plan for case in CASES.values())]:
         for dtype in ("float32", "float64", "float16", "bfloat16"):
             for dual, wanted in PHASES.values():
-                for launch in launches(bindings, plan, dtype, dual, wanted):
-                    found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
+                for of_plan in (ANY, OWN):
+                    for launch in launches(bindings, plan, dtype, dual, wanted, of_plan):
+                        found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
     return found
 
 
@@ -242,9 +257,23 @@ def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
     return estimate.total()
 
 
-def problem_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem: str, phase: str) -> dict:
+def plan_of(problem: str) -> eqk.Plan:
+    return PROBLEMS[problem] if problem in PROBLEMS else CASES[problem].plan
+
+
+def problems(plans: Iterable[str]) -> list[tuple[str, str, str]]:
+    """KEYS["problems"] of all there is to count in a library with kernels of their own for some plans."""
+    of_any = [(problem, phase, ANY) for problem in PROBLEMS for phase in PHASES]
+    names = [name.replace("_", "-") for name in plans]
+    of_own = [(name, phase, of_plan) for name in names for phase in OWN_PHASES for of_plan in (ANY, OWN)]
+    return list(dict.fromkeys(of_any + of_own))
+
+
+def problem_row(
+    emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem: str, phase: str, of_plan: str = OWN
+) -> dict:
     """What an edge of the problem costs."""
-    plan, (dual, wanted) = PROBLEMS[problem], PHASES[phase]
+    plan, (dual, wanted) = plan_of(problem), PHASES[phase]
     generator = torch.Generator().manual_seed(0)
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
     draw = lambda: [torch.randn(ROWS, n, generator=generator).numpy() for n in columns]  # noqa: E731
@@ -252,7 +281,9 @@ def problem_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem
     if wanted == "g":
         values[3] = None
     wants = [slot in wanted for slot in "xywg"]
-    results, executed = emulator.run(plan, "float32", values, tangents, wants, dual, pad=0, count=True)
+    results, executed = emulator.run(
+        plan, "float32", values, tangents, wants, dual, pad=0, count=True, listed=of_plan == OWN
+    )
     moved = sum(a.nbytes for a in (*values, *tangents, *results) if a is not None)
     total = functools.reduce(add, (stats for _, stats in executed))
     sectors = {kind: total.mem.get(f"global.{kind}", {}).get("sectors", 0) for kind in ("load", "store")}
@@ -268,7 +299,8 @@ def problem_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem
         "shuffles": total.warp_insts["warp"],
         "atomics": sum(n for kind, n in total.warp_insts.items() if kind.startswith("atomic.")),
     }
-    row = {"problem": problem, "phase": phase} | {k: v / ROWS for k, v in counted.items()}
+    row = dict(zip(KEYS["problems"], (problem, phase, of_plan), strict=True))
+    row |= {k: v / ROWS for k, v in counted.items()}
     row["sectors"] = 32 * sum(sectors.values()) / moved
     row["store_width"] = total.mem["global.store"]["bytes"] / total.thread_insts["st.global"]
     for architecture, sources in codes.items():
@@ -335,7 +367,7 @@ def operation(plan: eqk.Plan, phase: str, edges: int, device: str):
 
 def measure(problem: str, phase: str) -> float:
     """Nanoseconds an edge, the median of 20 runs."""
-    run = operation(PROBLEMS[problem], phase, EDGES, "cuda")
+    run = operation(plan_of(problem), phase, EDGES, "cuda")
     for _ in range(5):
         run()
     times = []
@@ -384,6 +416,14 @@ def gone(counted: Iterable[Mapping], committed: Iterable[Mapping], keys: Sequenc
     return [f"{', '.join(key)}: committed, but no longer counted; --update drops it" for key in missing]
 
 
+def in_library(row: Mapping, plans: Sequence[str]) -> bool:
+    """Whether a committed row is of the kernels of any plan, or of one of those that have their own in the library."""
+    if "kernel" in row:
+        own = re.search(r"_f32_(?!l\d$)(\w+)$", row["kernel"])
+        return own is None or own[1] in plans
+    return (row["problem"] in PROBLEMS and row["of_plan"] == ANY) or row["problem"].replace("-", "_") in plans
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -418,7 +458,8 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 9), sharex=True, sharey=True, layout="constrained")
-    colors = dict(zip(PROBLEMS, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
+    names = list(dict.fromkeys(row["problem"] for row in problems))
+    colors = dict(zip(names, pyplot.colormaps["tab20"].colors, strict=False))
     markers = dict(zip(PHASES, "osD^", strict=True))
     for axis, (name, chip) in zip(axes.flat, CHIPS.items(), strict=False):
         peak = 2 * chip["multiprocessors"] * chip["lanes"] * chip["clock"]
@@ -430,7 +471,8 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
         for row in problems:
             axis.plot(
                 row["flops"] / row["compulsory"], row["flops"] / max(model(row, chip).values()) / 1e3,
-                markers[row["phase"]], color=colors[row["problem"]], markersize=7, markerfacecolor="none",
+                markers[row["phase"]], color=colors[row["problem"]], markersize=7,
+                markerfacecolor=colors[row["problem"]] if row["of_plan"] == OWN else "none",
             )  # fmt: skip
         axis.set_title(f"{name} (modelled)")
         axis.grid(which="both", alpha=0.2)
@@ -446,6 +488,8 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
         legend.plot([], [], "o", color=color, label=problem)
     for phase, marker in markers.items():
         legend.plot([], [], marker, color="black", markerfacecolor="none", label=phase)
+    if any(row["of_plan"] == OWN for row in problems):
+        legend.plot([], [], "o", color="black", label="filled: by the kernels of that plan alone")
     legend.plot([], [], color="black", linewidth=1, label="roof: memory, float32 lanes")
     legend.legend(loc="center", frameon=False, fontsize=12)
     figure.savefig(path, dpi=100)
@@ -453,7 +497,7 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
 
 def to_peer(row: Mapping) -> float | str:
     """Machine instructions over those of the peer; nothing where it has no such kernel."""
-    peer = PEER["sass"][row["problem"]].get(row["phase"])
+    peer = PEER["sass"].get(row["problem"], {}).get(row["phase"])
     return row[f"sass_{PEER['architecture']}"] / peer if peer else ""
 
 
@@ -468,25 +512,22 @@ def assemble(texts: Iterable[str], architectures: Iterable[str], library: Path, 
     return codes
 
 
-def library_path() -> Path:
-    path = Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
-    if not path.exists():
-        sys.exit("gpu_report: eqk was installed without its CUDA library: install it with EQK_CUDA=1, where nvcc is")
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="PROBLEM")
+    library = library_path()
+    if not library.exists():
+        sys.exit("gpu_report: eqk was installed without its CUDA library: install it with EQK_CUDA=1, where nvcc is")
+    plans = listed_plans(library)
+    everything = problems(plans)
+    names = list(dict.fromkeys(problem for problem, *_ in everything))
+    parser.add_argument("--problems", nargs="+", default=names, choices=names, metavar="PROBLEM")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_report")
     parser.add_argument("--update", action="store_true", help="write the committed counts instead of comparing")
     args = parser.parse_args()
-    asked = [(problem, phase) for problem in args.problems for phase in args.phases]
-    everything = len(asked) == len(PROBLEMS) * len(PHASES)
-    if args.update and not everything:
+    asked = [key for key in everything if key[0] in args.problems and key[1] in args.phases]
+    if args.update and asked != everything:
         parser.error("--update takes all problems and phases")
-    library = library_path()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         texts = ptx_of(library)
@@ -494,14 +535,16 @@ def main() -> None:
         bindings = build_bindings(directory / "bindings")
         codes = assemble(texts, MACHINE_CODES, library, directory)
         launched = all_launches(bindings)
-        needed = {l["name"] for problem, phase in asked
-                  for l in launches(bindings, PROBLEMS[problem], "float32", *PHASES[phase])}  # fmt: skip
+        needed = {l["name"] for problem, phase, of_plan in asked
+                  for l in launches(bindings, plan_of(problem), "float32", *PHASES[phase], of_plan)}  # fmt: skip
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
             "kernels": kernel_rows(codes, launched),
             "problems": [problem_row(emulator, codes, *names) for names in asked],
         }
-    measured = {names: measure(*names) for names in asked} if torch.cuda.is_available() else {}
+    # The library takes the plan's own kernels where there are some.
+    fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in everything]
+    measured = {key: measure(*key[:2]) for key in fastest} if torch.cuda.is_available() else {}
     models = model_rows(counted["problems"], measured)
 
     print_table("Kernels", counted["kernels"])
@@ -516,7 +559,7 @@ def main() -> None:
     print_table("Model, ns an edge", models)
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
-        print_table(title, [{"problem": p, "phase": f, "measured": t} for (p, f), t in measured.items()])
+        print_table(title, [dict(zip(keys, key, strict=True)) | {"measured": t} for key, t in measured.items()])
     args.output.mkdir(parents=True, exist_ok=True)
     for title, rows in (*counted.items(), ("model", models)):
         write_csv(args.output / f"{title}.csv", rows)
@@ -528,8 +571,8 @@ def main() -> None:
             write_csv(path, counted[title], without=NOT_COMMITTED)
             continue
         complaints += growth(counted[title], read_csv(path), KEYS[title])
-        if everything:
-            complaints += gone(counted[title], read_csv(path), KEYS[title])
+        if asked == everything:
+            complaints += gone(counted[title], [r for r in read_csv(path) if in_library(r, plans)], KEYS[title])
     if complaints:
         sys.exit("gpu_report: worse than expected:\n" + "\n".join(f"  {c}" for c in complaints))
 

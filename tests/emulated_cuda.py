@@ -13,6 +13,8 @@ import ptxemu
 import torch
 import triton
 
+import eqk
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,6 +28,18 @@ def ptx_of(library: Path) -> list[str]:
     listing = cuobjdump("--dump-ptx", library)
     texts = re.split(r"^\.version", listing, flags=re.MULTILINE)[1:]
     return [".version" + re.split(r"^Fatbin ", text, flags=re.MULTILINE)[0] for text in texts]
+
+
+def library_path() -> Path:
+    """The CUDA library that was installed with eqk, if it was."""
+    return Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
+
+
+def listed_plans(library: Path) -> list[str]:
+    """The plans of csrc/tensor_product/cuda_plans.txt that have kernels of their own in the library."""
+    data = library.read_bytes() if library.exists() else b""
+    names = re.findall(rb"\0eqk_tensor_product_forward_f32_(?!l\d+\0)(\w+)\0", data)
+    return sorted({name.decode() for name in names})
 
 
 def poisoned(shape: tuple[int, ...], dtype: str, storage: np.dtype) -> np.ndarray:
@@ -43,13 +57,14 @@ def spread(a: np.ndarray | None, dtype: str, pad: int) -> np.ndarray | None:
 
 
 def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
-    """Prepares a build, in ``directory``, of the library of ``source`` and of what the tests need of it."""
+    """Prepares a build, in ``directory``, of what the tests need and of the library, of ``source``, as it is installed."""
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
     options |= {
         "EQK_TORCH_DIR": Path(torch.__file__).parent,
         "EQK_TEST_BINDINGS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.strip(),
+        "EQK_CUDA_PLANS": ";".join(listed_plans(library_path())),
     }
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     subprocess.run(
@@ -99,8 +114,8 @@ class Emulator:
         configure(directory)
         return cls(ptx_of(library), build_bindings(directory))
 
-    def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False):
-        """The wanted results, and [(launch, its counts or None)].
+    def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False, listed=True):
+        """The wanted results, and [(launch, its counts or None)]. ``listed``: by the plan's own kernels, if it has some.
 
         values, tangents: numpy arrays or None for x, y, w, g in the storage dtype. Rows are ``pad`` elements further
         apart than their columns, with poison between them.
@@ -128,7 +143,7 @@ class Emulator:
         tables.flags.writeable = False
         scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
         executed = []
-        for number, name in enumerate(launch["name"] for launch in somewhere.launches(16, 16)):
+        for number, name in enumerate(launch["name"] for launch in somewhere.launches(16, 16, listed)):
             # The addresses that a launch meets are those of the module of its kernel.
             module = self.module_of[name]
             with contextlib.ExitStack() as stack:
@@ -138,7 +153,7 @@ class Emulator:
                     stack.callback(module.free, place)
                     return place
 
-                launch = problem(address).launches(address(tables), address(scratch))[number]
+                launch = problem(address).launches(address(tables), address(scratch), listed)[number]
                 stats = execute(module, launch, count)
             executed.append((launch, stats))
             self.executed.add(name)

@@ -14,7 +14,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import gpu_report as report
-from emulated_cuda import Emulator, build_bindings, configure, ptx_of
+from emulated_cuda import Emulator, build_bindings, configure, library_path, ptx_of
 from test_cuda import require_nvcc
 
 ARCHITECTURES = sorted(report.ARCHITECTURES)
@@ -78,7 +78,7 @@ def test_occupancy(calculator, architecture):
 
 
 ROW = {
-    "problem": "p", "phase": "forward", "compulsory": 20000.0, "arithmetic": 300.0, "read": 400.0, "written": 240.0,
+    "problem": "p", "phase": "forward", "of_plan": "any", "compulsory": 20000.0, "arithmetic": 300.0, "read": 400.0, "written": 240.0,
     "wavefronts": 100.0, "shuffles": 20.0, "sass_sm_90": 1000.0, "store_width": 16.0, "warps_sm_90": 16,
 }  # fmt: skip
 CHIP = {"architecture": "sm_90", "multiprocessors": 100, "lanes": 128, "clock": 2e9, "dram": 4e12, "l2": 8e12}
@@ -106,7 +106,7 @@ def test_growth(column):
         assert len(complaints) == complains, complaints
         if complains:
             assert complaints[0].startswith(
-                f"p, forward: {column} {'fell' if more else 'grew'} from {ROW[column]:g} to"
+                f"p, forward, any: {column} {'fell' if more else 'grew'} from {ROW[column]:g} to"
             )
             assert ("-6.0 %" if more else "+6.0 %") in complaints[0]
 
@@ -114,9 +114,20 @@ def test_growth(column):
 def test_rows_that_come_and_go():
     keys = report.KEYS["problems"]
     new = report.growth([{**ROW, "phase": "jvp"}], committed(), keys)
-    assert new == ["p, jvp: not among the committed counts, which --update writes"]
+    assert new == ["p, jvp, any: not among the committed counts, which --update writes"]
     lost = report.gone([ROW], committed() + committed(phase="jvp"), keys)
-    assert lost == ["p, jvp: committed, but no longer counted; --update drops it"]
+    assert lost == ["p, jvp, any: committed, but no longer counted; --update drops it"]
+
+
+def test_rows_of_plans_that_the_library_lacks():
+    kernels = ["general_x_f32", "forward_f32_l3", "backward_dual_f32_mace_large"]
+    assert [report.in_library({"kernel": kernel}, ["mace_medium"]) for kernel in kernels] == [True, True, False]
+    assert report.in_library({"kernel": kernels[2]}, ["mace_medium", "mace_large"])
+    for of_plan, built, others in (("own", True, False), ("any", True, True)):
+        row = {"problem": "mace-large", "of_plan": of_plan}
+        assert report.in_library(row, ["mace_large"]) == built
+        assert report.in_library(row, []) == others
+    assert not report.in_library({"problem": "mace-first", "of_plan": "any"}, [])
 
 
 def test_spills():
@@ -183,14 +194,14 @@ def test_the_calls_that_are_measured():
 def test_the_committed_counts(tmp_path):
     """One problem, counted anew: a change that makes a kernel worse than committed fails."""
     require_nvcc()
-    library = report.library_path()
+    library = library_path()
     problem, phase, architecture = "mace-medium-2e", "forward", "sm_90"
     configure(tmp_path / "bindings")
     bindings = build_bindings(tmp_path / "bindings")
-    (launch,) = report.launches(bindings, report.PROBLEMS[problem], "float32", *report.PHASES[phase])
+    (launch,) = report.launches(bindings, report.PROBLEMS[problem], "float32", *report.PHASES[phase], report.ANY)
     (text,) = (text for text in ptx_of(library) if launch["name"] in report.kernels_of(text))
     codes = report.assemble([text], [architecture], library, tmp_path)
-    row = report.problem_row(Emulator([text], bindings), codes, problem, phase)
+    row = report.problem_row(Emulator([text], bindings), codes, problem, phase, report.ANY)
     kernels = report.kernel_rows(codes, report.all_launches(bindings))
     assert report.spills(kernels) == []
     for title, rows in (("problems", [row]), ("kernels", kernels)):

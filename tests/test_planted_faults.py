@@ -49,14 +49,14 @@ FAULTS = {
         FORWARD, CHANNELS, "for (int e = 0; e < count; ++e)", "for (int e = 1; e < count; ++e)", WRONG
     ),
     "missing_syncthreads": Fault(
-        BACKWARD, CHANNELS, "couple(segment.m_begin, segment.m_end, rows);\n          __syncthreads();",
+        BACKWARD, CHANNELS, "couple(segment.m_begin, segment.m_end, rows);\n        __syncthreads();",
         "couple(segment.m_begin, segment.m_end, rows);", RACE,
     ),
     "sign_of_the_coefficients_of_one_path": Fault(
         BACKWARD, CHANNELS, "static_cast<T>(C::term_c[term])",
         "static_cast<T>(C::l1 == 1 && C::l2 == 1 && C::l3 == 1 ? -C::term_c[term] : C::term_c[term])", WRONG,
     ),
-    "unwritten_row": Fault(FORWARD, CHANNELS, "row_.valid = r < rows;", "row_.valid = r < rows - 1;", UNWRITTEN),
+    "unwritten_row": Fault(FORWARD, CHANNELS, "valid = r < rows;", "valid = r < rows - 1;", UNWRITTEN),
     "unwritten_columns": Fault(
         FORWARD, CHANNELS, "clear(kG, a_.view.out_ranges);", ";", UNWRITTEN, CASES["outputs-without-path"].plan
     ),

@@ -37,6 +37,7 @@ struct Segment {
   std::int64_t offset;
   int dim() const { return 2 * l + 1; }
   std::int64_t size() const { return mul * dim(); }
+  bool operator==(const Segment&) const = default;
 };
 
 struct Instruction {
@@ -45,6 +46,7 @@ struct Instruction {
   bool weighted;
   double coefficient;
   std::int64_t weight_offset, weight_numel;
+  bool operator==(const Instruction&) const = default;
 };
 
 struct Plan {
@@ -54,6 +56,7 @@ struct Plan {
   Weights weights{};
   std::int64_t weight_numel = 0;
   std::vector<Instruction> instructions;
+  bool operator==(const Plan&) const = default;
 };
 
 class PlanError : public std::invalid_argument {

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <utility>
 
-#include "tensor_product/cuda_launch.h"
+#include "tensor_product/cuda_enqueue.h"
 #include "tensor_product/op.h"
 
 namespace eqk::tensor_product {
@@ -46,6 +46,7 @@ class RelaxedCapture {
 
 struct DeviceTables {
   Tables tables;
+  const ListedPlan* listed;
   const void* memory;
 };
 
@@ -70,7 +71,8 @@ const DeviceTables& device_tables(const Plan& plan, bool is_double, std::int32_t
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   cudaStreamDestroy(stream);
   check_cuda(error, "copying the tables of the plan");
-  const DeviceTables& kept = cache.emplace(key, DeviceTables{std::move(tables), memory}).first->second;
+  const DeviceTables& kept =
+      cache.emplace(key, DeviceTables{std::move(tables), listed_plan(plan), memory}).first->second;
   freed_on_error.release();
   return kept;
 }
@@ -85,7 +87,7 @@ void launch(const Problem& problem, const Tensor& like) {
   if (const std::int64_t bytes = scratch_bytes(problem))
     partial = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
   void* const scratch = partial ? partial->mutable_data_ptr() : nullptr;
-  for (const Launch& l : Launches(problem, tables.tables, tables.memory, scratch).all())
+  for (const Launch& l : Launches(problem, tables.tables, tables.listed, tables.memory, scratch).all())
     if (const cudaError_t error = enqueue(l, stream); error != cudaSuccess) check_cuda(error, l.name().c_str());
 }
 

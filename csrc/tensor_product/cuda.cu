@@ -2,8 +2,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <string_view>
+
+#include "tensor_product/cuda_enqueue.h"
 #include "tensor_product/cuda_general.h"
-#include "tensor_product/cuda_launch.h"
 
 namespace eqk::tensor_product {
 namespace {
@@ -83,14 +85,25 @@ namespace {
 template <class T, int degree>
 const void* channel_kernel_of(const Launch& launch) {
   constexpr bool kDuals = has_channel_kernel(sizeof(T) == 8 ? Dtype::float64 : Dtype::float32, degree, true);
+  using Plans = AnyPlan<T, degree>;
   const bool backward = launch.kernel == Kernel::backward;
   if constexpr (kDuals)
-    if (launch.dual)
-      return backward ? channel_kernel<T, degree, true, true>() : channel_kernel<T, degree, false, true>();
-  return backward ? channel_kernel<T, degree, true, false>() : channel_kernel<T, degree, false, false>();
+    if (launch.dual) return backward ? channel_kernel<Plans, true, true>() : channel_kernel<Plans, false, true>();
+  return backward ? channel_kernel<Plans, true, false>() : channel_kernel<Plans, false, false>();
+}
+
+const void* kernel_of_plan(const Launch& launch) {
+#define EQK_CHOOSE_PLAN(plan, is_backward, is_dual)                                                                 \
+  if (launch.listed->name == std::string_view(#plan) && (launch.kernel == Kernel::backward) == bool{is_backward} && \
+      launch.dual == bool{is_dual})                                                                                 \
+    return channel_kernel<plans::plan, bool{is_backward}, bool{is_dual}>();
+  EQK_LISTED_KERNELS(EQK_CHOOSE_PLAN)
+#undef EQK_CHOOSE_PLAN
+  return nullptr;
 }
 
 const void* kernel_of(const Launch& launch) {
+  if (launch.listed) return kernel_of_plan(launch);
   if (launch.kernel == Kernel::forward || launch.kernel == Kernel::backward) {
     if (launch.dtype == Dtype::float64) return channel_kernel_of<double, kSmallDegree>(launch);
     return launch.degree == kSmallDegree ? channel_kernel_of<float, kSmallDegree>(launch)

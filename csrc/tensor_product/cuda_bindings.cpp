@@ -3,9 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <optional>
 
-#include "tensor_product/cuda_kernels.h"
+#include "tensor_product/cuda_launches.h"
 
 namespace py = pybind11;
 using namespace eqk::tensor_product;
@@ -60,18 +61,28 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
              const Tables tables(*p.plan, p.dtype == Dtype::float64);
              return py::bytes(reinterpret_cast<const char*>(tables.bytes().data()), tables.bytes().size());
            })
-      .def("launches", [](const Problem& p, std::uint64_t tables, std::uint64_t scratch) {
-        const Tables layout(*p.plan, p.dtype == Dtype::float64);
-        py::list result;
-        for (const Launch& l : Launches(p, layout, pointer(tables), const_cast<void*>(pointer(scratch))).all()) {
-          py::dict d;
-          d["name"] = l.name();
-          d["grid"] = l.grid;
-          d["block"] = l.block;
-          d["shared"] = l.shared;
-          d["argument"] = py::bytes(static_cast<const char*>(l.argument()), l.argument_size());
-          result.append(d);
-        }
-        return result;
-      });
+      .def(
+          "launches",
+          [](const Problem& p, std::uint64_t tables, std::uint64_t scratch, bool listed) {
+            const Tables layout(*p.plan, p.dtype == Dtype::float64);
+            py::list result;
+            for (const Launch& l : Launches(p, layout, listed ? listed_plan(*p.plan) : nullptr, pointer(tables),
+                                            const_cast<void*>(pointer(scratch)))
+                                       .all()) {
+              py::dict d;
+              d["name"] = l.name();
+              d["grid"] = l.grid;
+              d["block"] = l.block;
+              d["shared"] = l.shared;
+              d["argument"] = py::bytes(static_cast<const char*>(l.argument()), l.argument_size());
+              result.append(d);
+            }
+            return result;
+          },
+          py::arg("tables"), py::arg("scratch"), py::arg("listed") = true);
+  m.def("listed_plans", [] {
+    std::map<std::string, std::string> result;
+    for (const ListedPlan& plan : kListedPlans) result[plan.name] = plan.text;
+    return result;
+  });
 }

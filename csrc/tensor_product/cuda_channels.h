@@ -2,8 +2,9 @@
 // The fast kernels: lanes are channels, for plans in which one operand has a single channel that all channels of a row
 // share (ChannelPlan). A block forms M[k, i] = sum_j C[i, j, k] s[j] of its rows once, in shared memory. A team of 8 or
 // 16 lanes then works through a row: for each segment with channels, for each segment of the shared operand, for each
-// path, one multiply-add a nonzero (k, i) and channel, packs of adjacent channels a lane. Degrees are run-time values
-// that choose straight-line code, so no kernel is made for a plan. Every element of a result is written by one lane.
+// path, one multiply-add a nonzero (k, i) and channel, packs of adjacent channels a lane. A program says which these
+// are: of any plan from tables, where degrees are run-time values that choose straight-line code, or of one plan as
+// constants. Every element of a result is written by one lane.
 //
 // Channels of mul_ir rows cross a stage in shared memory, so that memory is read and written in whole sectors: a lane's
 // channels lie 2 l + 1 vectors apart, an odd number, which keeps shared memory free of bank conflicts.
@@ -123,7 +124,11 @@ __device__ __forceinline__ int opaque(int value) {
   return value;
 }
 
-// Calls f with the run-time degree l as a compile-time constant.
+// Calls f with the degree l as a compile-time constant.
+template <int kFirst, int kLast, class F, int l>
+__device__ __forceinline__ void with_degree(constant<l> known, F&& f) {
+  f(known);
+}
 template <int kFirst, int kLast, class F>
 __device__ __forceinline__ void with_degree(int l, F&& f) {
   if constexpr (kFirst == kLast) {
@@ -136,33 +141,172 @@ __device__ __forceinline__ void with_degree(int l, F&& f) {
   }
 }
 
+// What a block does, from the tables of the plan, which it copies to shared memory. It calls a function with each
+// record, and with its degree and number of channels, which another program knows at compile time.
+template <class T>
+class AnyProgram {
+ public:
+  using Path = DeviceChannelPath<T>;
+  static constexpr bool kOnce = false;  // whether a block holds rows but once
+
+  __device__ __forceinline__ AnyProgram(const ChannelArguments& a, unsigned char* shared)
+      : a_(a), words_(reinterpret_cast<std::int32_t*>(shared)) {}
+
+  __device__ __forceinline__ const ChannelLayout& layout() const { return a_.layout; }
+
+  // Before all else.
+  __device__ __forceinline__ void load() const {
+    for (int n = threadIdx.x; n < a_.view.word_count / 4; n += blockDim.x)
+      reinterpret_cast<int4*>(words_)[n] = reinterpret_cast<const int4*>(a_.view.words)[n];
+    __syncthreads();
+    auto* const segments = reinterpret_cast<DeviceChannelSegment*>(words_);
+    for (int n = threadIdx.x; n < a_.view.segments; n += blockDim.x)
+      segments[n].flags = segment_flags(segments[n].flags, a_.vectors, a_.channel_mul_ir);
+    auto* const paths = reinterpret_cast<Path*>(words_ + a_.view.paths_at);
+    for (int n = threadIdx.x; n < a_.view.paths; n += blockDim.x)
+      paths[n].packed = path_flags(paths[n].packed, a_.vectors, a_.out_mul_ir, a_.in[kW].tangent, a_.out[kW].data);
+  }
+
+  // f(segment, degree, channels)
+  template <class F>
+  __device__ __forceinline__ void for_segments(F&& f) const {
+    const auto* const segments = reinterpret_cast<const DeviceChannelSegment*>(words_);
+#pragma unroll 1
+    for (int n = 0; n < a_.view.segments; ++n) f(segments[n], segments[n].l, constant<0>{});
+  }
+
+  // f(group, degree)
+  template <class F>
+  __device__ __forceinline__ void for_groups(const DeviceChannelSegment& segment, F&& f) const {
+    const auto* group = reinterpret_cast<const DeviceChannelGroup*>(words_ + a_.view.groups_at) + segment.group_begin;
+#pragma unroll 1
+    for (int groups = segment.group_end - segment.group_begin; groups > 0; --groups, ++group) f(*group, group->l);
+  }
+
+  // f(path, degree of the output)
+  template <class F>
+  __device__ __forceinline__ void for_paths(const DeviceChannelGroup& group, F&& f) const {
+    const auto* path = reinterpret_cast<const Path*>(words_ + a_.view.paths_at) + group.path_begin;
+#pragma unroll 1
+    for (int paths = group.path_end - group.path_begin; paths > 0; --paths, ++path) {
+      const Path p = *path;
+      f(p, p.degree());
+    }
+  }
+
+  // f(first column, columns)
+  template <class F>
+  __device__ __forceinline__ void for_ranges(const DeviceRanges& ranges, F&& f) const {
+    for (int n = 0; n < ranges.count; ++n) {
+      const std::int32_t* const range = words_ + ranges.first + 2 * n;
+      f(range[0], range[1]);
+    }
+  }
+
+ private:
+  const ChannelArguments& a_;
+  std::int32_t* words_;
+};
+
+// Likewise of one plan, as constants: its code has no tables, and no loop but that over slices. Launches::runs_listed
+// says what it takes for granted. Tables: a type of cuda_plans.h.
+template <class Tables, bool kBackward, bool kDual>
+class OneProgram {
+ public:
+  using Path = DeviceChannelPath<float>;
+  // What is computed before a loop over rows would be held in registers through all of the straight-line code.
+  static constexpr bool kOnce = true;
+
+  __device__ __forceinline__ OneProgram(const ChannelArguments& a, unsigned char*) : a_(a) {}
+
+  __device__ __forceinline__ constexpr ChannelLayout layout() const { return Tables::layouts[kBackward][kDual]; }
+
+  __device__ __forceinline__ void load() const {}
+
+  template <class F>
+  __device__ __forceinline__ void for_segments(F&& f) const {
+    eqk::unroll<std::size(Tables::segments)>([&](auto n) EQK_LAMBDA {
+      using S = Segment<decltype(n)::value>;
+      f(S{}, constant<S::l>{}, constant<S::mul>{});
+    });
+  }
+
+  template <class S, class F>
+  __device__ __forceinline__ void for_groups(const S&, F&& f) const {
+    eqk::unroll<S::group_end - S::group_begin>([&](auto n) EQK_LAMBDA {
+      using G = Group<S::group_begin + decltype(n)::value>;
+      f(G{}, constant<G::l>{});
+    });
+  }
+
+  template <class G, class F>
+  __device__ __forceinline__ void for_paths(const G&, F&& f) const {
+    eqk::unroll<G::path_end - G::path_begin>([&](auto n) EQK_LAMBDA {
+      constexpr Path p = Tables::paths[G::path_begin + decltype(n)::value];
+      constexpr std::uint32_t flags = path_flags(p.packed, ~0, Tables::out_mul_ir, true, false);
+      // Always, which the compiler does not know: it would mix the code of all paths, and spill.
+      if (a_.add == 0)
+        f(Path{p.coefficient, p.out, p.weight, flags | (a_.out[kW].data ? kWantWeight : 0)}, constant<p.degree()>{});
+    });
+  }
+
+  // Every column is of some path.
+  template <class F>
+  __device__ __forceinline__ void for_ranges(const DeviceRanges&, F&&) const {}
+
+ private:
+  template <int n>
+  struct Segment {
+    static constexpr DeviceChannelSegment kOf = Tables::segments[n];
+    static constexpr std::int32_t offset = kOf.offset, mul = kOf.mul, l = kOf.l, group_begin = kOf.group_begin,
+                                  group_end = kOf.group_end, m_begin = kOf.m_begin, m_end = kOf.m_end,
+                                  flags = segment_flags(kOf.flags, ~0, Tables::channel_mul_ir);
+  };
+  template <int n>
+  struct Group {
+    static constexpr DeviceChannelGroup kOf = Tables::groups[n];
+    static constexpr std::int32_t l = kOf.l, offset = kOf.offset, path_begin = kOf.path_begin, path_end = kOf.path_end;
+  };
+
+  const ChannelArguments& a_;
+};
+
 // What the lanes of a block share, and which row a lane works on.
 template <class T, class Storage, int kTeam>
 struct ChannelRow {
   const ChannelArguments& a;
-  std::int32_t* words;
   T *s, *m, *x;
   Four<T>* all_sums;
-  T* sums;  // for the gradient of the shared operand: of the lane or, without lane_sums, of the team
+  // Of all_sums, where those begin that the lane adds to: its own or, without lane_sums, its team's from its own number
+  // on. In bytes.
+  int sums_at;
   Storage* stage;
-  Storage** pointers;  // [row of the block][kRowPointers]
-  int lane;            // of the team
+  Storage** pointers;                                                 // [row of the block][kRowPointers]
+  int thread = static_cast<int>(threadIdx.x), lane = thread % kTeam;  // of the block, of the team
   int block_row = 0;
   bool valid = false;  // a team beyond the last row repeats it and stores nothing
 
-  __device__ __forceinline__ ChannelRow(const ChannelArguments& arguments, unsigned char* shared)
-      : a(arguments), lane(static_cast<int>(threadIdx.x) % kTeam) {
-    const ChannelSharedMemory& at = a.shared_memory;
-    words = reinterpret_cast<std::int32_t*>(shared);
+  __device__ __forceinline__ ChannelRow(const ChannelArguments& arguments, const ChannelLayout& at,
+                                        unsigned char* shared)
+      : a(arguments) {
     pointers = reinterpret_cast<Storage**>(shared + at.pointers);
     s = reinterpret_cast<T*>(shared + at.s);
     m = reinterpret_cast<T*>(shared + at.m);
-    const int in_warp = static_cast<int>(threadIdx.x) % 32;
-    sums = reinterpret_cast<T*>(shared + at.sums) + threadIdx.x / 32 * at.sums_of_warp +
-           (a.lane_sums ? in_warp : in_warp / kTeam * a.view.shared_dim);
     all_sums = reinterpret_cast<Four<T>*>(shared + at.sums);
     x = reinterpret_cast<T*>(shared + at.x);
     stage = reinterpret_cast<Storage*>(shared + at.stage);
+  }
+
+  // Of a block with so many rows.
+  __device__ __forceinline__ void place(int thread_, int rows, const ChannelLayout& at) {
+    thread = thread_;
+    lane = thread % kTeam;
+    // A block has as many rows as teams.
+    const int r = thread / kTeam;
+    valid = r < rows;
+    block_row = valid ? r : rows - 1;
+    sums_at = static_cast<int>(sizeof(T)) *
+              (at.lane_sums ? thread / 32 * at.shared_dim * kSumStride + thread % 32 : r * at.shared_dim + lane);
   }
 
   // A column of the row of in[n], of the tangent of in[n - kTangents] or of out[n - kResults], but of the shared
@@ -171,9 +315,14 @@ struct ChannelRow {
     return pointers[block_row * kRowPointers + n / kSlots * (kSlots - 1) + max(n % kSlots - 1, 0)] + column;
   }
 
-  __device__ __forceinline__ void set_pointers(std::int64_t first, int rows) const {
+  __device__ __forceinline__ T* sums() const {
+    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(all_sums) + opaque(sums_at));
+  }
+
+  __device__ __forceinline__ void set_pointers(std::int64_t first, int rows, int threads) const {
     static_assert(kChannel == 0 && kShared == 1);
-    for (int n = threadIdx.x; n < rows * kRowPointers; n += blockDim.x) {
+#pragma unroll 1
+    for (int n = opaque(threadIdx.x); n < rows * kRowPointers; n += threads) {
       const int r = n / kRowPointers, what = n % kRowPointers, kind = what / (kSlots - 1), which = what % (kSlots - 1);
       const int slot = which ? which + 1 : kChannel;
       const Operand& in = a.in[slot];
@@ -187,12 +336,16 @@ struct ChannelRow {
 // One row's channels from u on of a segment of degree l1: up to kPacks packs of kChannels adjacent ones a lane, which
 // are whole, or one of which some lanes have none. What a path costs once, its table, its degrees and its M, serves all
 // packs.
-template <class T, class Storage, bool kDual, bool kBackward, int kDegree, int l1>
+//
+// kMul: the channels, where they fill all slices and paths are constants (OneProgram), else 0.
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree, class Program, class Segment, int l1,
+          int kMul>
 class ChannelSlice {
   using S = std::conditional_t<kDual, Dual<T>, T>;
   static constexpr int kChannels = channels_of_pack(sizeof(T), kDual), D1 = 2 * l1 + 1;
-  static constexpr int kPacks = packs_of_lane(sizeof(T), kDual, kBackward, kDegree, l1);
   static constexpr int kParts = kDual ? 2 : 1, kTeam = lanes_of_team(kDual);
+  static constexpr int kMostPacks = packs_of_lane(sizeof(T), kDual, kBackward, kDegree, l1);
+  static constexpr int kPacks = kMul ? packs_of_slice(kMul / (kTeam * kChannels), kMostPacks, kBackward) : kMostPacks;
   // Whether x waits in shared memory: registers hold it beside one result, not beside several. Then they hold one part
   // of a pack at a time.
   static constexpr bool kStaged = kBackward;
@@ -207,20 +360,21 @@ class ChannelSlice {
   using Row = ChannelRow<T, Storage, kTeam>;
   static constexpr int kPackStep = kTeam * kChannels;
 
-  __device__ __forceinline__ ChannelSlice(const Row& row, const DeviceChannelSegment& segment, int u)
-      : row_(row),
+  __device__ __forceinline__ ChannelSlice(const Program& program, const Row& row, const Segment& segment, int u)
+      : program_(program),
+        row_(row),
         a_(row.a),
         segment_(segment),
         mul_(segment.mul),
         u_(u),
         t_(row.lane),
         first_(u + row.lane * kChannels),
-        packs_(min(kPacks, max(1, (mul_ - u) / kPackStep))),
-        whole_(mul_ - u >= kPackStep ? -1 : 0),
-        m_(row.m + row.block_row * row.a.m_stride) {
-    const int thread = static_cast<int>(threadIdx.x);
-    stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * a_.shared_memory.stage_of_lane);
-    x_ = row.x + thread / 32 * 32 * a_.shared_memory.x_of_lane + thread % 32 * kChannels;
+        packs_(kMul ? kPacks : min(kPacks, max(1, (mul_ - u) / kPackStep))),
+        whole_(kMul || mul_ - u >= kPackStep ? -1 : 0),
+        m_(row.m + row.block_row * program.layout().m_stride) {
+    const int thread = row.thread;
+    stage_ = reinterpret_cast<unsigned char*>(row.stage + (thread - t_) * program.layout().stage_of_lane);
+    x_ = row.x + thread / 32 * 32 * program.layout().x_of_lane + thread % 32 * kChannels;
   }
 
   __device__ __forceinline__ int channels() const { return packs_ * kPackStep; }
@@ -252,24 +406,18 @@ class ChannelSlice {
 #pragma unroll
         for (T& v : tile) v = 0;
     }
-    const auto* group =
-        reinterpret_cast<const DeviceChannelGroup*>(row_.words + a_.view.groups_at) + segment_.group_begin;
-#pragma unroll 1
-    for (int groups = segment_.group_end - segment_.group_begin; groups > 0; --groups, ++group)
-      with_degree<0, kDegree>(group->l, [&](auto l) EQK_LAMBDA {
+    program_.for_groups(segment_, [&](const auto& group, auto degree) EQK_LAMBDA {
+      with_degree<0, kDegree>(degree, [&](auto l) EQK_LAMBDA {
         constexpr int l2 = decltype(l)::value, kLow = l1 > l2 ? l1 - l2 : l2 - l1,
                       kHigh = l1 + l2 < kDegree ? l1 + l2 : kDegree;
         [[maybe_unused]] T gs[2 * l2 + 1] = {};
-        const auto* path = reinterpret_cast<const Path*>(row_.words + a_.view.paths_at) + group->path_begin;
-#pragma unroll 1
-        for (int paths = group->path_end - group->path_begin; paths > 0; --paths, ++path) {
-          const Path p = *path;
+        program_.for_paths(group, [&](const Path& p, auto degree) EQK_LAMBDA {
           // Of several packs one after the other, for their registers; of one pack here, where the code is there once
           // for all degrees of the output.
           S w[kChannels];
           [[maybe_unused]] T gw[kChannels] = {};
           if constexpr (kPacks == 1) load_weights(p, 0, w);
-          with_degree<kLow, kHigh>(degree_of(p), [&](auto l3) EQK_LAMBDA {
+          with_degree<kLow, kHigh>(degree, [&](auto l3) EQK_LAMBDA {
             using C = Cg<l1, l2, decltype(l3)::value>;
             if constexpr (kBackward)
               backward_path<C>(p, x, gc, gs, w, gw);
@@ -277,9 +425,10 @@ class ChannelSlice {
               forward_path<C>(p, x, w);
           });
           if constexpr (kBackward && kPacks == 1) store_weights(p, 0, gw);
-        }
-        if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(*group, gs);
+        });
+        if constexpr (kBackward) add_shared_gradient<2 * l2 + 1>(group, gs);
       });
+    });
     if constexpr (kBackward)
       if (a_.out[kChannel].data) {
         const Slice to = at(kResults, kVectorOut, kPlanesOut);
@@ -288,9 +437,10 @@ class ChannelSlice {
   }
 
  private:
+  const Program& program_;
   const Row& row_;
   const ChannelArguments& a_;
-  const DeviceChannelSegment& segment_;
+  const Segment& segment_;
   const int mul_, u_;     // channels of the segment, and the first of this slice
   const int t_;           // lane of the team
   const int first_;       // the lane's first channel
@@ -357,7 +507,8 @@ class ChannelSlice {
       // The same address for all lanes of a team.
       const Four<T> v = reinterpret_cast<const Four<T>*>(m)[q];
       Four<T> t;
-      if constexpr (kDual) t = reinterpret_cast<const Four<T>*>(m + a_.shared_memory.rows * a_.m_stride)[q];
+      if constexpr (kDual)
+        t = reinterpret_cast<const Four<T>*>(m + program_.layout().padded_rows * program_.layout().m_stride)[q];
       eqk::unroll<4>([&](auto r) EQK_LAMBDA {
         constexpr int pair = 4 * decltype(q)::value + decltype(r)::value;
         if constexpr (pair < C::pairs) {
@@ -373,7 +524,7 @@ class ChannelSlice {
   // Of a pack; zero beyond the last channel.
   __device__ __forceinline__ void load_weights(const Path& path, int p, S (&w)[kChannels]) const {
     const auto read = [&](int what, int vectors, int present, T absent) EQK_LAMBDA {
-      const Storage* const from = row_.at(what, path.weight + static_cast<unsigned>(first_));
+      const Storage* const from = first_of(what, path.weight, first_);
       return load_pack(from, path.packed & vectors, p, path.packed & present, absent);
     };
     const P pack = read(kW, kVectorW, kWeighted, 1);
@@ -433,10 +584,6 @@ class ChannelSlice {
     });
   }
 
-  static __device__ __forceinline__ int degree_of(const Path& path) {
-    return path.packed >> Path::kFlagBits & ((1u << Path::kDegreeBits) - 1);
-  }
-
   template <int D>
   __device__ __forceinline__ auto out_slice(int what, const Path& path, int vectors, int planes) const {
     return slice<D>(what, path.out, path.packed, vectors, planes, a_.out_mul_ir);
@@ -459,6 +606,7 @@ class ChannelSlice {
                                                 Tile<D1> (&gc)[kPacks], T (&gs)[2 * C::l2 + 1], S (&w)[kChannels],
                                                 T (&gw)[kChannels]) {
     constexpr int D3 = 2 * C::l3 + 1;
+    constexpr bool kScaled = !kDual && !kMul;
     const Slice from = out_slice<D3>(kG, path, kVectorIn, kPlanesIn);
     [[maybe_unused]] T of_path[2 * C::l2 + 1] = {};
     for_packs([&](auto pack) EQK_LAMBDA {
@@ -468,7 +616,7 @@ class ChannelSlice {
       // The path's coefficient, which the other sums have in M. Duals need w x without it: their registers hold one
       // more sum instead.
       [[maybe_unused]] T scaled[kChannels];
-      if constexpr (!kDual) {
+      if constexpr (kScaled) {
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) scaled[c] = path.coefficient * w[c];
       }
@@ -489,10 +637,10 @@ class ChannelSlice {
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
           if constexpr (starts<C, p>()) {
-            if constexpr (kDual)
-              z[c] = eqk::mul(w[c], xi[c]);
-            else
+            if constexpr (kScaled)
               z[c] = scaled[c] * xi[c];
+            else
+              z[c] = eqk::mul(w[c], xi[c]);
             h[c] = S{};
           }
           fma(h[c], m, g[k * kChannels + c]);
@@ -507,7 +655,12 @@ class ChannelSlice {
         eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto q) EQK_LAMBDA {
           constexpr int term = C::pair_terms[p] + decltype(q)::value, j = C::term_j[term];
           constexpr T c = static_cast<T>(C::term_c[term]);
-          (kDual ? of_path : gs)[j] += c * s;
+          if constexpr (kScaled)
+            gs[j] += c * s;
+          else if constexpr (kMul > 0)
+            gs[j] += c * path.coefficient * s;
+          else
+            of_path[j] += c * s;
         });
       });
       if constexpr (kDual)
@@ -515,7 +668,7 @@ class ChannelSlice {
           store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.packed & kFirst));
       if constexpr (kPacks > 1) store_weights(path, n, gw);
     });
-    if constexpr (kDual) {
+    if constexpr (kDual && !kMul) {
 #pragma unroll
       for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
     }
@@ -523,8 +676,7 @@ class ChannelSlice {
 
   __device__ __forceinline__ void store_weights(const Path& path, int p, const T (&gw)[kChannels]) const {
     if (!(path.packed & kWantWeight) || !row_.valid) return;
-    store_pack(row_.at(kResults + kW, path.weight + static_cast<unsigned>(first_)), path.packed & kVectorResultW, p, gw,
-               a_.add);
+    store_pack(first_of(kResults + kW, path.weight, first_), path.packed & kVectorResultW, p, gw, a_.add);
   }
 
   // Pack p of a plane that begins at the lane's first channel: as a vector where it is whole and `vector` is not 0,
@@ -545,43 +697,40 @@ class ChannelSlice {
   }
 
   // Sums values [0, N) over the lanes of the team, N a power of two: at each step a lane hands half of them to its
-  // partner and keeps the other half. Lane t ends with value t N / kTeam in the first place.
-  template <int N, int offset>
+  // partner and keeps the other half. Lane t ends with value t % N in the first place.
+  template <int N>
   __device__ __forceinline__ void sum_over_team(T* v) const {
-    if constexpr (offset > 0) {
-      if constexpr (N > 1) {
-        const bool upper = t_ & offset;
+    if constexpr (N > 1) {
+      const bool upper = t_ & N / 2;
 #pragma unroll
-        for (int n = 0; n < N / 2; ++n) {
-          const T given = upper ? v[n] : v[n + N / 2], kept = upper ? v[n + N / 2] : v[n];
-          v[n] = kept + __shfl_xor_sync(~0u, given, offset);
-        }
-        sum_over_team<N / 2, offset / 2>(v);
-      } else {
-        v[0] += __shfl_xor_sync(~0u, v[0], offset);
-        sum_over_team<1, offset / 2>(v);
+      for (int n = 0; n < N / 2; ++n) {
+        const T given = upper ? v[n] : v[n + N / 2], kept = upper ? v[n + N / 2] : v[n];
+        v[n] = kept + __shfl_xor_sync(~0u, given, N / 2);
       }
+      sum_over_team<N / 2>(v);
     }
   }
 
   // Also where nobody asked for it: a branch would cost every caller.
-  template <int D>
-  __device__ __forceinline__ void add_shared_gradient(const DeviceChannelGroup& group, const T (&gs)[D]) const {
-    if (kDual || a_.lane_sums) {
-      T* const sums = row_.sums + group.offset * kSumStride;
+  template <int D, class Group>
+  __device__ __forceinline__ void add_shared_gradient(const Group& group, const T (&gs)[D]) const {
+    if (kDual || program_.layout().lane_sums) {
+      T* const sums = row_.sums() + group.offset * kSumStride;
 #pragma unroll
       for (int j = 0; j < D; ++j) sums[j * kSumStride] += gs[j];
     } else {
-      T* const sums = row_.sums + group.offset;
+      T* const sums = row_.sums() + group.offset;
       // Of a degree above 3, eight components and the rest.
       eqk::unroll<(D + 7) / 8>([&](auto part) EQK_LAMBDA {
         constexpr int first = decltype(part)::value * 8, count = D - first < 8 ? D - first : 8;
-        constexpr int N = count > 4 ? 8 : count > 2 ? 4 : count, each = kTeam / N;
+        constexpr int N = count > 4 ? 8 : count > 2 ? 4 : count;
         T v[N];
 #pragma unroll
         for (int n = 0; n < N; ++n) v[n] = n < count ? gs[first + n] : T{0};
-        sum_over_team<N, kTeam / 2>(v);
-        if (t_ % each == 0 && t_ / each < count) sums[first + t_ / each] += v[0];
+        sum_over_team<N>(v);
+#pragma unroll
+        for (int offset = N; offset < kTeam; offset *= 2) v[0] += __shfl_xor_sync(~0u, v[0], offset);
+        if (t_ < count) sums[first] += v[0];
       });
     }
   }
@@ -599,8 +748,16 @@ class ChannelSlice {
   template <int D>
   __device__ __forceinline__ Slice slice(int what, unsigned offset, int flags, int vectors, int planes,
                                          int mul_ir) const {
-    const unsigned first = offset + static_cast<unsigned>(opaque(u_) * D + t_ * kChannels);
-    return {what, offset, row_.at(what, first), flags, vectors, planes, mul_ir};
+    return {what, offset, first_of(what, offset, opaque(u_) * D + t_ * kChannels), flags, vectors, planes, mul_ir};
+  }
+
+  // The lane's first element of a segment or path that begins at `offset`, which an instruction adds to the address
+  // where it is a constant.
+  __device__ __forceinline__ Storage* first_of(int what, unsigned offset, int first) const {
+    if constexpr (kMul > 0)
+      return row_.at(what, opaque(first)) + offset;
+    else
+      return row_.at(what, offset + static_cast<unsigned>(first));
   }
 
   // Element n of a pack of [channel][component] in the stage.
@@ -713,53 +870,23 @@ class ChannelSlice {
   }
 };
 
-template <class T, class Storage, bool kDual, bool kBackward, int kDegree>
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree, class Program>
 class ChannelBlock {
   static constexpr int kParts = kDual ? 2 : 1, kTeam = lanes_of_team(kDual);
 
  public:
-  __device__ __forceinline__ ChannelBlock(const ChannelArguments& a, unsigned char* shared) : a_(a), row_(a, shared) {}
+  __device__ __forceinline__ ChannelBlock(const ChannelArguments& a, unsigned char* shared)
+      : a_(a), program_(a, shared), row_(a, program_.layout(), shared) {}
 
   __device__ __forceinline__ void run() {
-    for (int n = threadIdx.x; n < a_.view.word_count / 4; n += blockDim.x)
-      reinterpret_cast<int4*>(row_.words)[n] = reinterpret_cast<const int4*>(a_.view.words)[n];
-    __syncthreads();
-    set_flags();
-    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * a_.block_rows;
-    for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a_.block_rows; first < a_.rows; first += step) {
-      const int rows = static_cast<int>(a_.rows - first < a_.block_rows ? a_.rows - first : a_.block_rows);
-      stage_shared_operand(first, rows);
-      // A block has as many rows as teams.
-      const int r = static_cast<int>(threadIdx.x) / kTeam;
-      row_.valid = r < rows;
-      row_.block_row = row_.valid ? r : rows - 1;
-      row_.set_pointers(first, rows);
-      const auto* const segments = reinterpret_cast<const DeviceChannelSegment*>(row_.words);
-      int coupled = -1;
-#pragma unroll 1
-      for (int n = 0; n < a_.view.segments; ++n) {
-        __syncthreads();
-        const DeviceChannelSegment& segment = segments[n];
-        if (segment.l != coupled) {
-          coupled = segment.l;
-          couple(segment.m_begin, segment.m_end, rows);
-          __syncthreads();
-        }
-        with_degree<0, kDegree>(segment.l, [&](auto l) EQK_LAMBDA {
-          using Slice = ChannelSlice<T, Storage, kDual, kBackward, kDegree, decltype(l)::value>;
-#pragma unroll 1
-          for (int u = 0; u < segment.mul;) {
-            Slice slice(row_, segment, u);
-            slice.run();
-            u += slice.channels();
-          }
-        });
-      }
-      if (kBackward) clear(kChannel, a_.view.channel_ranges);
-      if (kDual || !kBackward) clear(kG, a_.view.out_ranges);
-      __syncthreads();
-      if constexpr (kBackward) {
-        store_shared_gradient(first);
+    program_.load();
+    const int most = program_.layout().rows;
+    if constexpr (Program::kOnce) {
+      rows_from(static_cast<std::int64_t>(blockIdx.x) * most);
+    } else {
+      const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * most;
+      for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * most; n < a_.rows; n += step) {
+        rows_from(n);
         __syncthreads();
       }
     }
@@ -767,39 +894,48 @@ class ChannelBlock {
 
  private:
   const ChannelArguments& a_;
+  const Program program_;
   ChannelRow<T, Storage, kTeam> row_;
 
-  __device__ __forceinline__ void set_flags() const {
-    const auto add = [&](auto& flags, int what, int aligned, int flag) EQK_LAMBDA {
-      if ((a_.vectors >> what & 1) && (flags & aligned)) flags |= flag;
-    };
-    auto* const segments = reinterpret_cast<DeviceChannelSegment*>(row_.words);
-    for (int n = threadIdx.x; n < a_.view.segments; n += blockDim.x) {
-      int flags = segments[n].flags;
-      add(flags, kChannel, kAligned, a_.channel_mul_ir ? kVectorIn : kPlanesIn);
-      add(flags, kTangents + kChannel, kAligned, a_.channel_mul_ir ? kVectorTangent : kPlanesTangent);
-      add(flags, kResults + kChannel, kAligned, a_.channel_mul_ir ? kVectorOut : kPlanesOut);
-      segments[n].flags = flags;
-    }
-    auto* const paths = reinterpret_cast<DeviceChannelPath<T>*>(row_.words + a_.view.paths_at);
-    for (int n = threadIdx.x; n < a_.view.paths; n += blockDim.x) {
-      std::uint32_t flags = paths[n].packed;
-      add(flags, kG, kAligned, a_.out_mul_ir ? kVectorIn : kPlanesIn);
-      // What is added to goes by single elements.
-      if (flags & kFirst) add(flags, kResults + kG, kAligned, a_.out_mul_ir ? kVectorOut : kPlanesOut);
-      if (flags & kWeighted) {
-        add(flags, kW, kWeightAligned, kVectorW);
-        add(flags, kTangents + kW, kWeightAligned, kVectorTangentW);
-        add(flags, kResults + kW, kWeightAligned, kVectorResultW);
-        if (a_.in[kW].tangent) flags |= kTangentWeighted;
-        if (a_.out[kW].data) flags |= kWantWeight;
+  // Those that a block holds at a time.
+  __device__ __forceinline__ void rows_from(std::int64_t first) {
+    const int most = program_.layout().rows;
+    const int rows = static_cast<int>(a_.rows - first < most ? a_.rows - first : most);
+    stage_shared_operand(first, rows);
+    row_.place(threadIdx.x, rows, program_.layout());
+    row_.set_pointers(first, rows, program_.layout().threads);
+    int coupled = -1;
+    program_.for_segments([&](const auto& segment, auto degree, auto mul) EQK_LAMBDA {
+      __syncthreads();
+      if (degree != coupled) {
+        coupled = degree;
+        couple(segment.m_begin, segment.m_end, rows);
+        __syncthreads();
       }
-      paths[n].packed = flags;
+      with_degree<0, kDegree>(degree, [&](auto l) EQK_LAMBDA {
+        using Slice = ChannelSlice<T, Storage, kDual, kBackward, kDegree, Program, std::decay_t<decltype(segment)>,
+                                   decltype(l)::value, decltype(mul)::value>;
+#pragma unroll 1
+        for (int u = 0; u < segment.mul;) {
+          auto row = row_;
+          if constexpr (Program::kOnce) row.place(opaque(threadIdx.x), rows, program_.layout());
+          Slice slice(program_, row, segment, u);
+          slice.run();
+          u += slice.channels();
+        }
+      });
+    });
+    if (kBackward) clear(kChannel, a_.view.channel_ranges);
+    if (kDual || !kBackward) clear(kG, a_.view.out_ranges);
+    if constexpr (kBackward) {
+      __syncthreads();
+      store_shared_gradient(first);
     }
   }
 
   __device__ __forceinline__ void stage_shared_operand(std::int64_t first, int rows) {
-    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows, apart = a_.shared_memory.s_stride;
+    const ChannelLayout& at = program_.layout();
+    const int columns = at.shared_dim, padded = at.padded_rows, apart = at.s_stride;
     const Operand& in = a_.in[kShared];
     const auto read = [&](const void* base, std::int64_t stride, int r, T* to) EQK_LAMBDA {
       const bool present = base && r < rows;
@@ -808,22 +944,22 @@ class ChannelBlock {
       for (int j = row_.lane; j < columns; j += kTeam) to[j * apart + r] = present ? static_cast<T>(from[j]) : T{0};
     };
 #pragma unroll 1
-    for (int r = static_cast<int>(threadIdx.x) / kTeam; r < padded; r += static_cast<int>(blockDim.x) / kTeam) {
+    for (int r = static_cast<int>(threadIdx.x) / kTeam; r < padded; r += at.threads / kTeam) {
       read(in.value, in.stride, r, row_.s);
       if constexpr (kDual) read(in.tangent, in.tangent_stride, r, row_.s + columns * apart);
     }
     if constexpr (kBackward) {
 #pragma unroll 1
-      for (int n = threadIdx.x; n < a_.shared_memory.sums_of_warp * static_cast<int>(blockDim.x) / 128; n += blockDim.x)
-        row_.all_sums[n] = {};
+      for (int n = threadIdx.x; n < at.sums_size / 4; n += at.threads) row_.all_sums[n] = {};
     }
   }
 
   // Numbers [m_begin, m_end) of M. A thread forms one for all rows, so that its coefficients are read once a block.
   __device__ __forceinline__ void couple(int m_begin, int m_end, int rows) {
     constexpr int kVector = 16 / sizeof(T), kVectors = kRowsAtOnce / kVector;
-    const int columns = a_.view.shared_dim, padded = a_.shared_memory.rows, apart = a_.shared_memory.s_stride;
-    for (int n = m_begin + static_cast<int>(threadIdx.x); n < m_end; n += blockDim.x) {
+    const ChannelLayout& at = program_.layout();
+    const int columns = at.shared_dim, padded = at.padded_rows, apart = at.s_stride;
+    for (int n = m_begin + static_cast<int>(threadIdx.x); n < m_end; n += at.threads) {
       const int range = a_.view.m_range[n], count = range % 256;
       const auto* const terms = static_cast<const DeviceTerm<T>*>(a_.view.m_term) + range / 256;
 #pragma unroll 1
@@ -843,11 +979,11 @@ class ChannelBlock {
               for (int r = 0; r < kVector; ++r) sum[part][v * kVector + r] += term.c * pack.template get<T>(r);
             }
         }
-        T* const m = row_.m + r0 * a_.m_stride + n - m_begin;
+        T* const m = row_.m + r0 * at.m_stride + n - m_begin;
 #pragma unroll
         for (int part = 0; part < kParts; ++part)
 #pragma unroll
-          for (int r = 0; r < kRowsAtOnce; ++r) m[(part * padded + r) * a_.m_stride] = sum[part][r];
+          for (int r = 0; r < kRowsAtOnce; ++r) m[(part * padded + r) * at.m_stride] = sum[part][r];
       }
     }
   }
@@ -856,14 +992,15 @@ class ChannelBlock {
     const Result& to = a_.out[kShared];
     if (!to.data || !row_.valid) return;
     Storage* const p = static_cast<Storage*>(to.data) + (first + row_.block_row) * to.stride;
-    for (int j = row_.lane; j < a_.view.shared_dim; j += kTeam) {
+    const T* const first_sum = row_.sums() - row_.lane;
+    for (int j = row_.lane; j < program_.layout().shared_dim; j += kTeam) {
       T sum = 0;
-      if (kDual || a_.lane_sums) {
-        const T* const of_lane = row_.sums - row_.lane + j * kSumStride;
+      if (kDual || program_.layout().lane_sums) {
+        const T* const of_lane = first_sum + j * kSumStride;
 #pragma unroll
         for (int t = 0; t < kTeam; ++t) sum += of_lane[t];
       } else {
-        sum = row_.sums[j];
+        sum = first_sum[j];
       }
       p[j] = static_cast<Storage>(a_.add ? sum + static_cast<T>(p[j]) : sum);
     }
@@ -872,18 +1009,16 @@ class ChannelBlock {
   // Columns that no path reads or writes.
   __device__ __forceinline__ void clear(int slot, const DeviceRanges& ranges) const {
     if (!a_.out[slot].data || a_.add || !row_.valid) return;
-    for (int n = 0; n < ranges.count; ++n) {
-      const std::int32_t* const range = row_.words + ranges.first + 2 * n;
-      for (int q = row_.lane; q < range[1]; q += kTeam)
-        *row_.at(kResults + slot, range[0] + q) = static_cast<Storage>(T{0});
-    }
+    program_.for_ranges(ranges, [&](int first, int count) EQK_LAMBDA {
+      for (int q = row_.lane; q < count; q += kTeam) *row_.at(kResults + slot, first + q) = static_cast<Storage>(T{0});
+    });
   }
 };
 
-template <class T, class Storage, bool kDual, bool kBackward, int kDegree>
+template <class T, class Storage, bool kDual, bool kBackward, int kDegree, class Program>
 __device__ __forceinline__ void channels(const ChannelArguments& a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  ChannelBlock<T, Storage, kDual, kBackward, kDegree>(a, shared).run();
+  ChannelBlock<T, Storage, kDual, kBackward, kDegree, Program>(a, shared).run();
 }
 
 }  // namespace eqk::tensor_product

@@ -1,13 +1,10 @@
 #pragma once
-// What the host and the kernels agree on, free of torch and of CUDA headers: the arguments of each kernel, and the
-// launches that solve a problem.
+// What the host and the kernels agree on, free of torch and of CUDA headers: the arguments of each kernel, and what a
+// block of a channel kernel holds where.
 #include <algorithm>
-#include <bit>
 #include <cstdint>
+#include <limits>
 #include <optional>
-#include <string>
-#include <utility>
-#include <vector>
 
 #include "tensor_product/cuda_tables.h"
 
@@ -32,12 +29,15 @@ struct ReduceArguments {
   std::int64_t parts, columns;
 };
 
-// Where the pieces of a block's shared memory begin, in bytes; the words of ChannelView begin at 0.
-struct ChannelSharedMemory {
-  std::int32_t rows;  // of a block, rounded up to a multiple of kRowsAtOnce
+// Of a block of a channel kernel: its threads, its rows, and where the pieces of its shared memory begin, in bytes; the
+// words of ChannelView begin at 0.
+struct ChannelLayout {
+  std::int32_t threads, rows, padded_rows;  // the last: a multiple of kRowsAtOnce
+  std::int32_t lane_sums;                   // the gradient of the shared operand is summed over lanes last
+  std::int32_t shared_dim, m_stride;        // elements of the shared operand, and from one row's M to the next
   // The shared operand lies [column][row], so that a thread reads as vectors the rows for which it forms a number of M.
   std::int32_t s_stride;
-  std::int32_t sums_of_warp, stage_of_lane, x_of_lane;  // elements
+  std::int32_t sums_size, stage_of_lane, x_of_lane;  // elements
   std::int32_t pointers, s, m, sums, stage, x, bytes;
 };
 
@@ -55,15 +55,38 @@ struct ChannelArguments {
   Operand in[kSlots];
   Result out[kSlots];
   std::int64_t rows;
-  std::int32_t block_rows, m_stride;
   std::int32_t channel_mul_ir, out_mul_ir;
-  std::int32_t add;        // to what the gradients hold already
-  std::int32_t lane_sums;  // the gradient of the shared operand is summed over lanes last
+  std::int32_t add;  // to what the gradients hold already
   // Bit s: every row of in[s] begins at a multiple of 16 bytes; bits kTangents + s and kResults + s: likewise
   // its tangent and out[s].
   std::int32_t vectors;
-  ChannelSharedMemory shared_memory;
+  ChannelLayout layout;
 };
+
+// The flags of a segment or of a path as a block knows them: `aligned` of the table's, bit n of `vectors` as in
+// ChannelArguments.
+EQK_HD constexpr int segment_flags(int flags, int vectors, bool mul_ir) {
+  const auto flag = [&](int n, int of_mul_ir, int of_planes) {
+    return vectors >> n & 1 && flags & kAligned ? mul_ir ? of_mul_ir : of_planes : 0;
+  };
+  return flags | flag(kChannel, kVectorIn, kPlanesIn) | flag(kTangents + kChannel, kVectorTangent, kPlanesTangent) |
+         flag(kResults + kChannel, kVectorOut, kPlanesOut);
+}
+
+EQK_HD constexpr std::uint32_t path_flags(std::uint32_t flags, int vectors, bool mul_ir, bool tangent_of_weights,
+                                          bool want_weights) {
+  const auto flag = [&](int n, std::uint32_t needed, std::uint32_t flag) {
+    return vectors >> n & 1 && (flags & needed) == needed ? flag : 0;
+  };
+  std::uint32_t result = flags | flag(kG, kAligned, mul_ir ? kVectorIn : kPlanesIn) |
+                         // What is added to goes by single elements.
+                         flag(kResults + kG, kAligned | kFirst, mul_ir ? kVectorOut : kPlanesOut) |
+                         flag(kW, kWeighted | kWeightAligned, kVectorW) |
+                         flag(kTangents + kW, kWeighted | kWeightAligned, kVectorTangentW) |
+                         flag(kResults + kW, kWeighted | kWeightAligned, kVectorResultW);
+  if (flags & kWeighted) result |= (tangent_of_weights ? kTangentWeighted : 0) | (want_weights ? kWantWeight : 0);
+  return result;
+}
 
 // A lane holds packs of adjacent channels: 16 bytes, or half where all operands and results of a path would not fit
 // the registers. Of small degrees it holds several: in the backward as many as do not spill, elsewhere as many as do
@@ -73,6 +96,14 @@ constexpr int channels_of_pack(int size, bool dual) { return 16 / size / (dual ?
 constexpr int packs_of_lane(int size, bool dual, bool backward, int degree, int l1) {
   if (size != 4 || dual || degree > 3) return 1;
   return l1 == 0 ? 4 : l1 == 1 && !backward ? 2 : 1;
+}
+
+// Of those, in a kernel for one plan, where so many fill a segment: as many as divide them. More than two do not fit
+// the registers of its backward.
+constexpr int packs_of_slice(int packs, int most, bool backward) {
+  most = backward ? std::min(most, 2) : most;
+  while (packs % most) --most;
+  return most;
 }
 
 // Lanes that share a row: their packs are a cache line. Of duals, twice the lanes hold half the rows a warp, and shared
@@ -100,239 +131,70 @@ constexpr bool has_channel_kernel(Dtype dtype, int degree, bool dual) {
   return dtype == Dtype::float64 && degree <= kSmallDegree && !dual;
 }
 
-enum class Kernel { general, reduce, forward, backward };
-
-struct Launch {
-  Kernel kernel;
-  Slot slot;  // general
-  Dtype dtype;
-  bool dual;
-  bool partial;  // general: writes partial sums over rows
-  int degree;    // forward, backward: largest degree of the kernel
-  std::int64_t grid;
-  int block, shared;
-  SlotArguments slot_arguments;
-  ReduceArguments reduce;
-  ChannelArguments channel_arguments;
-
-  std::string name() const {
-    static constexpr const char* kSlot[] = {"x", "y", "w", "g"};
-    static constexpr const char* kDtype[] = {"f32", "f64", "f16", "bf16"};
-    const std::string dtype_name = kDtype[static_cast<int>(dtype)], prefix = "eqk_tensor_product_";
-    switch (kernel) {
-      case Kernel::reduce:
-        return prefix + "reduce_" + dtype_name;
-      case Kernel::general:
-        return prefix + "general_" + kSlot[slot] + (partial ? "_partial" : "") + (dual ? "_dual_" : "_") + dtype_name;
-      default:
-        return prefix + (kernel == Kernel::forward ? "forward" : "backward") + (dual ? "_dual_" : "_") + dtype_name +
-               "_l" + std::to_string(degree);
-    }
-  }
-
-  const void* argument() const {
-    switch (kernel) {
-      case Kernel::reduce:
-        return &reduce;
-      case Kernel::general:
-        return &slot_arguments;
-      default:
-        return &channel_arguments;
-    }
-  }
-  std::size_t argument_size() const {
-    switch (kernel) {
-      case Kernel::reduce:
-        return sizeof(reduce);
-      case Kernel::general:
-        return sizeof(slot_arguments);
-      default:
-        return sizeof(channel_arguments);
-    }
-  }
-};
-
-inline constexpr std::int64_t kMaxGrid = (std::int64_t{1} << 31) - 1;
-
-inline std::int64_t accumulator_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
-
-// How many partial sums the gradient of shared weights takes: a function of the problem alone, so that results do not
-// depend on the device.
-inline std::int64_t weight_parts(const Problem& problem) {
-  if (!problem.out[kW].data || problem.plan->weights != Weights::shared) return 0;
-  constexpr std::int64_t kPartialBytes = 32 << 20, kRowsPerPart = 16, kMaxParts = 1024;
-  const std::int64_t bytes = std::max<std::int64_t>(1, problem.plan->weight_numel * accumulator_size(problem.dtype));
-  return std::clamp<std::int64_t>(std::min(problem.rows / kRowsPerPart, kPartialBytes / bytes), 1, kMaxParts);
+// The block with so many warps. `most`: the kernel's degree.
+inline ChannelLayout channel_layout(const ChannelView& view, const Tables::Channels& plan, int size, int most,
+                                    bool dual, bool backward, int warps, bool lane_sums) {
+  const int team = lanes_of_team(dual), parts = dual ? 2 : 1, unit = 16 / size;
+  const auto narrow = [](std::int64_t n) {
+    return static_cast<std::int32_t>(std::min<std::int64_t>(n, std::numeric_limits<std::int32_t>::max()));
+  };
+  ChannelLayout to{};
+  to.threads = 32 * warps;
+  to.rows = to.threads / team;
+  to.padded_rows = (to.rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
+  to.lane_sums = lane_sums;
+  to.shared_dim = view.shared_dim;
+  // An odd number of 16-byte units: the rows of a warp that spans several start in different banks.
+  to.m_stride = view.m_size / unit % 2 ? view.m_size : view.m_size + unit;
+  to.s_stride = to.padded_rows + 4;  // columns begin in different banks
+  // In whole vectors.
+  to.sums_size = backward ? (view.shared_dim * (lane_sums ? kSumStride * warps : to.rows) + 3) / 4 * 4 : 0;
+  to.stage_of_lane = channels_of_pack(size, dual) * (2 * plan.staged_degree + 1);
+  to.x_of_lane = backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0;
+  std::int64_t bytes = 0;
+  const auto take = [&](std::int64_t more) {
+    const std::int32_t begin = narrow(bytes);
+    bytes += (more + 15) / 16 * 16;
+    return begin;
+  };
+  take(4ll * view.word_count);
+  to.pointers = take(1ll * to.rows * kRowPointers * 8);
+  to.s = take(1ll * parts * view.shared_dim * to.s_stride * size);
+  to.m = take(1ll * parts * to.padded_rows * to.m_stride * size);
+  to.sums = take(1ll * to.sums_size * size);
+  to.stage = take(1ll * to.threads * to.stage_of_lane * size);
+  to.x = take(1ll * to.threads * to.x_of_lane * size);
+  to.bytes = narrow(bytes);
+  return to;
 }
 
-// Of the scratch memory that the launches of a problem share.
-inline std::int64_t scratch_bytes(const Problem& problem) {
-  return weight_parts(problem) * problem.plan->weight_numel * accumulator_size(problem.dtype);
-}
-
-// Chooses the launches of a problem.
-class Launches {
- public:
-  // `base`: where the bytes of the tables lie; `partial` holds scratch_bytes(problem).
-  Launches(const Problem& problem, const Tables& tables, const void* base, void* partial)
-      : problem_(problem), tables_(tables), base_(base), partial_(partial) {}
-
-  // In stream order.
-  std::vector<Launch> all() {
-    bool by_channels[kSlots] = {};
-    if (problem_.rows > 0) {
-      // The gradient of shared weights sums over rows; no row of a channel kernel owns it.
-      const bool gradients[] = {problem_.out[kX].data != nullptr, problem_.out[kY].data != nullptr,
-                                problem_.out[kW].data && problem_.plan->weights != Weights::shared};
-      const bool any = gradients[kX] || gradients[kY] || gradients[kW], out = problem_.out[kG].data;
-      if (any && channels(Kernel::backward, problem_.dual, problem_.in[kG].value, false)) {
-        std::copy(std::begin(gradients), std::end(gradients), by_channels);
-        by_channels[kG] = out && problem_.dual;
-        // The gradients are linear in g: its tangent contributes as g itself does without tangents.
-        if (problem_.dual && problem_.in[kG].tangent) channels(Kernel::backward, false, problem_.in[kG].tangent, true);
-      }
-      if (out && !by_channels[kG]) by_channels[kG] = channels(Kernel::forward, problem_.dual, nullptr, false);
-    }
-    for (const Slot slot : {kX, kY, kW, kG})
-      if (problem_.out[slot].data && !by_channels[slot]) general(slot);
-    return std::move(result_);
-  }
-
- private:
-  const Problem& problem_;
-  const Tables& tables_;
-  const void* base_;
-  void* partial_;
-  std::vector<Launch> result_;
-
-  static constexpr int kThreads = 128;
-
-  static std::int64_t blocks(std::int64_t threads) { return std::min(kMaxGrid, (threads + kThreads - 1) / kThreads); }
-
-  Launch& add(Kernel kernel) {
-    Launch& launch = result_.emplace_back();
-    launch.kernel = kernel;
-    launch.dtype = problem_.dtype;
-    launch.block = kThreads;
-    return launch;
-  }
-
-  void general(Slot slot) {
-    const std::int64_t columns[kSlots] = {problem_.plan->dim[0], problem_.plan->dim[1], problem_.plan->weight_numel,
-                                          problem_.plan->dim[2]};
-    const std::int64_t parts = slot == kW ? weight_parts(problem_) : 0;
-    const std::int64_t threads = (parts ? parts : problem_.rows) * columns[slot];
-    if (threads == 0) return;
-    Launch& launch = add(Kernel::general);
-    launch.slot = slot;
-    launch.dual = problem_.dual;
-    launch.partial = parts > 0;
-    launch.grid = blocks(threads);
-    SlotArguments& a = launch.slot_arguments;
-    a.table = tables_.general_at(base_);
-    std::copy(problem_.in.begin(), problem_.in.end(), a.in);
-    a.out = parts ? partial_ : problem_.out[slot].data;
-    a.out_stride = problem_.out[slot].stride;
-    a.columns = Divisor(columns[slot]);
-    a.rows = problem_.rows;
-    a.parts = parts;
-    if (!parts) return;
-    a.rows_of_part = a.rows / parts;
-    a.longer_parts = a.rows % parts;
-    Launch& reduce = add(Kernel::reduce);
-    reduce.grid = blocks(columns[slot]);
-    reduce.reduce = {partial_, problem_.out[kW].data, parts, columns[slot]};
-  }
-
-  // Adds the launch of a channel kernel, if one runs the problem. `g`: the cotangent, for backward.
-  bool channels(Kernel kernel, bool dual, const void* g, bool add_to_results) {
-    const Tables::Channels& plan = tables_.channels();
-    if (!plan.covered || !has_channel_kernel(problem_.dtype, plan.degree, dual)) return false;
-    const bool backward = kernel == Kernel::backward;
-    const int size = static_cast<int>(accumulator_size(problem_.dtype));
-    Launch launch{};
-    launch.kernel = kernel;
-    launch.dtype = problem_.dtype;
-    launch.dual = dual;
-    launch.degree = plan.degree <= kSmallDegree ? kSmallDegree : EQK_LMAX;
-    ChannelArguments& a = launch.channel_arguments;
-    a.view = tables_.channels_at(base_);
-    std::copy(problem_.in.begin(), problem_.in.end(), a.in);
-    if (plan.mirrored) std::swap(a.in[kX], a.in[kY]);
-    a.in[kG] = {g, nullptr, add_to_results ? problem_.in[kG].tangent_stride : problem_.in[kG].stride, 0};
-    if (backward) {
-      std::copy(problem_.out.begin(), problem_.out.end(), a.out);
-      if (plan.mirrored) std::swap(a.out[kX], a.out[kY]);
-      if (problem_.plan->weights == Weights::shared) a.out[kW] = {};
-      if (!dual) a.out[kG] = {};
-    } else {
-      a.out[kG] = problem_.out[kG];
-    }
-    a.rows = problem_.rows;
-    a.channel_mul_ir = problem_.plan->layout[plan.mirrored ? 1 : 0] == Layout::mul_ir;
-    a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
-    a.add = add_to_results;
-    for (int slot = 0; slot < kSlots; ++slot) {
-      const auto bit = [&](const void* base, std::int64_t stride, int n) {
-        const bool aligned = reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride * size % 16 == 0;
-        a.vectors |= static_cast<int>(base && aligned) << n;
-      };
-      bit(a.in[slot].value, a.in[slot].stride, slot);
-      bit(a.in[slot].tangent, a.in[slot].tangent_stride, kTangents + slot);
-      // What is added to existing results goes by single elements.
-      if (!add_to_results) bit(a.out[slot].data, a.out[slot].stride, kResults + slot);
-    }
-    // An odd number of 16-byte units: the rows of a warp that spans several start in different banks.
-    const int unit = 16 / size;
-    a.m_stride = a.view.m_size / unit % 2 ? a.view.m_size : a.view.m_size + unit;
-    for (int warps = kThreads / 32; warps > 0; warps /= 2) {
-      // Sums of each lane take less time, where they leave room for four blocks on sm_80.
-      a.lane_sums = true;
-      a.lane_sums = fit_rows(a, warps, size, launch.degree, dual, backward, plan) <= 40 << 10 || dual;
-      // Every architecture has more; four such blocks fit a multiprocessor of sm_90, with the KiB that each takes
-      // beside.
-      constexpr std::int64_t kMost = 56 << 10;
-      if (fit_rows(a, warps, size, launch.degree, dual, backward, plan) > kMost) continue;
-      launch.block = 32 * warps;
-      launch.shared = a.shared_memory.bytes;
-      launch.grid = std::min(kMaxGrid, (a.rows + a.block_rows - 1) / a.block_rows);
-      result_.push_back(launch);
-      return true;
-    }
-    return false;
-  }
-
-  // Sets the rows of a block of so many warps and its shared memory, and returns the bytes of that.
-  static std::int64_t fit_rows(ChannelArguments& a, int warps, int size, int most, bool dual, bool backward,
-                               const Tables::Channels& plan) {
-    const int team = lanes_of_team(dual);
-    const std::int64_t rows = warps * 32 / team, parts = dual ? 2 : 1;
-    const std::int64_t padded = (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
-    ChannelSharedMemory& to = a.shared_memory;
-    const auto narrow = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
-    to.rows = narrow(padded);
-    to.s_stride = narrow(padded + 4);  // columns begin in different banks
-    // In whole vectors.
-    to.sums_of_warp = backward ? (a.view.shared_dim * (a.lane_sums ? kSumStride : 32 / team) + 3) / 4 * 4 : 0;
-    to.stage_of_lane = channels_of_pack(size, dual) * (2 * plan.staged_degree + 1);
-    to.x_of_lane = narrow(backward ? parts * channel_tile(size, dual, backward, most, plan.channel_degree) : 0);
-    std::int64_t bytes = 0;
-    const auto take = [&](std::int64_t more) {
-      const auto begin = narrow(bytes);
-      bytes += (more + 15) / 16 * 16;
-      return begin;
+// The block with most warps; none where not even one fits.
+inline std::optional<ChannelLayout> channel_layout(const ChannelView& view, const Tables::Channels& plan, int size,
+                                                   int most, bool dual, bool backward) {
+  // Every architecture has more; four such blocks fit a multiprocessor of sm_90, with the KiB that each takes beside.
+  constexpr int kMost = 56 << 10;
+  for (int warps = 4; warps > 0; warps /= 2) {
+    const auto fitted = [&](bool lane_sums) {
+      return channel_layout(view, plan, size, most, dual, backward, warps, lane_sums);
     };
-    take(4ll * a.view.word_count);
-    to.pointers = take(rows * kRowPointers * 8);
-    to.s = take(parts * a.view.shared_dim * to.s_stride * size);
-    to.m = take(parts * padded * a.m_stride * size);
-    to.sums = take(1ll * warps * to.sums_of_warp * size);
-    to.stage = take(32ll * warps * to.stage_of_lane * size);
-    to.x = take(32ll * warps * to.x_of_lane * size);
-    to.bytes = narrow(bytes);
-    a.block_rows = narrow(rows);
-    return bytes;
+    // Sums of each lane take less time, where they leave room for four blocks on sm_80.
+    ChannelLayout layout = fitted(true);
+    if (!dual && layout.bytes > 40 << 10) layout = fitted(false);
+    if (layout.bytes <= kMost) return layout;
   }
+  return std::nullopt;
+}
+
+// A plan with channel kernels of its own.
+struct ListedPlan {
+  const char *name, *text;
+  int kernels;  // bit 2 * backward + dual
 };
+
+// A kernel of cuda_channels.cu. Plans: one, a type of cuda_plans.h, or those up to a degree.
+template <class T, int degree>
+struct AnyPlan;
+template <class Plans, bool backward, bool dual>
+const void* channel_kernel();
 
 }  // namespace eqk::tensor_product

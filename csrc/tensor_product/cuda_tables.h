@@ -109,6 +109,7 @@ struct alignas(16) DeviceChannelPath {
   // l1, in units of four numbers.
   std::uint32_t packed;
   static constexpr int kFlagBits = 15, kDegreeBits = 3, kMBits = 32 - kFlagBits - kDegreeBits;
+  EQK_HD constexpr int degree() const { return static_cast<int>(packed >> kFlagBits & ((1u << kDegreeBits) - 1)); }
 };
 static_assert(EQK_LMAX < 8, "the degree of a path has three bits");
 
