@@ -13,8 +13,6 @@ import ptxemu
 import torch
 import triton
 
-import eqk
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,8 +29,8 @@ def ptx_of(library: Path) -> list[str]:
 
 
 def library_path() -> Path:
-    """The CUDA library that was installed with eqk, if it was."""
-    return Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so"
+    """The CUDA library that was installed with eqk, if it was; eqk is not imported, which would load it."""
+    return Path(importlib.util.find_spec("eqk").origin).parent / "lib" / "libeqk_cuda.so"
 
 
 def listed_plans(library: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The CUDA kernels: compiled for every architecture, their PTX run in an emulator against the dense reference."""
 
+import math
 import os
 import re
 import shutil
@@ -127,6 +128,9 @@ def check(emulator, plan, dtype, dual, wanted=(True,) * 4, missing=(), rows=5, s
         if result is None:
             continue
         error = relative_error(from_storage(result, dtype), want)
+        # Products are of order one, and of few numbers the sums may all but cancel: one row has one gradient of a scalar.
+        if error < math.inf and want.numel():
+            error *= min(1.0, want.abs().max().item())
         assert error < ACCURACY[dtype], f"{SLOTS[slot]} of {plan} in {dtype}, dual {dual}: error {error:.1e}"
 
 
@@ -215,6 +219,7 @@ def test_only_what_is_wanted(emulator):
         check(emulator, plan, "float32", True, wanted=(*subset[::-1], True), missing=(*missing, 3), rows=2, seed=seed())
 
 
+KERNELS = ("forward", "forward_dual", "backward", "backward_dual")
 LISTED = (ROOT / "csrc" / "tensor_product" / "cuda_plans.txt").read_text().splitlines()
 SMALL = [case for case in CASES.values() if not case.problem]
 
@@ -240,9 +245,9 @@ def test_problems(emulator, name):
 
 
 def test_listed_plans_are_the_registrys():
-    names = [line.split()[0] for line in LISTED if re.match("[a-z]", line)]
+    names, kernels = zip(*(line.split(maxsplit=1) for line in LISTED if re.match("[a-z]", line)), strict=True)
     texts = [line.strip() for line in LISTED if line.startswith(" ")]
-    assert names
+    assert {word for words in kernels for word in words.split()} <= {"development", *KERNELS}
     assert texts == [str(CASES[name.replace("_", "-")].plan) for name in names]
 
 

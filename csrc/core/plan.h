@@ -131,7 +131,7 @@ class PlanParser {
   }
 
   void expect(std::string_view token) {
-    if (!accept(token)) fail("'" + std::string(token) + "'");
+    if (!accept(token)) fail(excerpt(token));
   }
 
   std::int64_t read_integer(std::int64_t limit, const char* what) {

@@ -63,8 +63,7 @@ struct ChannelArguments {
   ChannelLayout layout;
 };
 
-// The flags of a segment or of a path as a block knows them: `aligned` of the table's, bit n of `vectors` as in
-// ChannelArguments.
+// The flags of a segment or of a path, of which the table has `flags`; `vectors` as in ChannelArguments.
 EQK_HD constexpr int segment_flags(int flags, int vectors, bool mul_ir) {
   const auto flag = [&](int n, int of_mul_ir, int of_planes) {
     return vectors >> n & 1 && flags & kAligned ? mul_ir ? of_mul_ir : of_planes : 0;

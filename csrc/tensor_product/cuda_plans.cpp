@@ -1,5 +1,6 @@
 // Prints the tables of the plans that get channel kernels of their own as constants, and which these are: cuda_plans.h
 // of the build directory. usage: cuda_plans FILE NAME... > cuda_plans.h; FILE: see cuda_plans.txt, NAME: of plans in it
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdio>
@@ -8,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tensor_product/cuda_kernels.h"
@@ -30,8 +32,10 @@ void require(bool condition, const char* expected) {
 
 struct Listed {
   std::string name, text;
-  std::vector<std::string> kernels;
+  std::vector<int> kernels;  // 2 * backward + dual
 };
+
+constexpr std::string_view kKernels[] = {"forward", "forward_dual", "backward", "backward_dual"};
 
 std::vector<Listed> read(const char* path) {
   std::ifstream file(path);
@@ -46,14 +50,16 @@ std::vector<Listed> read(const char* path) {
     std::istringstream words(line);
     Listed& listed = result.emplace_back();
     words >> listed.name;
-    for (std::string word; words >> word;)
-      if (word != "development") listed.kernels.push_back(word);
+    for (std::string word; words >> word;) {
+      if (word == "development") continue;
+      const auto* const found = std::find(std::begin(kKernels), std::end(kKernels), word);
+      require(found != std::end(kKernels),
+              "expected development, forward, forward_dual, backward or backward_dual after a name");
+      listed.kernels.push_back(static_cast<int>(found - kKernels));
+    }
   }
   return result;
 }
-
-int backward_of(const std::string& kernel) { return kernel.starts_with("backward"); }
-int dual_of(const std::string& kernel) { return kernel.ends_with("dual"); }
 
 void print_plan(const std::string& name, const std::string& text) {
   const auto plan = eqk::cached_plan(text);
@@ -110,8 +116,13 @@ int main(int argc, char** argv) {
   if (argc < 2) return 1;
   const std::set<std::string> names(argv + 2, argv + argc);
   std::vector<Listed> plans;
-  for (Listed& plan : read(argv[1]))
-    if (names.contains(plan.name)) plans.push_back(std::move(plan));
+  try {
+    plans = read(argv[1]);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s: %s\n", argv[1], e.what());
+    return 1;
+  }
+  std::erase_if(plans, [&](const Listed& plan) { return !names.contains(plan.name); });
   std::printf(
       "#pragma once\n"
       "// Written by csrc/tensor_product/cuda_plans.cpp.\n"
@@ -127,12 +138,11 @@ int main(int argc, char** argv) {
   std::printf("}  // namespace plans\n\ninline constexpr std::array<ListedPlan, %zu> kListedPlans{{\n", plans.size());
   for (const Listed& plan : plans) {
     int kernels = 0;
-    for (const std::string& kernel : plan.kernels) kernels |= 1 << (2 * backward_of(kernel) + dual_of(kernel));
+    for (const int kernel : plan.kernels) kernels |= 1 << kernel;
     std::printf("    {\"%s\", \"%s\", %d},\n", plan.name.c_str(), plan.text.c_str(), kernels);
   }
   std::printf("}};\n\n// X(plan, backward, dual) for each kernel\n#define EQK_LISTED_KERNELS(X)");
   for (const Listed& plan : plans)
-    for (const std::string& kernel : plan.kernels)
-      std::printf(" X(%s, %d, %d)", plan.name.c_str(), backward_of(kernel), dual_of(kernel));
+    for (const int kernel : plan.kernels) std::printf(" X(%s, %d, %d)", plan.name.c_str(), kernel / 2, kernel % 2);
   std::printf("\n}  // namespace eqk::tensor_product\n");
 }
