@@ -57,13 +57,13 @@ def spread(a: np.ndarray | None, dtype: str, pad: int) -> np.ndarray | None:
 def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
     """Prepares a build, in ``directory``, of what the tests need and of the library, of ``source``, as it is installed."""
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
-    options |= {
+    options = {
         "EQK_TORCH_DIR": Path(torch.__file__).parent,
         "EQK_TEST_BINDINGS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.strip(),
         "EQK_CUDA_PLANS": ";".join(listed_plans(library_path())),
-    }
+    } | options
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     subprocess.run(
         ["cmake", "-S", source, "-B", directory, *generator, *(f"-D{k}={v}" for k, v in options.items())], check=True
