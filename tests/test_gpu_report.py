@@ -78,8 +78,8 @@ def test_occupancy(calculator, architecture):
 
 
 ROW = {
-    "problem": "p", "phase": "forward", "of_plan": "any", "compulsory": 20000.0, "arithmetic": 300.0, "read": 400.0, "written": 240.0,
-    "wavefronts": 100.0, "shuffles": 20.0, "sass_sm_90": 1000.0, "store_width": 16.0, "warps_sm_90": 16,
+    "problem": "p", "phase": "forward", "of_plan": "any", "compulsory": 20000.0, "arithmetic": 300.0, "read": 400.0,
+    "written": 240.0, "wavefronts": 100.0, "shuffles": 20.0, "sass_sm_90": 1000.0, "store_width": 16.0, "warps_sm_90": 16,
 }  # fmt: skip
 CHIP = {"architecture": "sm_90", "multiprocessors": 100, "lanes": 128, "clock": 2e9, "dram": 4e12, "l2": 8e12}
 
