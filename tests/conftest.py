@@ -1,4 +1,5 @@
 import platform
+import random
 import sys
 
 import pytest
@@ -25,6 +26,15 @@ def pytest_collection_modifyitems(config, items):
     if impossible:
         config.hook.pytest_deselected(items=impossible)
         items[:] = [item for item in items if item not in impossible]
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """The global generators, for tests that draw from them and for modules that initialise their weights."""
+    print(f"EQK_SEED={testing.seed()}")
+    rng, generator = testing.generators(f"{request.node.nodeid} global")
+    random.seed(rng.random())
+    torch.manual_seed(generator.initial_seed())
 
 
 @pytest.fixture

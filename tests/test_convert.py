@@ -3,7 +3,6 @@
 import copy
 import gc
 import io
-import os
 import pickle
 import random
 
@@ -12,14 +11,6 @@ import torch
 from e3nn import o3 as theirs
 
 import eqk
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    value = int(os.environ.get("EQK_SEED", random.randrange(2**31)))
-    print(f"EQK_SEED={value}")
-    torch.manual_seed(value)
-    return value
 
 
 class Block(torch.nn.Module):

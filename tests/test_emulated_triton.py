@@ -111,6 +111,13 @@ def test_registry(emulator, case, rng):
         check(emulator, plan, dtype, dual, tuple(s == slot for s in range(4)), rows=rows, seed=seed(), pad=pad)
 
 
+def test_lanes_agree(emulator):
+    """Every lane stores the same bits of a sum of bare products, though each could fuse its own product alone."""
+    text = "16x0e * 1x0e -> 16x0e [mul_ir,mul_ir,mul_ir] per_sample {0 0 0 uvu w 1.0}"
+    for dtype in ("float32", "float64"):
+        check(emulator, eqk.Plan.parse(text), dtype, False, (False, True, False, False), rows=16, seed=seed())
+
+
 def test_more_channels_than_lanes(emulator):
     """More channels and pairs of them than a tile is wide, so that blocks follow one another and the last is masked."""
     paths = ((0, 0, 0, "uuw", True, 0.8), (1, 1, 1, "uvu<v", True, 1.2), (1, 1, 0, "u<vw", True, -0.6))

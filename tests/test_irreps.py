@@ -9,18 +9,14 @@ import torch
 from e3nn import o3 as theirs
 
 import eqk
-from eqk import Irrep, Irreps, testing
+from eqk import Irrep, Irreps
 
 if not hasattr(theirs.Irreps, "filter"):
     pytest.skip("this e3nn's Irreps have no filter and no D_from_axis_angle", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("float64_default")
+
 TEXTS = ["", "0e", "3x1o+2x0e+0x2e+1x1o", "2x3e+1x0o+4x2o", "1e+1e+1o+0x0e+2e"]
-
-
-@pytest.fixture(autouse=True)
-def seed(float64_default):
-    random.seed(testing.seed())
-    torch.manual_seed(testing.seed())
 
 
 def rotations(n):

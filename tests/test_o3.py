@@ -25,15 +25,11 @@ MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
 
 
 @pytest.fixture(autouse=True)
-def seed():
-    value = int(os.environ.get("EQK_SEED", random.randrange(2**31)))
-    print(f"EQK_SEED={value}")
-    random.seed(value)
-    torch.manual_seed(value)
+def float64_default(seeded):
     # e3nn rounds its constants to the default dtype when it builds a module.
     torch.set_default_dtype(torch.float64)
     torch._dynamo.reset()
-    yield value
+    yield
     torch.set_default_dtype(torch.float32)
 
 

@@ -3,7 +3,6 @@
 import importlib
 import math
 import pickle
-import random
 
 import e3nn.o3
 import numpy as np
@@ -20,13 +19,6 @@ NORMALIZATIONS = ("integral", "component", "norm")
 E3NN_LMAX = 12
 # Relative to the norm of the result, for values and each order of derivatives.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    value = random.randrange(2**31)
-    print(f"seed {value}")
-    torch.manual_seed(value)
 
 
 @pytest.fixture(autouse=True)

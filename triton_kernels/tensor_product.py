@@ -641,6 +641,16 @@ def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.conste
 
 
 @triton.jit
+def _sum(a, axis: tl.constexpr):
+    """The sum over an axis, the same bits in every lane that holds it.
+
+    Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the other's,
+    so that two disagree, and which is stored is a race. A zero is added to fuse that product with: it costs nothing then.
+    """
+    return tl.sum(a + 0.0, axis=axis, keep_dims=True)
+
+
+@triton.jit
 def _own(block, S: tl.constexpr, M: tl.constexpr):
     """The channels of a program."""
     Index: tl.constexpr = tl.int64 if M.wide else tl.int32
@@ -678,7 +688,7 @@ def _section(tensors, results, row_mask, block, S: tl.constexpr, M: tl.constexpr
     for k in tl.static_range(d):
         value = acc[k]
         if S.reduce:
-            value = tl.sum(value, axis=1, keep_dims=True)
+            value = _sum(value, 1)
         tl.store(at + k * S.view.component, value.to(at.dtype.element_ty), mask=mask)
 
 
@@ -692,7 +702,7 @@ def _section_over_rows(
     for step in range(0, steps):
         rows = (row_block * steps + step) * M.R + tl.arange(0, M.R)[:, None].to(tl.int64)
         acc = _add(acc, _path(own, _at_rows(tensors, strides, rows, M), rows < rows_total, S, 0, M))
-    tl.store(result + S.view.offset + own, tl.sum(acc[0], axis=0, keep_dims=True), mask=own < S.extent)
+    tl.store(result + S.view.offset + own, _sum(acc[0], 0), mask=own < S.extent)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
