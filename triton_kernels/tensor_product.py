@@ -644,8 +644,8 @@ def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.conste
 def _sum(a, axis: tl.constexpr):
     """The sum over an axis, the same bits in every lane that holds it.
 
-    Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the other's,
-    so that two disagree, and which is stored is a race. A zero is added to fuse that product with: it costs nothing then.
+    Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the
+    other's: they disagree, and which is stored is a race. The zero is what that product is fused with, at no cost.
     """
     return tl.sum(a + 0.0, axis=axis, keep_dims=True)
 
