@@ -4,17 +4,15 @@ Run by test_triton.py in a process of its own, since TRITON_INTERPRET must be se
 """
 
 import random
-import time
 
 import pytest
 import torch
 
-from eqk import Plan
+from eqk import Plan, testing
 from eqk.reference import tensor_product as reference
 from eqk.triton_kernels import tensor_product as kernels
 
-SEED = time.time_ns() % 2**32
-print("seed", SEED)
+SEED = testing.seed()
 
 OPS = torch.ops.eqk_triton
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 import eqk.o3
-from eqk import Plan, dispatch
+from eqk import Plan, dispatch, testing
 from eqk.testing import CASES
 
 triton = pytest.importorskip("triton")
@@ -45,7 +45,7 @@ MEMBERS = {  # results, whether on dual numbers
 def test_interpreted():
     """interpreted_triton.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "interpreted_triton.py")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert process.returncode == 0, process.stdout + process.stderr
     assert " passed" in process.stdout
