@@ -21,16 +21,10 @@ if (theirs.wigner_3j(1, 2, 2) * o3.wigner_3j(1, 2, 2)).sum() < 0:
         "e3nn 0.4 has other signs in its Wigner 3j symbols (test_convert.py covers it)", allow_module_level=True
     )
 
+# e3nn rounds its constants to the default dtype when it builds a module.
+pytestmark = pytest.mark.usefixtures("float64_default")
+
 MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
-
-
-@pytest.fixture(autouse=True)
-def float64_default(seeded):
-    # e3nn rounds its constants to the default dtype when it builds a module.
-    torch.set_default_dtype(torch.float64)
-    torch._dynamo.reset()
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def random_product(compile_right=False, **kwargs):

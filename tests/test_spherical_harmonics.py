@@ -13,20 +13,14 @@ import eqk
 import eqk.o3
 from eqk import reference
 
+pytestmark = pytest.mark.usefixtures("float64_default")
+
 OP = torch.ops.eqk.spherical_harmonics
 BACKWARD = torch.ops.eqk.spherical_harmonics_backward
 NORMALIZATIONS = ("integral", "component", "norm")
 E3NN_LMAX = 12
 # Relative to the norm of the result, for values and each order of derivatives.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-
-
-@pytest.fixture(autouse=True)
-def float64_default():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def close(actual, expected, tolerance=TOLERANCE[torch.float64]):
