@@ -645,7 +645,8 @@ def _sum(a, axis: tl.constexpr):
     """The sum over an axis, the same bits in every lane that holds it.
 
     Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the
-    other's: they disagree, and which is stored is a race. The zero is what that product is fused with, at no cost.
+    other's: they disagree, and which is stored is a race. The zero is what that product is fused with; where ``a`` is
+    none, it costs an addition.
     """
     return tl.sum(a + 0.0, axis=axis, keep_dims=True)
 
