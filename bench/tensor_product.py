@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 from tabulate import tabulate
@@ -32,6 +33,7 @@ import eqk
 from eqk.testing import CASES, TOLERANCES, Case, random_operands, relative_error
 
 PHASES = ("forward", "backward", "double")
+STANDARD = ("mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5")
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -140,23 +142,17 @@ def ceilings(clock, device: str) -> tuple[float, float]:
     return 8 * a.numel() / copy, n**3 / product
 
 
-def bench(case: Case, args, clock, limits) -> list[list]:
-    generator = torch.Generator().manual_seed(0)
-    operands = random_operands(case.plan, args.rows, torch.float32, generator, args.device)
-    g = torch.randn(args.rows, case.plan.irreps_out.dim, generator=generator).to(args.device)
-    directions = [torch.randn(t.shape, generator=generator).to(args.device) for t in operands if t is not None]
-    functions, refused = {}, {}
-    for name in ["eqk", *args.providers]:
-        try:
-            functions[name] = provider(name, case, args.device)
-        except (ImportError, ValueError) as error:
-            refused[name] = str(error)
-    if "e3nn" in functions:
-        for phase in PHASES[:2]:
-            results = [phase_function(phase, functions[n], operands, g, directions)() for n in ("eqk", "e3nn")]
-            worst = max(relative_error(a, b) for a, b in zip(*results, strict=True))
-            if worst > 2 * TOLERANCES[torch.float32][1]:
-                sys.exit(f"{case.name}: {phase} of eqk differs from e3nn by {worst:.1e}")
+def checked(case: Case, functions: dict, operands, g, directions) -> None:
+    """Value and gradients of eqk against e3nn."""
+    for phase in PHASES[:2]:
+        results = [phase_function(phase, functions[n], operands, g, directions)() for n in ("eqk", "e3nn")]
+        worst = max(relative_error(a, b) for a, b in zip(*results, strict=True))
+        if worst > 2 * TOLERANCES[torch.float32][1]:
+            sys.exit(f"{case.name}: {phase} of eqk differs from e3nn by {worst:.1e}")
+
+
+def timed(case: Case, functions: dict, operands, g, directions, floors: dict[str, float], args, clock) -> list[list]:
+    """A row of the table for each phase: medians of ``functions`` by name, of which eqk is one. floors: in seconds."""
     rows = []
     for phase in args.phases:
         timers = {}
@@ -166,7 +162,7 @@ def bench(case: Case, args, clock, limits) -> list[list]:
                 for _ in range(3):
                     run()
             except (RuntimeError, ValueError) as error:
-                refused[f"{name} {phase}"] = str(error).splitlines()[0]
+                print(f"{case.name}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
                 continue
             timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
         times = {name: [] for name in timers}
@@ -175,42 +171,53 @@ def bench(case: Case, args, clock, limits) -> list[list]:
                 times[name].append(timer.timeit(args.calls).mean)
         medians = {name: statistics.median(t) for name, t in times.items()}
         base = medians.get("e3nn")
-        need = counts(case)[phase]
-        floor = args.rows * max(need[0] / limits[0], need[1] / limits[1])
         row = [case.name, phase, torch.get_num_threads() if args.device == "cpu" else args.device]
         for name in ["eqk", *args.providers]:
             t = medians.get(name)
             ratio = f" ({base / t:.1f}x)" if t and base and name != "e3nn" else ""
             row.append(f"{1e3 * t:.2f}{ratio}" if t else "-")
-        rows.append([*row, f"{1e3 * floor:.2f}", f"{100 * floor / medians['eqk']:.0f} %"])
-    for name, reason in refused.items():
-        print(f"{case.name}: {name}: {reason}", file=sys.stderr)
+        rows.append([*row, f"{1e3 * floors[phase]:.2f}", f"{100 * floors[phase] / medians['eqk']:.0f} %"])
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    standard = ["mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5"]
-    standard += ["depthwise-1", "depthwise-3", "depthwise-8"]  # few channels
-    parser.add_argument("--cases", nargs="+", default=standard, choices=sorted(CASES), metavar="CASE")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device)
-    parser.add_argument("--rows", type=int, help="2000 on the CPU, 50000 on a GPU")
-    parser.add_argument("--calls", type=int, help="in a round: 1 on the CPU, 20 on a GPU")
+def bench(case: Case, args, clock, limits) -> list[list]:
+    generator = torch.Generator().manual_seed(0)
+    operands = random_operands(case.plan, args.rows, torch.float32, generator, args.device)
+    g = torch.randn(args.rows, case.plan.irreps_out.dim, generator=generator).to(args.device)
+    directions = [torch.randn(t.shape, generator=generator).to(args.device) for t in operands if t is not None]
+    functions = {}
+    for name in ["eqk", *args.providers]:
+        try:
+            functions[name] = provider(name, case, args.device)
+        except (ImportError, ValueError) as error:
+            print(f"{case.name}: {name}: {error}", file=sys.stderr)
+    if "e3nn" in functions:
+        checked(case, functions, operands, g, directions)
+    need = counts(case)
+    floors = {phase: args.rows * max(need[phase][0] / limits[0], need[phase][1] / limits[1]) for phase in PHASES}
+    return timed(case, functions, operands, g, directions, floors, args, clock)
+
+
+def add_arguments(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None:
+    """What the benchmarks of tensor products have in common."""
+    parser.add_argument("--cases", nargs="+", default=cases, choices=sorted(CASES), metavar="CASE")
     parser.add_argument("--threads", type=int, nargs="+", help="1 2 on the CPU")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
-    choices = ["e3nn", "e3nn-compile", "cuet-mul_ir", "cuet-ir_mul"]
-    parser.add_argument("--providers", nargs="+", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--malloc", default="kept", choices=["kept", "default", "hint"])
-    args = parser.parse_args()
-    on_cpu = args.device == "cpu"
-    args.rows, args.calls = args.rows or (2000 if on_cpu else 50_000), args.calls or (1 if on_cpu else 20)
-    if args.malloc == "kept" and any(os.environ.get(k) != v for k, v in KEPT_MEMORY.items()):
+
+
+def keep_memory(malloc: str) -> None:
+    """Runs this script again in the environment that ``malloc`` names, if it is not that already."""
+    if malloc == "kept" and any(os.environ.get(k) != v for k, v in KEPT_MEMORY.items()):
         sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, **KEPT_MEMORY}).returncode)
-    if args.malloc == "hint":
+    if malloc == "hint":
         eqk.keep_memory()
-    table = []
+
+
+def print_table(args, bench_case: Callable) -> None:
+    """``bench_case(case, args, clock, limits)`` for each case and number of threads."""
+    on_cpu, table = args.device == "cpu", []
     for threads in args.threads or ([1, 2] if on_cpu else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
         # CPU time of one thread does not count what other programs take from a shared machine.
@@ -219,10 +226,26 @@ def main() -> None:
         rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
         print(f"{f'{threads} thread(s)' if on_cpu else args.device}: {rates}", file=sys.stderr)
         for name in args.cases:
-            table += bench(CASES[name], args, clock, limits)
+            table += bench_case(CASES[name], args, clock, limits)
     names = [f"{name} ms" for name in ["eqk", *args.providers]]
     headers = ["case", "phase", "threads" if on_cpu else "device", *names, "floor ms", "of floor"]
     print(tabulate(table, headers=headers, tablefmt="github"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, [*STANDARD, "depthwise-1", "depthwise-3", "depthwise-8"])  # the last have few channels
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--rows", type=int, help="2000 on the CPU, 50000 on a GPU")
+    parser.add_argument("--calls", type=int, help="in a round: 1 on the CPU, 20 on a GPU")
+    choices = ["e3nn", "e3nn-compile", "cuet-mul_ir", "cuet-ir_mul"]
+    parser.add_argument("--providers", nargs="+", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
+    args = parser.parse_args()
+    on_cpu = args.device == "cpu"
+    args.rows, args.calls = args.rows or (2000 if on_cpu else 50_000), args.calls or (1 if on_cpu else 20)
+    keep_memory(args.malloc)
+    print_table(args, bench)
 
 
 if __name__ == "__main__":

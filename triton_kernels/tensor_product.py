@@ -807,7 +807,7 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
     operands = _prepared(op, v, g, t, text)
     x = operands[0]
     rows = x.shape[0]
-    shapes = _shapes(v, text)
+    shapes = _shapes(v, (text,))
     slots = [n for n in range(4) if wanted[n] and shapes[n] is not None]
     results = [x.new_empty(shapes[n] if n in slots else (0,)) for n in range(4)]
     shared = Plan.parse(text).weights == "shared"

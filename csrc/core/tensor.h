@@ -66,8 +66,15 @@ inline Tensor with_adjacent_columns(const Tensor& t) {
   return t.numel() == 0 || t.size(last) == 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
 }
 
-// Uninitialised and contiguous, of the device and dtype of another; on the CPU from kept memory where some is kept.
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
+inline int64_t element_bytes(ScalarType type) {
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
+// Uninitialised and contiguous, of a floating dtype and the device of another tensor, and of its dtype if none is
+// given; on the CPU from kept memory where some is kept.
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  const ScalarType type = dtype.value_or(like.scalar_type());
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(size.begin(), size.size());
   if (like.device().is_cpu()) {
     std::vector<int64_t> strides(size.size());
@@ -75,17 +82,17 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size) {
     bool fits = true;  // rows of an expanded tensor take no memory, so there may be any number of them
     for (std::size_t d = size.size(); d-- > 0; fits = fits && !__builtin_mul_overflow(numel, sizes[d], &numel))
       strides[d] = numel;
-    fits = fits && !__builtin_mul_overflow(numel, static_cast<int64_t>(like.element_size()), &bytes);
+    fits = fits && !__builtin_mul_overflow(numel, element_bytes(type), &bytes);
     if (void* const data = fits ? KeptMemory::instance().take(static_cast<std::size_t>(bytes)) : nullptr)
-      return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type(),
+      return torch::stable::from_blob(data, sizes, strides, like.device(), type,
                                       [](void* p) { KeptMemory::instance().give_back(p); });
   }
   try {
-    return torch::stable::new_empty(like, sizes);
+    return torch::stable::new_empty(like, sizes, type);
   } catch (const std::exception&) {  // the text that reaches this side names the function of torch and no reason
     std::string shape;
     for (const int64_t n : size) shape += (shape.empty() ? "" : ", ") + std::to_string(n);
-    fail("eqk: out of memory: could not allocate a result of shape [", shape, "] and dtype ", like.scalar_type());
+    fail("eqk: out of memory: could not allocate a result of shape [", shape, "] and dtype ", type);
   }
 }
 

@@ -6,9 +6,16 @@
 #define EQK_ISA host
 #include "core/cpu_dispatch.h"
 #include "core/lanes.h"
+#include "tensor_product/cpu_weight_parts.h"
 #include "tensor_product/op.h"
 
 namespace eqk::tensor_product {
+
+RowsKernel rows_kernel() {
+  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  return kernel;
+}
+
 namespace {
 
 struct CpuPlan {
@@ -21,22 +28,10 @@ std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
   return cached(&plan, [&] { return CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)}; });
 }
 
-void reduce_partials(Dtype dtype, const void* partial, std::int64_t parts, std::int64_t numel, void* out) {
-  with_types(dtype, [&]<class T, class Storage>(T, Storage) {
-    parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t q = begin; q < end; ++q) {
-        T sum = 0;
-        for (std::int64_t p = 0; p < parts; ++p) sum += static_cast<const T*>(partial)[p * numel + q];
-        static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
-      }
-    });
-  });
-}
-
 constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own block, so threads split where kernels do
 
 void launch(const Problem& problem, const Tensor& like) {
-  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  const RowsKernel kernel = rows_kernel();
   // Rows without columns take no memory: there may be more of them than anyone can wait for.
   if (std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; })) return;
   const auto lowering = cached_lowering(*problem.plan);
@@ -62,21 +57,13 @@ void launch(const Problem& problem, const Tensor& like) {
     parallel_for(tasks(blocks), 1, [&](std::int64_t begin, std::int64_t end) { run(begin, end, nullptr); });
     return;
   }
-  // The gradient of shared weights sums over rows. Its partial sums are cut by the number of rows alone, never by the
-  // number of threads, so that the result is the same bits for any number of threads.
-  constexpr std::int64_t kPartialBytes = 32 << 20, kMaxParts = 16;
-  const std::int64_t numel = problem.plan->weight_numel;
-  const std::int64_t size = problem.dtype == Dtype::float64 ? 8 : 4;
-  const std::int64_t parts =
-      std::clamp<std::int64_t>(std::min(blocks, kPartialBytes / std::max<std::int64_t>(1, numel * size)), 1, kMaxParts);
-  const Tensor scratch =
-      torch::stable::new_zeros(like, {parts, numel}, size == 8 ? ScalarType::Double : ScalarType::Float);
-  char* const partial = static_cast<char*>(scratch.mutable_data_ptr());
+  const std::int64_t parts = WeightParts::count(problem.dtype, problem.plan->weight_numel, blocks);
+  const WeightParts sums(problem.dtype, problem.plan->weight_numel, parts, like);
   parallel_for(tasks(parts), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < std::min(end, parts); ++p)
-      run(blocks * p / parts, blocks * (p + 1) / parts, partial + p * numel * size);
+      run(blocks * p / parts, blocks * (p + 1) / parts, sums.of(p));
   });
-  reduce_partials(problem.dtype, partial, parts, numel, problem.out[kW].data);
+  sums.reduce(problem.out[kW].data);
 }
 
 }  // namespace

@@ -6,8 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/aligned.h"
-#include "tensor_product/cpu_channels.h"
+#include "tensor_product/cpu_channel_staging.h"
 #include "tensor_product/cpu_kernels.h"
 
 namespace eqk::tensor_product {
@@ -18,9 +17,6 @@ class ChannelLanes {
   static constexpr int W = kWidth<T>;
   using V = Vector<T, W>;
   using R = Vector<T, kRows>;
-  // Below this a result probably still is in a cache when it is read; above, storing past the caches saves reading it
-  // first.
-  static constexpr std::int64_t kStreamBytes = 8 << 20;
 
  public:
   // Whether this kernel is right for the problem, and better than the general one.
@@ -40,28 +36,23 @@ class ChannelLanes {
     const bool forward = !problem.dual && !problem.in[kG].value;
     std::int64_t pairs = 0;
     for (const auto& p : plan_.paths) {
-      const ChannelKernels<T>& k = kernels_of(p);
+      const ChannelKernels<T>& k = kernels_of<T>(p);
       steps_.push_back({&p, k.couple, forward ? k.forward : problem.dual ? k.dual : k.backward, pairs});
       pairs += k.pairs;
     }
-    Arena sizes{nullptr}, arena{nullptr};
     T *ones, *zeros;
-    for (Arena* a : {&sizes, &arena}) {
-      if (a == &arena) {
-        memory_ = aligned_array<std::byte>(sizes.used);
-        arena = {memory_.get()};
-      }
-      m_ = a->template take<R>(duals * pairs);
-      c_ = a->template take<T>(duals * plan_.c_size);
-      shared_ = a->template take<R>(duals * s_dim_);
-      gs_ = a->template take<V>(gs ? padded(kRows * s_dim_) : 0);
-      row_.gc = a->template take<T>(gc ? plan_.c_size : 0);
-      row_.out_scratch = a->template take<T>(out ? plan_.out_size : 0);
-      row_.g_buffer = a->template take<T>(gs ? row : 0);
-      row_.wc_buffer = a->template take<T>(gs ? row : 0);
-      row_.ones = ones = a->template take<T>(plan_.max_channels);
-      row_.zeros = zeros = a->template take<T>(plan_.max_channels);
-    }
+    memory_ = arena_memory([&](Arena& a) {
+      m_ = a.template take<R>(duals * pairs);
+      c_ = a.template take<T>(duals * plan_.c_size);
+      shared_ = a.template take<R>(duals * s_dim_);
+      gs_ = a.template take<V>(gs ? padded(kRows * s_dim_) : 0);
+      row_.gc = a.template take<T>(gc ? plan_.c_size : 0);
+      row_.out_scratch = a.template take<T>(out ? plan_.out_size : 0);
+      row_.g_buffer = a.template take<T>(gs ? row : 0);
+      row_.wc_buffer = a.template take<T>(gs ? row : 0);
+      row_.ones = ones = a.template take<T>(plan_.max_channels);
+      row_.zeros = zeros = a.template take<T>(plan_.max_channels);
+    });
     std::fill_n(ones, plan_.max_channels, T{1});
     std::fill_n(zeros, plan_.max_channels, T{0});
 
@@ -91,24 +82,13 @@ class ChannelLanes {
         for (const Step& s : steps_) s.kernel(*s.path, row_, m + s.m * kRows, mt + s.m * kRows);
         finish(row + e);
       }
-      if (gs_) reduce_shared(row, rows);
+      // Rows of gs are adjacent in the result too.
+      if (gs_) reduce_lanes<T>(gs_, rows * s_dim_, row_of_result(s_slot_, row));
     }
     stream_fence();
   }
 
  private:
-  // Hands out aligned pieces; with a null base it only adds up their sizes.
-  struct Arena {
-    std::byte* base;
-    std::size_t used = 0;
-    template <class U>
-    U* take(std::int64_t count) {
-      U* const p = base && count ? reinterpret_cast<U*>(base + used) : nullptr;
-      used += (static_cast<std::size_t>(count) * sizeof(U) + 63) / 64 * 64;
-      return p;
-    }
-  };
-
   const Problem& problem_;
   const ChannelPlan& plan_;
   T* weight_partial_;
@@ -135,40 +115,8 @@ class ChannelLanes {
            problem_.rows * columns * static_cast<std::int64_t>(sizeof(T)) >= kStreamBytes;
   }
 
-  static const ChannelKernels<T>& kernels_of(const ChannelPath& p) {
-    const ChannelKernels<T>* k = nullptr;
-    unroll<EQK_LMAX + 1>([&](auto l) {
-      if (p.lc == l) k = &channel_kernels<T, l>()[p.ls][p.lo];
-    });
-    return *k;
-  }
-
-  template <class F>
-  static void with_components(int l, F&& f) {
-    unroll<EQK_LMAX + 1>([&](auto degree) {
-      if (l == degree) f(constant<2 * degree + 1>{});
-    });
-  }
-
   static const T* row_of(const void* base, std::int64_t stride, std::int64_t row) {
     return static_cast<const T*>(base) + row * stride;
-  }
-
-  void stage_channels(const T* from, T* to) {
-    const bool mul_ir = problem_.plan->layout[c_slot_] == Layout::mul_ir;
-    for (const auto& s : plan_.c_segments)
-      with_components(s.l, [&](auto d) {
-        for (std::int64_t u = 0; u < s.pitch; u += W) {
-          V v[d];
-          const std::int64_t n = s.mul - u;
-          prefetch<d>(from + s.memory.offset + u * d);
-          if (n > 0)
-            load_channels<d, T, W>(from + s.memory.offset + u * s.memory.channel, mul_ir, s.mul, n < W ? n : W, v);
-          else
-            for (V& zero : v) zero = V{};
-          for (int i = 0; i < d; ++i) store<T, W>(to + s.scratch + u * d + i * W, v[i]);
-        }
-      });
   }
 
   void stage_shared(const void* base, std::int64_t stride, std::int64_t row, int rows, R* to) {
@@ -195,11 +143,12 @@ class ChannelLanes {
 
   void stage(std::int64_t row, int e) {
     const Operand &c = problem_.in[c_slot_], &w = problem_.in[kW], &g = problem_.in[kG];
-    stage_channels(row_of(c.value, c.stride, row), c_);
+    const bool mul_ir = problem_.plan->layout[c_slot_] == Layout::mul_ir;
+    tensor_product::stage(plan_.c_segments, row_of(c.value, c.stride, row), mul_ir, c_);
     if (problem_.dual) {
       T* const tangent = c_ + plan_.c_size;
       if (c.tangent)
-        stage_channels(row_of(c.tangent, c.tangent_stride, row), tangent);
+        tensor_product::stage(plan_.c_segments, row_of(c.tangent, c.tangent_stride, row), mul_ir, tangent);
       else
         for (std::int64_t q = 0; q < plan_.c_size; ++q) tangent[q] = 0;
     }
@@ -218,23 +167,6 @@ class ChannelLanes {
     return r.data ? static_cast<T*>(r.data) + row * r.stride : nullptr;
   }
 
-  void unstage(const std::vector<PaddedSegment>& segments, const T* from, T* to, bool mul_ir, bool streamed) {
-    for (const auto& s : segments)
-      with_components(s.l, [&](auto d) {
-        const T* const f = from + s.scratch;
-        for (std::int64_t u = 0; u < s.mul; u += W) {
-          V v[d];
-          for (int i = 0; i < d; ++i) v[i] = load<T, W>(f + u * d + i * W);
-          const std::int64_t n = s.mul - u < W ? s.mul - u : W;
-          store_channels<d, T, W>(to + s.memory.offset + u * s.memory.channel, mul_ir, s.mul, n, v, streamed && n == W);
-        }
-      });
-  }
-
-  static void clear(const std::vector<std::pair<std::int64_t, std::int64_t>>& ranges, T* row) {
-    for (const auto& [offset, size] : ranges) std::fill_n(row + offset, size, T{});
-  }
-
   void finish(std::int64_t row) {
     const auto& layout = problem_.plan->layout;
     if (row_.out) {
@@ -245,19 +177,6 @@ class ChannelLanes {
       T* const to = row_of_result(c_slot_, row);
       unstage(plan_.c_segments, row_.gc, to, layout[c_slot_] == Layout::mul_ir, stream_gc_);
       clear(plan_.c_untouched, to);
-    }
-  }
-
-  // Rows of gs are adjacent in the result too: W sums over lanes at a time, by one transposition.
-  void reduce_shared(std::int64_t row, int rows) {
-    T* const to = row_of_result(s_slot_, row);
-    const std::int64_t count = rows * s_dim_;
-    for (std::int64_t q = 0; q < count; q += W) {
-      V tile[W], sum{};
-      for (int r = 0; r < W; ++r) tile[r] = gs_[q + r];
-      transpose<T, W>(tile);
-      for (int r = 0; r < W; ++r) sum += tile[r];
-      store_n<T, W>(to + q, sum, count - q < W ? count - q : W);
     }
   }
 };

@@ -14,8 +14,12 @@ struct Table {
       unroll<EQK_LMAX + 1>([&](auto lo) {
         if constexpr (lo >= (lc > ls ? lc - ls : ls - lc) && lo <= lc + ls) {
           using C = Cg<lc, ls, lo>;
-          kernels[ls][lo] = {C::pairs, couple_path<C, T>, forward_path<C, T>, backward_path<C, T, false>,
-                             backward_path<C, T, true>};
+          kernels[ls][lo] = {C::pairs,
+                             couple_path<C, T>,
+                             forward_path<C, T>,
+                             backward_path<C, T, false>,
+                             backward_path<C, T, true>,
+                             forward_summed_path<C, T>};
         }
       });
     });

@@ -38,11 +38,25 @@ using Couple = void (*)(const ChannelPath&, const Vector<T, kRows>* shared, Vect
 template <class T>
 using ChannelKernel = void (*)(const ChannelPath&, const ChannelRow<T>&, const T* m, const T* m_tangent);
 
+// Rows first to last of a block whose results are summed in one scratch row; of each, its channels and its weights.
+template <class T>
+struct SummedRows {
+  int first, last;
+  const T *c[kRows], *w[kRows];
+  const T* w_ahead[kRows];  // the weights of rows that come a block later
+  T* out_scratch;
+  const T* ones;
+};
+
+template <class T>
+using SummedRowsKernel = void (*)(const ChannelPath&, const SummedRows<T>&, const T* m);
+
 template <class T>
 struct ChannelKernels {
   int pairs;
   Couple<T> couple;
   ChannelKernel<T> forward, backward, dual;
+  SummedRowsKernel<T> forward_summed;
 };
 
 // Kernels of the paths of one degree lc, [ls][lo]; defined in cpu_channels.cpp, once for each degree.
@@ -54,7 +68,7 @@ EQK_HD void write_out(const ChannelPath& p, const ChannelRow<T>& r, std::int64_t
                       const Vector<T, kWidth<T>>* acc) {
   constexpr int W = kWidth<T>;
   if (p.out_scratch < 0) {
-    store_channels<D, T, W>(r.out + p.out.offset + u * p.out.channel, r.out_mul_ir, p.channels, n, acc,
+    store_channels<D, T, W>(r.out + p.out.offset + u * p.out.channel, r.out_mul_ir, p.out.component, n, acc,
                             r.stream_out && n == W);
     return;
   }
@@ -98,6 +112,58 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
     }
     write_out<d3>(p, r, u, n, acc);
   }
+}
+
+// kTiles tiles of W channels from u on, the last of n; their sums stay in registers from row to row.
+template <class C, class T, int kTiles>
+EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, std::int64_t u, std::int64_t n) {
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kIntoL2 = 2;
+  using V = Vector<T, W>;
+  T* const out = r.out_scratch + p.out_scratch + u * d3;
+  V acc[kTiles][d3];
+  unroll<kTiles>([&](auto t) EQK_LAMBDA {
+    unroll<d3>([&](auto k) EQK_LAMBDA { acc[t][k] = load<T, W>(out + t * W * d3 + k * W); });
+  });
+  for (int e = r.first; e < r.last; ++e) {
+    const T* const w = p.weighted ? r.w[e] + p.weight_offset + u : r.ones;
+    const T* const c = r.c[e] + p.c_scratch + u * d1;
+    const T* const m_of_row = m + e;
+    V weight[kTiles], x[kTiles][d1];
+    unroll<kTiles>([&](auto t) EQK_LAMBDA {
+      if (p.weighted) __builtin_prefetch(r.w_ahead[e] + p.weight_offset + u + t * W, 0, kIntoL2);
+      weight[t] = kTiles > 1 ? load<T, W>(w + t * W) : load_n<T, W>(w, n);
+      unroll<d1>([&](auto i) EQK_LAMBDA { x[t][i] = load<T, W>(c + t * W * d1 + i * W); });
+    });
+    if constexpr (d1 <= d3) {
+      unroll<kTiles>([&](auto t) EQK_LAMBDA { unroll<d1>([&](auto i) EQK_LAMBDA { x[t][i] *= weight[t]; }); });
+      unroll<C::pairs>([&](auto q) EQK_LAMBDA {
+        const T s = m_of_row[q * kRows];
+        unroll<kTiles>([&](auto t) EQK_LAMBDA { acc[t][C::pair_k[q]] += s * x[t][C::pair_i[q]]; });
+      });
+    } else {
+      V product[kTiles][d3] = {};
+      unroll<C::pairs>([&](auto q) EQK_LAMBDA {
+        const T s = m_of_row[q * kRows];
+        unroll<kTiles>([&](auto t) EQK_LAMBDA { product[t][C::pair_k[q]] += s * x[t][C::pair_i[q]]; });
+      });
+      unroll<kTiles>(
+          [&](auto t) EQK_LAMBDA { unroll<d3>([&](auto k) EQK_LAMBDA { acc[t][k] += weight[t] * product[t][k]; }); });
+    }
+  }
+  unroll<kTiles>([&](auto t) EQK_LAMBDA {
+    unroll<d3>([&](auto k) EQK_LAMBDA { store<T, W>(out + t * W * d3 + k * W, acc[t][k]); });
+  });
+}
+
+template <class C, class T>
+void forward_summed_path(const ChannelPath& p, const SummedRows<T>& r, const T* m) {
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
+  // Two tiles read each number of M once.
+  constexpr int kTiles = 2 * (d1 + d3) + 3 <= kRegisters ? 2 : 1;
+  std::int64_t u = 0;
+  if constexpr (kTiles > 1)
+    for (; u + kTiles * W <= p.channels; u += kTiles * W) sum_tiles<C, T, kTiles>(p, r, m, u, W);
+  for (; u < p.channels; u += W) sum_tiles<C, T, 1>(p, r, m, u, p.channels - u < W ? p.channels - u : W);
 }
 
 // Pairs [first, last) of a chunk of components i small enough for the sums over channels to stay in registers.
@@ -179,7 +245,7 @@ void backward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, con
     }
     V g[d3] = {};
     if (want_h || want_gs)
-      load_channels<d3, T, W>(r.g + p.out.offset + u * p.out.channel, r.out_mul_ir, p.channels, n, g);
+      load_channels<d3, T, W>(r.g + p.out.offset + u * p.out.channel, r.out_mul_ir, p.out.component, n, g);
     if (want_h) {
       S h[d1] = {};
       apply_transposed<C>(m_of_row, g, h);

@@ -1,5 +1,6 @@
 // Compiled once per instruction set with EQK_ISA, EQK_VECTOR_BYTES and EQK_UNROLLED set by the build.
 #include "tensor_product/cpu_rows.h"
+#include "tensor_product/cpu_sums.h"
 #if EQK_UNROLLED
 #include "tensor_product/cpu_channel_rows.h"
 #endif
@@ -7,34 +8,16 @@
 namespace eqk::tensor_product {
 inline namespace EQK_ISA {
 
-// A kernel adds row after row to the gradient of shared weights. One chain of additions over all rows would lose
-// digits: it gets few rows at a time, and their sums are added up in two stages.
 template <class Rows, class T>
 void run(const Problem& problem, const Lowered& lowered, std::int64_t begin, std::int64_t end, T* weight_partial) {
-  constexpr std::int64_t kFew = 64, kSums = 32;
   if (!weight_partial || end - begin <= kFew) return Rows(problem, lowered, weight_partial).run(begin, end);
-  const std::int64_t numel = problem.plan->weight_numel;
-  std::int64_t first = numel, last = 0;  // a plan left over from matrix products may have few of the weights
-  for (const Instruction& ins : problem.plan->instructions) {
-    first = std::min(first, ins.weight_offset);
-    last = std::max(last, ins.weight_offset + ins.weight_numel);
-  }
-  const auto memory = aligned_array<T>(2 * numel);
-  T *const of_few = memory.get(), *const of_many = of_few + numel;
-  for (T* sum : {of_few, of_many}) std::fill(sum + first, sum + std::max(first, last), T{});
-  const auto move = [&](T* from, T* to) {
-    for (std::int64_t q = first; q < last; ++q) {
-      to[q] += from[q];
-      from[q] = 0;
-    }
-  };
-  Rows rows(problem, lowered, of_few);
-  for (std::int64_t row = begin, n = 1; row < end; row += kFew, ++n) {
+  WeightSum<T> sum(*problem.plan);
+  Rows rows(problem, lowered, sum.few());
+  for (std::int64_t row = begin; row < end; row += kFew) {
     rows.run(row, std::min(row + kFew, end));
-    move(of_few, of_many);
-    if (n % kSums == 0) move(of_many, weight_partial);
+    sum.added(kFew);
   }
-  move(of_many, weight_partial);
+  sum.add_to(weight_partial);
 }
 
 template <class T, class Storage>

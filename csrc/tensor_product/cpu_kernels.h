@@ -15,4 +15,7 @@ RowsKernel kernel_of_baseline();
 RowsKernel kernel_of_avx2();
 RowsKernel kernel_of_avx512();
 
+// The one for this machine.
+RowsKernel rows_kernel();
+
 }  // namespace eqk::tensor_product

@@ -104,7 +104,7 @@ struct ChannelPlan {
   static constexpr std::int64_t kPad = 16;
   bool mirrored = false;  // the operand with channels is y
   std::vector<ChannelPath> paths;
-  std::vector<PaddedSegment> c_segments, out_segments;  // those that paths read; those that several paths add to
+  std::vector<PaddedSegment> c_segments, out_segments;  // those that paths read; those that are summed in scratch
   // Ranges of a row that no path reads or writes: (offset, size).
   std::vector<std::pair<std::int64_t, std::int64_t>> c_untouched, out_untouched;
   std::int64_t c_size = 0, out_size = 0, max_channels = 0;
@@ -128,7 +128,8 @@ inline double lane_utilisation(const ChannelPlan& plan, std::int64_t width) {
   return spent > 0 ? plan.work / spent : 0;
 }
 
-inline ChannelPlan lower_channels(const Plan& plan, int lmax) {
+// sum_rows: rows of results are summed, so each segment of an output is in scratch and no path is the first.
+inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows) {
   ChannelPlan result;
   const auto shared_by_channels = [&](const Instruction& ins, int shared, Mode mode) {
     return plan.irreps[shared][shared == 1 ? ins.i2 : ins.i1].mul == 1 && (ins.mode == mode || ins.mode == Mode::uvuv);
@@ -168,7 +169,7 @@ inline ChannelPlan lower_channels(const Plan& plan, int lmax) {
   for (std::size_t n = 0; n < uses.size(); ++n) {
     const Segment& seg = plan.irreps[2][n];
     if (uses[n] == 0 && seg.mul > 0) result.out_untouched.emplace_back(seg.offset, seg.size());
-    if (uses[n] < 2) continue;
+    if (uses[n] < (sum_rows ? 1 : 2)) continue;
     scratch[n] = result.out_size;
     result.out_segments.push_back({seg.l, seg.mul, view(seg, plan.layout[2]), result.out_size, padded(seg.mul)});
     result.out_size += padded(seg.mul) * seg.dim();
@@ -181,14 +182,14 @@ inline ChannelPlan lower_channels(const Plan& plan, int lmax) {
     const double sign = result.mirrored && (cs.l + ss.l + os.l) % 2 ? -1 : 1;
     result.paths.push_back({cs.l, ss.l, os.l, sign * ins.coefficient, ins.weighted, cs.mul, ins.weight_offset,
                             view(ss, plan.layout[s]), view(os, plan.layout[2]), c_scratch[ic], scratch[ins.io],
-                            seen[ins.io]++ == 0});
+                            seen[ins.io]++ == 0 && !sum_rows});
     result.max_channels = std::max(result.max_channels, padded(cs.mul));
     result.work += static_cast<double>(cs.dim()) * os.dim() * static_cast<double>(cs.mul);
   }
   return result;
 }
 
-inline Lowered lower(const Plan& plan, int lmax) {
+inline Lowered lower(const Plan& plan, int lmax, bool sum_rows = false) {
   Lowered lowered;
   for (const auto& ins : plan.instructions) {
     const Segment &a = plan.irreps[0][ins.i1], &b = plan.irreps[1][ins.i2], &o = plan.irreps[2][ins.io];
@@ -197,7 +198,7 @@ inline Lowered lower(const Plan& plan, int lmax) {
                              o.l, view(a, plan.layout[0]), view(b, plan.layout[1]), view(o, plan.layout[2]),
                              coupling(a.l, b.l, o.l)});
   }
-  lowered.channels = lower_channels(plan, lmax);
+  lowered.channels = lower_channels(plan, lmax, sum_rows);
   return lowered;
 }
 

@@ -1,6 +1,9 @@
 #pragma once
 // Arguments of the four ops, checked and turned into a Problem. Every backend registers register_impls with its
 // launcher.
+#include <array>
+#include <initializer_list>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -10,23 +13,90 @@
 
 namespace eqk::tensor_product {
 
-using Launcher = void (*)(const Problem&, const Tensor& like);
-
 inline constexpr std::array<const char*, kSlots> kSlotNames{"x", "y", "w", "g"};
 inline constexpr std::array<const char*, kSlots> kTangentNames{"tangent of x", "tangent of y", "tangent of w",
                                                                "tangent of g"};
 
-// Checks operands against the plan, owns what it had to make contiguous and what it allocates for results.
-class Call {
+inline void check_wanted(const char* op, const std::vector<bool>& wanted, std::size_t count) {
+  if (wanted.size() != count) fail("eqk::", op, ": wanted: expected ", count, " flags, got ", wanted.size());
+}
+
+// A call of a member of the family: checks operands against the plan, owns what it had to make contiguous and what it
+// allocates for results. Description: the Problem of an op, whose operands and results this fills in.
+template <class Description>
+class FamilyCall {
  public:
-  Call(const char* op, const Tensor& first, const std::string& plan_text)
+  using Launcher = void (*)(const Description&, const Tensor& like);
+
+  Tensor forward(Launcher launch, const OptionalTensor& y, const OptionalTensor& w) {
+    values({first_, y, w});
+    Tensor out = result(kG, true);
+    launch(problem_, first_);
+    return out;
+  }
+
+  Tensor jvp(Launcher launch, const OptionalTensor& y, const OptionalTensor& w, const OptionalTensor& tx,
+             const OptionalTensor& ty, const OptionalTensor& tw) {
+    values({first_, y, w});
+    tangents({tx, ty, tw});
+    Tensor out = result(kG, true);
+    launch(problem_, first_);
+    return out;
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> backward(Launcher launch, const OptionalTensor& y, const OptionalTensor& w,
+                                              const OptionalTensor& g, const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, 3);
+    values({first_, y, w, g});
+    Tensor gx = result(kX, wanted[0]), gy = result(kY, wanted[1]), gw = result(kW, wanted[2]);
+    launch(problem_, first_);
+    return {gx, gy, gw};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(Launcher launch, const OptionalTensor& y,
+                                                             const OptionalTensor& w, const OptionalTensor& g,
+                                                             const OptionalTensor& tx, const OptionalTensor& ty,
+                                                             const OptionalTensor& tw, const OptionalTensor& tg,
+                                                             const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, 4);
+    values({first_, y, w, g});
+    tangents({tx, ty, tw, tg});
+    Tensor hx = result(kX, wanted[0]), hy = result(kY, wanted[1]), hw = result(kW, wanted[2]),
+           hg = result(kG, wanted[3]);
+    launch(problem_, first_);
+    return {hx, hy, hw, hg};
+  }
+
+ protected:
+  // rows_name: what a message calls the rows of x.
+  FamilyCall(const char* op, const Tensor& first, const std::string& plan_text, const char* rows_name)
       : op_(op), first_(first), plan_(cached_plan(plan_text)) {
     if (!first.defined()) fail("eqk::", op_, ": x: expected a tensor, got None");
     problem_.dtype = kernel_dtype(op, first);
     if (first.dim() != 2)
-      fail("eqk::", op_, ": x: expected 2 dimensions [rows, ", plan_->dim[0], "], got shape ", shape_string(first));
+      fail("eqk::", op_, ": x: expected 2 dimensions [", rows_name, ", ", plan_->dim[0], "], got shape ",
+           shape_string(first));
     problem_.plan = plan_.get();
-    problem_.rows = first.size(0);
+  }
+
+  const char* op_;
+  const Tensor& first_;
+  std::shared_ptr<const Plan> plan_;
+  Description problem_;
+  std::array<std::int64_t, kSlots> rows_{};  // of each operand and result
+
+ private:
+  std::vector<Tensor> kept_;
+
+  void values(std::initializer_list<OptionalTensor> tensors) {
+    int slot = 0;
+    for (const auto& t : tensors) value(static_cast<Slot>(slot++), t);
+  }
+
+  void tangents(std::initializer_list<OptionalTensor> tensors) {
+    problem_.dual = true;
+    int slot = 0;
+    for (const auto& t : tensors) tangent(static_cast<Slot>(slot++), t);
   }
 
   void value(Slot slot, const OptionalTensor& t) {
@@ -43,7 +113,6 @@ class Call {
   }
 
   void tangent(Slot slot, const OptionalTensor& t) {
-    problem_.dual = true;
     if (!t || (slot == kW && plan_->weights == Weights::none)) return;
     const Tensor& kept = accept(kTangentNames[slot], slot, *t);
     problem_.in[slot].tangent = kept.const_data_ptr();
@@ -54,19 +123,10 @@ class Call {
     if (slot == kW && plan_->weights == Weights::none) wanted = false;
     if (!wanted) return empty(first_, {0});
     const bool shared = slot == kW && plan_->weights == Weights::shared;
-    Tensor t = shared ? empty(first_, {columns(slot)}) : empty(first_, {problem_.rows, columns(slot)});
+    Tensor t = shared ? empty(first_, {columns(slot)}) : empty(first_, {rows_[slot], columns(slot)});
     problem_.out[slot] = {t.mutable_data_ptr(), shared ? 0 : columns(slot)};
     return t;
   }
-
-  void run(Launcher launch) const { launch(problem_, first_); }
-
- private:
-  const char* op_;
-  const Tensor& first_;
-  std::shared_ptr<const Plan> plan_;
-  Problem problem_;
-  std::vector<Tensor> kept_;
 
   std::int64_t columns(Slot slot) const {
     switch (slot) {
@@ -88,9 +148,9 @@ class Call {
   Tensor accept(const char* name, Slot slot, const Tensor& t) {
     const bool shared = slot == kW && plan_->weights == Weights::shared;
     const bool fits = shared ? t.dim() == 1 && t.size(0) == columns(slot)
-                             : t.dim() == 2 && t.size(0) == problem_.rows && t.size(1) == columns(slot);
+                             : t.dim() == 2 && t.size(0) == rows_[slot] && t.size(1) == columns(slot);
     if (!fits)
-      fail("eqk::", op_, ": ", name, ": expected shape [", shared ? "" : std::to_string(problem_.rows) + ", ",
+      fail("eqk::", op_, ": ", name, ": expected shape [", shared ? "" : std::to_string(rows_[slot]) + ", ",
            columns(slot), "], got ", shape_string(t));
     if (t.scalar_type() != first_.scalar_type())
       fail("eqk::", op_, ": ", name, ": expected dtype ", first_.scalar_type(), " as x has, got ", t.scalar_type());
@@ -101,48 +161,31 @@ class Call {
   }
 };
 
-inline void check_wanted(const char* op, const std::vector<bool>& wanted, std::size_t count) {
-  if (wanted.size() != count) fail("eqk::", op, ": wanted: expected ", count, " flags, got ", wanted.size());
-}
+class Call : public FamilyCall<Problem> {
+ public:
+  Call(const char* op, const Tensor& x, const std::string& plan) : FamilyCall(op, x, plan, "rows") {
+    problem_.rows = x.size(0);
+    rows_.fill(x.size(0));
+  }
+};
+
+using Launcher = Call::Launcher;
 
 template <Launcher launch>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const std::string& plan) {
-  Call call("tensor_product", x, plan);
-  call.value(kX, x);
-  call.value(kY, y);
-  call.value(kW, w);
-  Tensor out = call.result(kG, true);
-  call.run(launch);
-  return out;
+  return Call("tensor_product", x, plan).forward(launch, y, w);
 }
 
 template <Launcher launch>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
            const OptionalTensor& ty, const OptionalTensor& tw, const std::string& plan) {
-  Call call("tensor_product_jvp", x, plan);
-  call.value(kX, x);
-  call.value(kY, y);
-  call.value(kW, w);
-  call.tangent(kX, tx);
-  call.tangent(kY, ty);
-  call.tangent(kW, tw);
-  Tensor out = call.result(kG, true);
-  call.run(launch);
-  return out;
+  return Call("tensor_product_jvp", x, plan).jvp(launch, y, w, tx, ty, tw);
 }
 
 template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
                                             const std::string& plan, const std::vector<bool>& wanted) {
-  check_wanted("tensor_product_backward", wanted, 3);
-  Call call("tensor_product_backward", x, plan);
-  call.value(kX, x);
-  call.value(kY, y);
-  call.value(kW, w);
-  call.value(kG, g);
-  Tensor gx = call.result(kX, wanted[0]), gy = call.result(kY, wanted[1]), gw = call.result(kW, wanted[2]);
-  call.run(launch);
-  return {gx, gy, gw};
+  return Call("tensor_product_backward", x, plan).backward(launch, y, w, g, wanted);
 }
 
 template <Launcher launch>
@@ -151,20 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
                                                            const OptionalTensor& ty, const OptionalTensor& tw,
                                                            const OptionalTensor& tg, const std::string& plan,
                                                            const std::vector<bool>& wanted) {
-  check_wanted("tensor_product_double_backward", wanted, 4);
-  Call call("tensor_product_double_backward", x, plan);
-  call.value(kX, x);
-  call.value(kY, y);
-  call.value(kW, w);
-  call.value(kG, g);
-  call.tangent(kX, tx);
-  call.tangent(kY, ty);
-  call.tangent(kW, tw);
-  call.tangent(kG, tg);
-  Tensor hx = call.result(kX, wanted[0]), hy = call.result(kY, wanted[1]), hw = call.result(kW, wanted[2]),
-         hg = call.result(kG, wanted[3]);
-  call.run(launch);
-  return {hx, hy, hw, hg};
+  return Call("tensor_product_double_backward", x, plan).double_backward(launch, y, w, g, tx, ty, tw, tg, wanted);
 }
 
 template <Launcher launch>

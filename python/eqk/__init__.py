@@ -12,6 +12,7 @@ from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.tensor_product import tensor_product  # noqa: E402
+from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "o3",
     "spherical_harmonics",
     "tensor_product",
+    "tensor_product_conv",
     "wigner_3j",
 ]

@@ -156,6 +156,7 @@ _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
 # The backends of each op, in the order in which auto tries them: all but the reference.
 _BACKENDS_OF = {
     "tensor_product": ("cpu", "cuda", "triton", "reference"),
+    "tensor_product_conv": ("cpu", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
 }
 

@@ -1,12 +1,12 @@
 """Autograd, forward mode, vmap, autocast and fake kernels of multilinear ops, written once.
 
-An op ``name(v_1, ..., v_n, plan)`` that is linear in each v comes as a family of four (v may be None where the plan has
-no such operand):
+An op ``name(v_1, ..., v_n, *rest)`` that is linear in each v comes as a family of four (v may be None where the plan
+has no such operand; ``rest``: the plan, and what else has no gradient, such as the indices of a graph):
 
-    name(*v, plan) -> out
-    name_jvp(*v, *t, plan) -> derivative of out along t
-    name_backward(*v, g, plan, wanted) -> d<g, out>/dv, for the wanted v
-    name_double_backward(*v, g, *t, tg, plan, wanted) -> derivative along (t, tg) of d<g, out>/d(v, g)
+    name(*v, *rest) -> out
+    name_jvp(*v, *t, *rest) -> derivative of out along t
+    name_backward(*v, g, *rest, wanted) -> d<g, out>/dv, for the wanted v
+    name_double_backward(*v, g, *t, tg, *rest, wanted) -> derivative along (t, tg) of d<g, out>/d(v, g)
 
 With Q(v, g) = <g, out>, name_backward is grad Q and name_double_backward is grad D_t Q. Since Q is linear in each slot,
 D_c D_t Q = sum_s (D_t Q with slot s filled by c_s and t_s = 0), so the derivative of each member of the family is a sum
@@ -31,6 +31,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 MaybeTensor = Tensor | None
+_INDICES = object()  # stands for a tensor of ``rest``
 
 _apply_function = torch._C._FunctionBase.__dict__["apply"]
 
@@ -109,24 +110,34 @@ def _but(count: int, *without: int) -> list[int]:
     return [n for n in range(count) if n not in without]
 
 
-def _save(ctx, tensors: Sequence[MaybeTensor], products: Iterable[Iterable[int]]) -> None:
-    """Saves the tensor arguments that the gradients which some of them require are made of.
+def _save(ctx, tensors: Sequence[MaybeTensor], rest: Sequence, products: Iterable[Iterable[int]]) -> None:
+    """Saves ``rest`` and the tensor arguments that the gradients which some of them require are made of.
 
     The op is a sum of ``products`` of tensors, given by their indices: the gradient of a factor needs the others.
     """
+    indices = [r for r in rest if isinstance(r, Tensor)]
+    ctx.rest = [_INDICES if isinstance(r, Tensor) else r for r in rest]
     ctx.shapes = [None if t is None else t.shape for t in tensors]
     needs = ctx.needs_input_grad[1 : len(tensors) + 1]
     kept = {p for factors in products for q in factors if needs[q] for p in factors if p != q} if any(needs) else ()
-    ctx.save_for_backward(*[t if n in kept else None for n, t in enumerate(tensors)])
-    ctx.save_for_forward(*tensors)
+    ctx.save_for_backward(*[t if n in kept else None for n, t in enumerate(tensors)], *indices)
+    ctx.save_for_forward(*tensors, *indices)
 
 
-def _saved(ctx, like: Tensor) -> list[MaybeTensor]:
-    """The tensor arguments in backward; zeros, of which no wanted gradient is made, for those that were not saved."""
+def _restored(ctx) -> tuple[list[MaybeTensor], list]:
+    """The tensor arguments, None for those that were not saved, and ``rest``."""
+    count = len(ctx.shapes)
+    indices = iter(ctx.saved_tensors[count:])
+    return list(ctx.saved_tensors[:count]), [next(indices) if r is _INDICES else r for r in ctx.rest]
+
+
+def _saved(ctx, like: Tensor) -> tuple[list[MaybeTensor], list]:
+    """The same in backward, with zeros, of which no wanted gradient is made, for tensors that were not saved."""
+    tensors, rest = _restored(ctx)
     return [
         like.new_zeros((1,) * (len(shape) - 1) + shape[-1:]).expand(shape) if t is None and shape is not None else t
-        for t, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
-    ]
+        for t, shape in zip(tensors, ctx.shapes, strict=True)
+    ], rest
 
 
 def _needed(ctx) -> list[bool]:
@@ -146,15 +157,33 @@ def unmerged(result: Tensor, size: int, x: Tensor, dim: int | None) -> Tensor:
     return result.unflatten(0, (size, rows))
 
 
+def merged_rows(tensors: Sequence[MaybeTensor], in_dims: Sequence[int | None], size: int) -> list[MaybeTensor]:
+    """[rows, columns], one for each or the same for all of ``size`` samples of vmap -> [size * rows, columns]."""
+    rows = []
+    for tensor, dim in zip(tensors, in_dims, strict=False):
+        if tensor is None or tensor.dim() - (dim is not None) != 2:
+            rows.append(tensor)
+            continue
+        tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        rows.append(tensor.flatten(0, 1))
+    return rows
+
+
 def register(library: torch.library.Library, op, function: type[torch.autograd.Function], fake, vmap) -> None:
     """Gives ``op``, whose kernels exist, its autograd ``function``, fake kernel, vmap rule and autocast.
 
     The first argument of ``function`` is the op itself below this level of autograd, to be called in its forward.
     """
     name = op.name()
+    defaults = [a.default_value for a in op._schema.arguments]
     required = [(n, a.name) for n, a in enumerate(op._schema.arguments) if isinstance(a.type, torch._C.TensorType)]
 
+    def complete(kernel):
+        # The dispatcher leaves out arguments at the end that have their default.
+        return functools.wraps(kernel)(lambda *args: kernel(*args, *defaults[len(args) :]))
+
     def autograd(keyset, *args):
+        args = (*args, *defaults[len(args) :])
         for n, argument in required:  # the dispatcher takes None for a tensor that is not optional
             if args[n] is None:
                 raise RuntimeError(f"{name}: {argument}: expected a tensor, got None")
@@ -164,18 +193,30 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
     def promote(*args):
         # The kernels accumulate in at least float32, so autocast has nothing to lower: it only makes mixed operands
         # agree, on the widest dtype among them.
-        dtypes = [a.dtype for a in args if isinstance(a, Tensor)]
+        dtypes = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
         widest = dtypes[0]
         for dtype in dtypes[1:]:
             widest = torch.promote_types(widest, dtype)
         with torch.amp.autocast("cpu", enabled=False), torch.amp.autocast("cuda", enabled=False):
-            return op(*[a.to(widest) if isinstance(a, Tensor) else a for a in args])
+            return op(*[a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args])
 
-    torch.library.register_fake(name, fake, lib=library)
+    torch.library.register_fake(name, complete(fake), lib=library)
     library.impl(op, autograd, "Autograd", with_keyset=True)
     for key in ("AutocastCPU", "AutocastCUDA"):
         library.impl(op, promote, key)
-    torch.library.register_vmap(name, vmap, lib=library)
+
+    def batched(info, in_dims, *args):
+        missing = defaults[len(args) :]
+        return vmap(info, (*in_dims, *[None] * len(missing)), *args, *missing)
+
+    torch.library.register_vmap(name, batched, lib=library)
+
+
+def _sample(t: Tensor, dim: int | None, index: int) -> Tensor:
+    """What vmap maps over, at ``index``; of no samples, one of zeros, for the shapes of the results."""
+    if dim is None:
+        return t
+    return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
 
 
 class Multilinear:
@@ -185,10 +226,10 @@ class Multilinear:
         namespace, name: of the op.
         operands: number n of operands.
         affine: the operand, if any, in which the op is affine rather than linear (weights, where some paths have none).
-        check: ``check(v, g, plan)`` raises where the operands do not fit the plan; called by the fake kernels.
-        shapes: ``shapes(v, plan)`` gives the shapes of (*v, out); None for an operand that the plan does not have.
-        batch: ``batch(tensors, in_dims, size, plan)`` for vmap: the operands (*v, g) or tangents with the mapped
-            dimension merged into the rows, or None where only a loop over the mapped dimension is right.
+        check: ``check(v, g, rest)`` raises where the operands do not fit the plan; called by the fake kernels.
+        shapes: ``shapes(v, rest)`` gives the shapes of (*v, out); None for an operand that the plan does not have.
+        batch: ``batch(tensors, rest, in_dims, size)`` for vmap: the operands (*v, g) or tangents, and ``rest``, with
+            the mapped dimension merged into the rows, or None where only a loop over the mapped dimension is right.
     """
 
     def __init__(
@@ -197,9 +238,11 @@ class Multilinear:
         name: str,
         operands: int,
         affine: int | None,
-        check: Callable[[Sequence[MaybeTensor], MaybeTensor, str], None],
-        shapes: Callable[[Sequence[MaybeTensor], str], Sequence[tuple | None]],
-        batch: Callable[[Sequence[MaybeTensor], Sequence[int | None], int, str], Sequence[MaybeTensor] | None],
+        check: Callable[[Sequence[MaybeTensor], MaybeTensor, Sequence], None],
+        shapes: Callable[[Sequence[MaybeTensor], Sequence], Sequence[tuple | None]],
+        batch: Callable[
+            [Sequence[MaybeTensor], Sequence, Sequence[int | None], int], tuple[Sequence[MaybeTensor], Sequence] | None
+        ],
     ) -> None:
         self.n, self.affine = operands, affine
         self.check, self.shapes, self.batch = check, shapes, batch
@@ -219,21 +262,21 @@ class Multilinear:
 
     # Results of the family with None for what was not computed.
 
-    def _backward(self, v, g, plan, wanted) -> list[MaybeTensor]:
+    def _backward(self, v, g, rest, wanted) -> list[MaybeTensor]:
         wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
         if g is None or not any(wanted):
             return [None] * self.n
-        return [r if w else None for r, w in zip(self.backward(*v, g, plan, wanted), wanted, strict=True)]
+        return [r if w else None for r, w in zip(self.backward(*v, g, *rest, wanted), wanted, strict=True)]
 
-    def _double_backward(self, v, g, t, plan, wanted) -> list[MaybeTensor]:
+    def _double_backward(self, v, g, t, rest, wanted) -> list[MaybeTensor]:
         wanted = [w and s is not None for w, s in zip(wanted, (*v, g), strict=True)]
         if all(s is None for s in t) or not any(wanted):
             return [None] * (self.n + 1)
-        results = self.double_backward(*v, g, *t, plan, wanted)
+        results = self.double_backward(*v, g, *t, *rest, wanted)
         return [r if w else None for r, w in zip(results, wanted, strict=True)]
 
-    def _jvp(self, v, t, plan) -> MaybeTensor:
-        return None if all(s is None for s in t) else self.jvp(*v, *t, plan)
+    def _jvp(self, v, t, rest) -> MaybeTensor:
+        return None if all(s is None for s in t) else self.jvp(*v, *t, *rest)
 
     def _second_order(self, slots, c, t):
         """Pairs (slots, tangents) over which D of the family sums to D_c D_t: each pair of slots once, with c_s, t_r.
@@ -253,18 +296,18 @@ class Multilinear:
                 if tr is not None and r != self.affine:
                     yield [tr if q == r else slot for q, slot in enumerate(slots)], along
 
-    def _mixed(self, slots, c, t, plan, wanted) -> list[MaybeTensor]:
+    def _mixed(self, slots, c, t, rest, wanted) -> list[MaybeTensor]:
         """grad of D_c D_t Q at ``slots`` = (*v, g)."""
         total: list[MaybeTensor] = [None] * (self.n + 1)
         for at, along in self._second_order(slots, c, t):
             # The slot that was filled is no argument of this term.
             want = [w and here is there for w, here, there in zip(wanted, at, slots, strict=True)]
-            _add(total, self._double_backward(at[:-1], at[-1], along, plan, want))
+            _add(total, self._double_backward(at[:-1], at[-1], along, rest, want))
         return total
 
-    def _tangents(self, v, plan, terms, wanted) -> tuple[Tensor, ...]:
+    def _tangents(self, v, rest, terms, wanted) -> tuple[Tensor, ...]:
         """Forward mode accepts no None: zeros for what does not vary, and the empty tangent of what is not wanted."""
-        shapes = self.shapes(v, plan)[-1:] if len(terms) == 1 else self.shapes(v, plan)
+        shapes = self.shapes(v, rest)[-1:] if len(terms) == 1 else self.shapes(v, rest)
         return tuple(
             v[0].new_zeros(shape if want else (0,)) if term is None else term
             for term, shape, want in zip(terms, shapes, wanted, strict=False)
@@ -278,22 +321,24 @@ class Multilinear:
         class Forward(torch.autograd.Function):
             @staticmethod
             def forward(ctx, below, *args):
-                *v, ctx.plan = args
+                v, rest = args[:n], args[n:]
                 ctx.set_materialize_grads(False)
-                _save(ctx, v, [range(n)])
+                _save(ctx, v, rest, [range(n)])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, g):
+                without = (None,) * len(ctx.rest)
                 if g is None:
-                    return (None,) * (n + 2)
-                return None, *family._backward(_saved(ctx, g), g, ctx.plan, _needed(ctx)), None
+                    return (None,) * (n + 1) + without
+                v, rest = _saved(ctx, g)
+                return None, *family._backward(v, g, rest, _needed(ctx)), *without
 
             @staticmethod
             @jvp_rule
             def jvp(ctx, _, *tangents):
-                v = ctx.saved_tensors
-                return family._tangents(v, ctx.plan, [family._jvp(v, tangents[:n], ctx.plan)], [True])[0]
+                v, rest = _restored(ctx)
+                return family._tangents(v, rest, [family._jvp(v, tangents[:n], rest)], [True])[0]
 
         return Forward
 
@@ -303,30 +348,32 @@ class Multilinear:
         class Jvp(torch.autograd.Function):
             @staticmethod
             def forward(ctx, below, *args):
-                *tensors, ctx.plan = args
+                tensors, rest = args[: 2 * n], args[2 * n :]
                 ctx.set_materialize_grads(False)
-                _save(ctx, tensors, [[*_but(n, s), n + s] for s in range(n) if tensors[n + s] is not None])
+                _save(ctx, tensors, rest, [[*_but(n, s), n + s] for s in range(n) if tensors[n + s] is not None])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, g):
+                without = (None,) * len(ctx.rest)
                 if g is None:
-                    return (None,) * (2 * n + 2)
-                saved = _saved(ctx, g)
+                    return (None,) * (2 * n + 1) + without
+                saved, rest = _saved(ctx, g)
                 v, t = saved[:n], saved[n:]
                 need = _needed(ctx)
-                dv = family._double_backward(v, g, (*t, None), ctx.plan, (*need[:n], False))[:n]
-                dt = family._backward(v, g, ctx.plan, need[n : 2 * n])
-                return None, *dv, *dt, None
+                dv = family._double_backward(v, g, (*t, None), rest, (*need[:n], False))[:n]
+                dt = family._backward(v, g, rest, need[n : 2 * n])
+                return None, *dv, *dt, *without
 
             @staticmethod
             @jvp_rule
             def jvp(ctx, _, *tangents):
-                v, t = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-                terms = [family._jvp(v, tangents[n : 2 * n], ctx.plan)]
+                saved, rest = _restored(ctx)
+                v, t = saved[:n], saved[n:]
+                terms = [family._jvp(v, tangents[n : 2 * n], rest)]
                 for at, along in family._second_order(v, tangents[:n], t):
-                    terms.append(family._jvp(at, along, ctx.plan))
-                return family._tangents(v, ctx.plan, [_sum(terms)], [True])[0]
+                    terms.append(family._jvp(at, along, rest))
+                return family._tangents(v, rest, [_sum(terms)], [True])[0]
 
         return Jvp
 
@@ -336,27 +383,28 @@ class Multilinear:
         class Backward(torch.autograd.Function):
             @staticmethod
             def forward(ctx, below, *args):
-                *slots, ctx.plan, wanted = args
+                slots, (*rest, wanted) = args[: n + 1], args[n + 1 :]
                 ctx.wanted = [w and v is not None for w, v in zip(wanted, slots, strict=False)]
                 ctx.set_materialize_grads(False)
-                _save(ctx, slots, [_but(n + 1, s) for s, w in enumerate(ctx.wanted[:n]) if w])
+                _save(ctx, slots, rest, [_but(n + 1, s) for s, w in enumerate(ctx.wanted[:n]) if w])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
+                without = (None,) * (len(ctx.rest) + 1)
                 t = [c if w else None for c, w in zip(cotangents, ctx.wanted, strict=True)]
                 like = _first(t)
                 if like is None:
-                    return (None,) * (n + 4)
-                *v, g = _saved(ctx, like)
-                return None, *family._double_backward(v, g, (*t, None), ctx.plan, _needed(ctx)), None, None
+                    return (None,) * (n + 2) + without
+                (*v, g), rest = _saved(ctx, like)
+                return None, *family._double_backward(v, g, (*t, None), rest, _needed(ctx)), *without
 
             @staticmethod
             @jvp_rule
             def jvp(ctx, _, *tangents):
-                *v, g = ctx.saved_tensors
-                terms = family._double_backward(v, g, tangents[: n + 1], ctx.plan, (*ctx.wanted, False))[:n]
-                return family._tangents(v, ctx.plan, terms, ctx.wanted)
+                (*v, g), rest = _restored(ctx)
+                terms = family._double_backward(v, g, tangents[: n + 1], rest, (*ctx.wanted, False))[:n]
+                return family._tangents(v, rest, terms, ctx.wanted)
 
         return Backward
 
@@ -366,38 +414,38 @@ class Multilinear:
         class DoubleBackward(torch.autograd.Function):
             @staticmethod
             def forward(ctx, below, *args):
-                *operands, ctx.plan, wanted = args
+                operands, (*rest, wanted) = args[: 2 * n + 2], args[2 * n + 2 :]
                 ctx.wanted = [w and s is not None for w, s in zip(wanted, operands, strict=False)]
                 ctx.set_materialize_grads(False)
                 t = operands[n + 1 :]
                 wanted = [s for s, w in enumerate(ctx.wanted[: n + 1]) if w]
                 pairs = [(s, r) for s in wanted for r in _but(n + 1, s) if t[r] is not None]
-                _save(ctx, operands, [[*_but(n + 1, s, r), n + 1 + r] for s, r in pairs])
+                _save(ctx, operands, rest, [[*_but(n + 1, s, r), n + 1 + r] for s, r in pairs])
                 return below(*args)
 
             @staticmethod
             def backward(ctx, *cotangents):
+                without = (None,) * (len(ctx.rest) + 1)
                 c = [a if w else None for a, w in zip(cotangents, ctx.wanted, strict=True)]
                 like = _first(c)
                 if like is None:
-                    return (None,) * (2 * n + 5)
-                saved = _saved(ctx, like)
+                    return (None,) * (2 * n + 3) + without
+                saved, rest = _saved(ctx, like)
                 slots, t = saved[: n + 1], saved[n + 1 :]
                 need = _needed(ctx)
-                d_slots = family._mixed(slots, c, t, ctx.plan, need[: n + 1])
-                d_t = family._double_backward(slots[:-1], slots[-1], c, ctx.plan, need[n + 1 : 2 * n + 2])
-                return None, *d_slots, *d_t, None, None
+                d_slots = family._mixed(slots, c, t, rest, need[: n + 1])
+                d_t = family._double_backward(slots[:-1], slots[-1], c, rest, need[n + 1 : 2 * n + 2])
+                return None, *d_slots, *d_t, *without
 
             @staticmethod
             @jvp_rule
             def jvp(ctx, _, *tangents):
-                slots, t = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
-                total = family._mixed(slots, tangents[: n + 1], t, ctx.plan, ctx.wanted)
-                _add(
-                    total,
-                    family._double_backward(slots[:-1], slots[-1], tangents[n + 1 : 2 * n + 2], ctx.plan, ctx.wanted),
-                )
-                return family._tangents(slots[:-1], ctx.plan, total, ctx.wanted)
+                saved, rest = _restored(ctx)
+                slots, t = saved[: n + 1], saved[n + 1 :]
+                total = family._mixed(slots, tangents[: n + 1], t, rest, ctx.wanted)
+                along = tangents[n + 1 : 2 * n + 2]
+                _add(total, family._double_backward(slots[:-1], slots[-1], along, rest, ctx.wanted))
+                return family._tangents(slots[:-1], rest, total, ctx.wanted)
 
         return DoubleBackward
 
@@ -412,27 +460,25 @@ class Multilinear:
         )
 
     def _fake_forward(self, *args):
-        *v, plan = args
-        self.check(v, None, plan)
-        return self._empty(v[0], self.shapes(v, plan)[-1])
+        v, rest = args[: self.n], args[self.n :]
+        self.check(v, None, rest)
+        return self._empty(v[0], self.shapes(v, rest)[-1])
 
     def _fake_jvp(self, *args):
-        return self._fake_forward(*args[: self.n], args[-1])
+        return self._fake_forward(*args[: self.n], *args[2 * self.n :])
 
     def _fake_backward(self, *args):
-        *slots, plan, wanted = args
+        v, g, (*rest, wanted) = args[: self.n], args[self.n], args[self.n + 1 :]
         self._check_wanted(wanted, self.n)
-        v, g = slots[: self.n], slots[self.n]
-        self.check(v, g, plan)
-        shapes = self.shapes(v, plan)[: self.n]
+        self.check(v, g, rest)
+        shapes = self.shapes(v, rest)[: self.n]
         return tuple(self._empty(v[0], s, w) for s, w in zip(shapes, wanted, strict=True))
 
     def _fake_double_backward(self, *args):
-        *slots, plan, wanted = args
+        v, g, (*rest, wanted) = args[: self.n], args[self.n], args[2 * self.n + 2 :]
         self._check_wanted(wanted, self.n + 1)
-        v, g = slots[: self.n], slots[self.n]
-        self.check(v, g, plan)
-        return tuple(self._empty(v[0], s, w) for s, w in zip(self.shapes(v, plan), wanted, strict=True))
+        self.check(v, g, rest)
+        return tuple(self._empty(v[0], s, w) for s, w in zip(self.shapes(v, rest), wanted, strict=True))
 
     # vmap.
 
@@ -442,31 +488,30 @@ class Multilinear:
         with_g = op in (self.backward, self.double_backward)
 
         def rule(info, in_dims, *args):
-            count = (n + with_g) * groups if op is not self.jvp else 2 * n
-            tensors, rest = args[:count], args[count:]
-            plan = rest[0]
-            merged = self.batch(tensors, in_dims[:count], info.batch_size, plan)
+            count, size = (n + with_g) * groups if op is not self.jvp else 2 * n, info.batch_size
+
+            def sample(b):
+                return [_sample(a, d, b) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+
+            end = len(args) - with_g  # without `wanted`
+            merged = self.batch(args[:count], args[count:end], in_dims, size)
             if merged is not None:
-                result = op(*merged, *rest)
+                tensors, rest = merged
+                result = op(*tensors, *rest, *args[end:])
                 single = isinstance(result, Tensor)
+                one = sample(0)
+                shapes = self.shapes(one[:n], one[count:end])
+                results, shapes = ((result,), shapes[-1:]) if single else (result, shapes)
                 parts = [
-                    unmerged(r, info.batch_size, tensors[0], in_dims[0]) if r.dim() > 1 else r
-                    for r in ((result,) if single else result)
+                    r.unflatten(0, (size, shape[0])) if r.dim() > 1 else r
+                    for r, shape in zip(results, shapes, strict=False)
                 ]
                 dims = [0 if r.dim() > 2 else None for r in parts]
                 return (parts[0], dims[0]) if single else (tuple(parts), tuple(dims))
-            if info.batch_size == 0:  # one sample of zeros, for the shapes of the results
-                tensors = [
-                    t if t is None or d is None else t.new_zeros((*t.shape[:d], 1, *t.shape[d + 1 :]))
-                    for t, d in zip(tensors, in_dims, strict=False)
-                ]
-            results = []
-            for b in range(max(info.batch_size, 1)):
-                row = [t if t is None or d is None else t.select(d, b) for t, d in zip(tensors, in_dims, strict=False)]
-                results.append(op(*row, *rest))
+            results = [op(*sample(b)) for b in range(max(size, 1))]
             if isinstance(results[0], Tensor):
-                return torch.stack(results)[: info.batch_size], 0
-            stacked = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
+                return torch.stack(results)[:size], 0
+            stacked = tuple(torch.stack(parts)[:size] for parts in zip(*results, strict=True))
             return stacked, (0,) * len(stacked)
 
         return rule

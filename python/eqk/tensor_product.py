@@ -12,23 +12,25 @@ from torch import Tensor
 
 from eqk import dispatch, reference
 from eqk.plan import Plan
-from eqk.register import MaybeTensor, Multilinear
+from eqk.register import MaybeTensor, Multilinear, merged_rows
 
 _NAMES = ("x", "y", "w", "g")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _check(v: Sequence[MaybeTensor], g: MaybeTensor, text: str) -> None:
-    """What csrc/tensor_product/op.h checks, for tensors without data."""
+def check_operands(
+    op: str, v: Sequence[MaybeTensor], g: MaybeTensor, text: str, shapes: Sequence[tuple | None]
+) -> None:
+    """What FamilyCall in csrc/tensor_product/op.h checks, for tensors without data."""
 
     def require(ok, name: str, expected: object, got: object) -> None:
-        torch._check(ok, lambda: f"eqk::tensor_product: {name}: expected {expected}, got {got}")
+        torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
     plan = Plan.parse(text)
     x = v[0]
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
-    for name, tensor, shape in zip(_NAMES, (*v, g), _shapes(v, text), strict=True):
+    for name, tensor, shape in zip(_NAMES, (*v, g), shapes, strict=True):
         if tensor is None or (name == "w" and plan.weights == "none"):
             continue
         require(tensor.dim() == len(shape), name, f"shape {shape}", tuple(tensor.shape))
@@ -37,27 +39,24 @@ def _check(v: Sequence[MaybeTensor], g: MaybeTensor, text: str) -> None:
         require(tensor.dtype == x.dtype, name, f"dtype {x.dtype}", tensor.dtype)
 
 
-def _shapes(v: Sequence[MaybeTensor], text: str) -> tuple[tuple | None, ...]:
-    plan = Plan.parse(text)
+def _check(v: Sequence[MaybeTensor], g: MaybeTensor, rest: Sequence[str]) -> None:
+    check_operands("tensor_product", v, g, rest[0], _shapes(v, rest))
+
+
+def _shapes(v: Sequence[MaybeTensor], rest: Sequence[str]) -> tuple[tuple | None, ...]:
+    plan = Plan.parse(rest[0])
     rows = v[0].shape[0]
     weights = {"none": None, "shared": (plan.weight_numel,), "per_sample": (rows, plan.weight_numel)}[plan.weights]
     return (rows, plan.irreps_in1.dim), (rows, plan.irreps_in2.dim), weights, (rows, plan.irreps_out.dim)
 
 
 def _batch(
-    tensors: Sequence[MaybeTensor], in_dims: Sequence[int | None], size: int, text: str
-) -> list[MaybeTensor] | None:
+    tensors: Sequence[MaybeTensor], rest: Sequence[str], in_dims: Sequence[int | None], size: int
+) -> tuple[list[MaybeTensor], Sequence[str]] | None:
     """Rows are independent but for shared weights: only a loop keeps theirs apart."""
-    if Plan.parse(text).weights == "shared":
+    if Plan.parse(rest[0]).weights == "shared":
         return None
-    rows = []
-    for tensor, dim in zip(tensors, in_dims, strict=True):
-        if tensor is None or tensor.dim() - (dim is not None) != 2:
-            rows.append(tensor)
-            continue
-        tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        rows.append(tensor.flatten(0, 1))
-    return rows
+    return merged_rows(tensors, in_dims, size), rest
 
 
 FAMILY = Multilinear("eqk", "tensor_product", 3, 2, _check, _shapes, _batch)

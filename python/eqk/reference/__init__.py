@@ -2,5 +2,6 @@
 
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.tensor_product import tensor_product
+from eqk.reference.tensor_product_conv import tensor_product_conv
 
-__all__ = ["spherical_harmonics", "spherical_harmonics_backward", "tensor_product"]
+__all__ = ["spherical_harmonics", "spherical_harmonics_backward", "tensor_product", "tensor_product_conv"]

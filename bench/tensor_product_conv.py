@@ -1,0 +1,87 @@
+"""Time of eqk.tensor_product_conv against gather + product + sum over edges, on the CPU.
+
+    python bench/tensor_product_conv.py
+    python bench/tensor_product_conv.py --nodes 1000 --degree 60 --threads 1 --phases forward
+
+A random graph of --nodes nodes with --degree edges into each, sorted by destination. Providers: e3nn and
+eqk.tensor_product (eqk-messages), each between a gather and index_add. Checks, phases, --malloc, and how times are
+taken: as in bench/tensor_product.py. floor: weights, edges and their gradients move once for each edge, node features
+once for each node; the same multiply-adds as the product's.
+"""
+
+import argparse
+
+import torch
+from tensor_product import (
+    PHASES,
+    STANDARD,
+    add_arguments,
+    checked,
+    counts,
+    e3nn_product,
+    keep_memory,
+    print_table,
+    timed,
+)
+
+import eqk
+from eqk.testing import Case, random_operands
+
+
+def provider(name: str, case: Case, src: torch.Tensor, dst: torch.Tensor, nodes: int):
+    plan = case.plan
+    if name == "eqk":
+        return lambda x, y, w: eqk.tensor_product_conv(x, y, w, src, dst, nodes, plan)
+    product = e3nn_product(case, "script") if name == "e3nn" else lambda x, y, w: eqk.tensor_product(x, y, w, plan)
+
+    def by_messages(x, y, w):
+        messages = product(x[src], y, w)
+        return messages.new_zeros(nodes, messages.shape[1]).index_add(0, dst, messages)
+
+    return by_messages
+
+
+def floors(case: Case, nodes: int, edges: int, limits: tuple[float, float]) -> dict[str, float]:
+    plan = case.plan
+    x, y, w, g = plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim
+    w = 0 if plan.weights == "shared" else w
+    node, edge, total, result = x + g, y + w, 0.0, {}
+    moved = {"forward": (node, edge), "backward": (2 * x + g, 2 * edge), "double": (3 * x + 2 * g, 3 * edge)}
+    for phase in PHASES:
+        of_node, of_edge = moved[phase]
+        total += 4 * (nodes * of_node + edges * of_edge)
+        result[phase] = max(total / limits[0], edges * counts(case)[phase][1] / limits[1])
+    return result
+
+
+def bench(case: Case, args, clock, limits) -> list[list]:
+    generator = torch.Generator().manual_seed(0)
+    edges = args.nodes * args.degree
+    dst = torch.arange(args.nodes).repeat_interleave(args.degree)
+    src = torch.randint(args.nodes, (edges,), generator=generator)
+    _, y, w = random_operands(case.plan, edges, torch.float32, generator)
+    x, _, _ = random_operands(case.plan, args.nodes, torch.float32, generator)
+    operands = (x, y, w)
+    g = torch.randn(args.nodes, case.plan.irreps_out.dim, generator=generator)
+    directions = [torch.randn(t.shape, generator=generator) for t in operands if t is not None]
+    functions = {name: provider(name, case, src, dst, args.nodes) for name in ["eqk", *args.providers]}
+    if "e3nn" in functions:
+        checked(case, functions, operands, g, directions)
+    return timed(case, functions, operands, g, directions, floors(case, args.nodes, edges, limits), args, clock)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, STANDARD)
+    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--degree", type=int, default=20)
+    choices = ["e3nn", "eqk-messages"]
+    parser.add_argument("--providers", nargs="+", default=choices, choices=choices)
+    args = parser.parse_args()
+    args.device, args.calls = "cpu", 1
+    keep_memory(args.malloc)
+    print_table(args, bench)
+
+
+if __name__ == "__main__":
+    main()

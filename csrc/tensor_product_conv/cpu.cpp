@@ -1,0 +1,249 @@
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "tensor_product/cpu_kernels.h"
+#include "tensor_product_conv/cpu_kernels.h"
+
+#define EQK_ISA host
+#include "core/cpu_dispatch.h"
+#include "core/lanes.h"
+#include "tensor_product/cpu_sums.h"
+#include "tensor_product/cpu_weight_parts.h"
+#include "tensor_product_conv/cpu_node_sums.h"
+#include "tensor_product_conv/op.h"
+
+namespace eqk::tensor_product_conv {
+namespace {
+
+using tensor_product::Sum;
+using tensor_product::WeightParts;
+using tensor_product::WeightSum;
+
+struct CpuPlan {
+  Lowered rows;   // for the kernels of tensor_product
+  Lowered edges;  // for kernels that sum rows
+};
+
+// Plans are never freed: their addresses tell them apart.
+std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
+  return cached(&plan, [&] {
+    return CpuPlan{tensor_product::lower(plan, EQK_LMAX), tensor_product::lower(plan, EQK_LMAX, true)};
+  });
+}
+
+// Any plan and dtype: operands of some edges are gathered as rows of the accumulation type, the kernels of
+// tensor_product make rows of results, and these are added up.
+template <class T, class Storage>
+class GatheredEdges {
+  static constexpr std::int64_t kTile = 32;
+
+ public:
+  GatheredEdges(const Problem& problem, const Lowered& lowered, const Part& part)
+      : problem_(problem), lowered_(lowered), edges_(*problem.edges), part_(part), gx_(part) {
+    tile_.plan = problem.plan;
+    tile_.dtype = sizeof(T) == 8 ? Dtype::float64 : Dtype::float32;
+    tile_.dual = problem.dual;
+    const auto& dim = problem.plan->dim;
+    columns_ = {dim[0], dim[1], problem.plan->weight_numel, dim[2]};
+    const bool shared = problem.plan->weights == Weights::shared;
+    for (int s = 0; s < kSlots; ++s) {
+      const bool of_all_rows = s == kW && shared;
+      const std::int64_t rows = of_all_rows ? 1 : kTile;
+      const Operand& in = problem.in[s];
+      if (in.value) tile_.in[s].value = take(values_[s], rows * columns_[s]);
+      if (in.tangent) tile_.in[s].tangent = take(tangents_[s], rows * columns_[s]);
+      tile_.in[s].stride = tile_.in[s].tangent_stride = of_all_rows ? 0 : columns_[s];
+      if (problem.out[s].data && !of_all_rows) tile_.out[s] = {take(results_[s], kTile * columns_[s]), columns_[s]};
+    }
+    if (shared) {
+      gather(problem.in[kW].value, 0, 0, kW, values_[kW].get());
+      gather(problem.in[kW].tangent, 0, 0, kW, tangents_[kW].get());
+    }
+    if (part.gw) {
+      gw_.emplace(*problem.plan);
+      tile_.out[kW] = {gw_->few(), 0};
+    }
+    if (problem.out[kG].data) out_ = {take(sums_, 3 * columns_[kG]), columns_[kG]};
+  }
+
+  void run() {
+    gx_.start(edges_.num_src, columns_[kX]);
+    if (part_.begin == part_.end) return;
+    std::int64_t node = part_.begin;
+    const std::int64_t end = edges_.row[part_.end];
+    for (std::int64_t place = edges_.row[part_.begin]; place < end; place += kTile) {
+      const std::int64_t count = std::min(kTile, end - place);
+      gather_tile(place, count, node);
+      tile_.rows = count;
+      tensor_product::rows_kernel()(tile_, lowered_, 0, count, gw_ ? gw_->few() : nullptr);
+      for (std::int64_t e = 0; e < count; ++e) {
+        while (place + e == edges_.row[node + 1]) {
+          close(node++);
+        }
+        add_edge(place + e, e);
+      }
+      if (gw_) gw_->added(count);
+    }
+    while (node < part_.end) close(node++);
+    if (gw_) gw_->add_to(static_cast<T*>(part_.gw));
+  }
+
+  static void collect(const Problem& problem, const std::vector<Part>& parts, std::int64_t begin, std::int64_t end) {
+    const std::int64_t columns = problem.plan->dim[0];
+    for (std::int64_t q = begin * columns; q < end * columns; ++q) {
+      T sum = 0;
+      for (const Part& part : parts) {
+        for (const void* rows : part.gx)
+          if (rows) sum += static_cast<const T*>(rows)[q];
+      }
+      static_cast<Storage*>(problem.out[kX].data)[q] = as_storage<Storage>(sum);
+    }
+  }
+
+ private:
+  const Problem& problem_;
+  const Lowered& lowered_;
+  const Edges& edges_;
+  const Part& part_;
+  tensor_product::Problem tile_;
+  std::array<std::int64_t, kSlots> columns_;
+  std::array<AlignedArray<T>, kSlots> values_, tangents_, results_;
+  AlignedArray<T> sums_;
+  Sum<T> out_;
+  NodeSums<T> gx_;
+  std::optional<WeightSum<T>> gw_;
+
+  static T* take(AlignedArray<T>& memory, std::int64_t count) {
+    // One more, so that an operand without columns has an address.
+    memory = aligned_array<T>(static_cast<std::size_t>(count) + 1);
+    return memory.get();
+  }
+
+  void gather(const void* base, std::int64_t stride, std::int64_t row, int slot, T* to) const {
+    if (!base) return;
+    const Storage* const from = static_cast<const Storage*>(base) + row * stride;
+    for (std::int64_t q = 0; q < columns_[slot]; ++q) to[q] = from_storage<T>(from[q]);
+  }
+
+  void gather_tile(std::int64_t place, std::int64_t count, std::int64_t node) {
+    for (std::int64_t e = 0; e < count; ++e) {
+      while (place + e == edges_.row[node + 1]) ++node;
+      const std::int64_t edge = edges_.edge_at(place + e);
+      const std::array<std::int64_t, kSlots> row{edges_.src[place + e], edge, edge, node};
+      for (int s = 0; s < kSlots; ++s) {
+        if (s == kW && problem_.plan->weights == Weights::shared) continue;
+        const Operand& in = problem_.in[s];
+        gather(in.value, in.stride, row[s], s, values_[s].get() + e * columns_[s]);
+        gather(in.tangent, in.tangent_stride, row[s], s, tangents_[s].get() + e * columns_[s]);
+      }
+    }
+  }
+
+  void add_edge(std::int64_t place, std::int64_t e) {
+    const std::int64_t edge = edges_.edge_at(place), src = edges_.src[place];
+    for (const Slot s : {kY, kW})
+      if (const Result& out = problem_.out[s]; out.data && results_[s])
+        for (std::int64_t q = 0; q < columns_[s]; ++q)
+          static_cast<Storage*>(out.data)[edge * out.stride + q] =
+              as_storage<Storage>(results_[s][e * columns_[s] + q]);
+    if (T* const gx = gx_.row(src)) {
+      tensor_product::add_row(results_[kX].get() + e * columns_[kX], columns_[kX], gx);
+      gx_.added(src);
+    }
+    if (problem_.out[kG].data) {
+      tensor_product::add_row(results_[kG].get() + e * columns_[kG], columns_[kG], out_.few());
+      out_.added(1);
+    }
+  }
+
+  void close(std::int64_t node) {
+    if (!problem_.out[kG].data) return;
+    const T* const sum = out_.total();
+    Storage* const to = static_cast<Storage*>(problem_.out[kG].data) + node * problem_.out[kG].stride;
+    for (std::int64_t q = 0; q < columns_[kG]; ++q) to[q] = as_storage<Storage>(sum[q]);
+    out_.start();
+  }
+};
+
+// The gradient of x is a sum over edges of any order of sources: parts of the destinations add to rows of their own.
+// How many there are hangs on the graph alone, so that results are the same bits for any number of threads; their rows
+// are at most as many as there are edges.
+std::int64_t count_parts(const Problem& problem, bool sums_gx, bool sums_gw) {
+  constexpr std::int64_t kMaxParts = 16, kMaxTasks = 256, kEdges = 128, kNodes = 1024;
+  const Edges& e = *problem.edges;
+  const std::int64_t work = e.count / kEdges + e.num_dst / kNodes;
+  if (!sums_gx && !sums_gw) return std::clamp<std::int64_t>(work, 1, kMaxTasks);
+  std::int64_t parts = kMaxParts;
+  if (sums_gx) parts = std::min(parts, e.count / std::max<std::int64_t>(1, e.num_src));
+  if (sums_gw) parts = std::min(parts, WeightParts::count(problem.dtype, problem.plan->weight_numel, parts));
+  return std::clamp<std::int64_t>(std::min(parts, work), 1, kMaxParts);
+}
+
+void launch(const Problem& problem, const Tensor& like) {
+  static const EdgeKernels& lanes = EQK_CHOOSE_KERNEL();
+  // Rows without columns take no memory: there may be more of them than anyone can wait for.
+  if (std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; })) return;
+  const auto lowering = cached_lowering(*problem.plan);
+  const Edges& edges = *problem.edges;
+  const bool in_lanes = lanes.can_run(problem, lowering->edges);
+  const bool sums_gx = problem.out[kX].data, sums_gw = problem.out[kW].data && problem.plan->weights == Weights::shared;
+  const std::int64_t parts = count_parts(problem, sums_gx, sums_gw);
+  const std::int64_t x_size = in_lanes ? lowering->edges.channels.c_size : problem.plan->dim[0];
+  const ScalarType type = problem.dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
+  const std::int64_t type_size = problem.dtype == Dtype::float64 ? 8 : 4;
+  constexpr std::int64_t kNodes = 64;
+
+  std::vector<Tensor> scratch;
+  const auto rows_of_nodes = [&](std::int64_t copies) {
+    scratch.push_back(empty(like, {copies, edges.num_src, x_size}, type));
+    return static_cast<char*>(scratch.back().mutable_data_ptr());
+  };
+  Staged staged;
+  if (in_lanes) {
+    void *const x = rows_of_nodes(1), *const x_tangent = problem.in[kX].tangent ? rows_of_nodes(1) : nullptr;
+    parallel_for((edges.num_src + kNodes - 1) / kNodes, 1, [&](std::int64_t begin, std::int64_t end) {
+      lanes.stage(problem, lowering->edges, begin * kNodes, std::min(end * kNodes, edges.num_src), x, x_tangent);
+    });
+    staged = {x, x_tangent};
+  }
+  std::vector<Part> all(parts);
+  for (std::int64_t p = 0; p < parts; ++p)
+    all[p].begin = edges.cut(p, parts), all[p].end = p + 1 < parts ? edges.cut(p + 1, parts) : edges.num_dst;
+  const std::int64_t copy = edges.num_src * x_size * type_size;
+  for (int level = 0; sums_gx && level < levels_of_sums(edges.max_out_degree); ++level) {
+    char* const gx = rows_of_nodes(parts);
+    for (std::int64_t p = 0; p < parts; ++p) all[p].gx[level] = gx + p * copy;
+  }
+  std::optional<WeightParts> gw;
+  if (sums_gw) {
+    gw.emplace(problem.dtype, problem.plan->weight_numel, parts, like);
+    for (std::int64_t p = 0; p < parts; ++p) all[p].gw = gw->of(p);
+  }
+
+  with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) {
+    parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t p = begin; p < end; ++p)
+        if (in_lanes)
+          lanes.run(problem, lowering->edges, staged, all[p]);
+        else
+          GatheredEdges<T, Storage>(problem, lowering->rows, all[p]).run();
+    });
+    if (sums_gx)
+      parallel_for((edges.num_src + kNodes - 1) / kNodes, 1, [&](std::int64_t begin, std::int64_t end) {
+        begin *= kNodes, end = std::min(end * kNodes, edges.num_src);
+        if (in_lanes)
+          lanes.collect(problem, lowering->edges, all, begin, end);
+        else
+          GatheredEdges<T, Storage>::collect(problem, all, begin, end);
+      });
+  });
+  if (gw) gw->reduce(problem.out[kW].data);
+}
+
+}  // namespace
+}  // namespace eqk::tensor_product_conv
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
+  eqk::tensor_product_conv::register_impls<&eqk::tensor_product_conv::launch>(m);
+}

@@ -1,0 +1,41 @@
+#pragma once
+// What cpu.cpp needs of the kernels that are compiled once per instruction set.
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "tensor_product/lowered.h"
+#include "tensor_product_conv/problem.h"
+
+namespace eqk::tensor_product_conv {
+
+using tensor_product::Lowered;
+
+// Scratch rows of nodes, padded segments one after another; T is the dtype of the problem.
+struct Staged {
+  const void *x = nullptr, *x_tangent = nullptr;
+};
+
+// Destinations [begin, end), and where the sums over their edges go that other parts add to as well. Null: not wanted.
+struct Part {
+  std::int64_t begin = 0, end = 0;
+  // [num_src] rows, of this part alone: sums of few edges, and of more where a source has more.
+  std::array<void*, 3> gx{};
+  void* gw = nullptr;  // gradient of shared weights, in the accumulation type
+};
+
+// The kernels whose lanes are channels. All act on problems that can_run accepts.
+struct EdgeKernels {
+  bool (*can_run)(const Problem&, const Lowered&);
+  // Nodes [begin, end) of x and its tangent to scratch rows.
+  void (*stage)(const Problem&, const Lowered&, std::int64_t begin, std::int64_t end, void* x, void* x_tangent);
+  void (*run)(const Problem&, const Lowered&, const Staged&, const Part&);
+  // Nodes [begin, end) of the gradient of x: the sum over parts of their rows, which it overwrites.
+  void (*collect)(const Problem&, const Lowered&, const std::vector<Part>&, std::int64_t begin, std::int64_t end);
+};
+
+const EdgeKernels& kernel_of_baseline();
+const EdgeKernels& kernel_of_avx2();
+const EdgeKernels& kernel_of_avx512();
+
+}  // namespace eqk::tensor_product_conv

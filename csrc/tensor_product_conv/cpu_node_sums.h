@@ -1,0 +1,50 @@
+#pragma once
+// The gradient of x over the edges of a part, in Part::gx: edges add to rows of any order.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "tensor_product/cpu_sums.h"
+#include "tensor_product_conv/cpu_kernels.h"
+
+namespace eqk::tensor_product_conv {
+inline namespace EQK_ISA {
+
+// Rows that the part with the most edges of a node needs (Part::gx).
+inline int levels_of_sums(std::int64_t max_out_degree) {
+  return max_out_degree <= tensor_product::kFew ? 1 : max_out_degree <= tensor_product::kMany ? 2 : 3;
+}
+
+template <class T>
+class NodeSums {
+ public:
+  explicit NodeSums(const Part& part) {
+    for (int level = 0; level < 3; ++level) rows_[level] = static_cast<T*>(part.gx[level]);
+  }
+
+  void start(std::int64_t nodes, std::int64_t size) {
+    size_ = size;
+    for (T* rows : rows_)
+      if (rows) std::fill_n(rows, nodes * size, T{});
+    if (rows_[1]) added_.assign(nodes, 0);
+  }
+
+  // Where an edge from a node is added. Null: not wanted.
+  T* row(std::int64_t node) const { return rows_[0] ? rows_[0] + node * size_ : nullptr; }
+
+  void added(std::int64_t node) {
+    if (!rows_[1]) return;
+    const std::int64_t count = ++added_[node];
+    for (int level = 0; level < 2; ++level)
+      if (rows_[level + 1] && count % (level ? tensor_product::kMany : tensor_product::kFew) == 0)
+        tensor_product::move_row(rows_[level] + node * size_, size_, rows_[level + 1] + node * size_);
+  }
+
+ private:
+  T* rows_[3];
+  std::int64_t size_ = 0;
+  std::vector<std::int64_t> added_;  // edges of each node so far
+};
+
+}  // namespace EQK_ISA
+}  // namespace eqk::tensor_product_conv
