@@ -15,7 +15,7 @@ from eqk import reference, testing
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b(x|y|w|g|tangent of [xywg]|t[xywg]|plan|wanted|weights|layout_\w+|irreps_\w+|instruction \d+)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b(x|y|w|g|tangent of [xywg]|t[xywg]|plan|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -123,8 +123,24 @@ def mutate_tensor(t, rng, generator):
     )
 
 
-def truth(op, v, t, text, wanted):
-    """The results of the op by autograd through the dense reference, in float64.
+def mutate_index(t, rng, generator, size):
+    """Of a tensor of indices below ``size``."""
+    kind = rng.randrange(6)
+    if kind == 0 and t.numel():
+        t = t.clone()
+        t[rng.randrange(t.numel())] = rng.choice((-1, size, 2**31 - 1, -(2**31), 0))
+        return t
+    if kind == 1:
+        return t[torch.randperm(t.numel(), generator=generator)]
+    if kind == 2:
+        return t.int()
+    if kind == 3:
+        return torch.stack([t, t], 1)[:, 0]
+    return mutate_tensor(t, rng, generator)
+
+
+def truth(op, v, t, text, wanted, graph=None):
+    """The results of the op by autograd through the dense reference, in float64; of the convolution on a ``graph``.
 
     A tangent of None is one of zeros, by which an infinite operand gives NaN.
     """
@@ -147,15 +163,18 @@ def truth(op, v, t, text, wanted):
             found = iter(torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True))
         return [torch.zeros(0) if s is None else next(found) for s in slots]
 
-    out = reference.tensor_product(*v[:3], plan)
-    if op == "tensor_product":
+    if graph is None:
+        out = reference.tensor_product(*v[:3], plan)
+    else:
+        out = reference.tensor_product_conv(*v[:3], *graph, plan)
+    if op == "":
         return [out.detach()]
-    if op == "tensor_product_jvp":
+    if op == "_jvp":
         c = torch.zeros_like(out, requires_grad=True)
         first = gradient((out * c).sum(), v[:3], True)
         return gradient(sum((a * b).sum() for a, b in zip(first, t, strict=False) if b is not None) + 0 * c.sum(), [c])
     scalar = (out * v[3]).sum()
-    if op == "tensor_product_backward":
+    if op == "_backward":
         results = gradient(scalar, v[:3])
     else:
         first = gradient(scalar, v, True)
@@ -180,62 +199,71 @@ def right(got, expected):
     return bool(((got - expected).abs() <= 1e-2 * largest).all()) or largest > 1e30
 
 
+MEMBERS = ("", "_jvp", "_backward", "_double_backward", "public")
+
+
 def one_call(cases, rng, generator):
-    """None, or a description of what is wrong."""
+    """How a mutated call went, and None or a description of what is wrong."""
     case = rng.choice(cases)
-    plan, rows = case.plan, rng.choice((0, 1, 2, 5, 33))
+    plan, edges = case.plan, rng.choice((0, 1, 2, 5, 33))
+    convolution = rng.random() < 0.4
+    num_src, num_dst = (rng.randint(1, 5), rng.randint(1, 5)) if convolution else (edges, edges)
     dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
-    v, t = (
-        [
-            *testing.random_operands(plan, rows, dtype, generator),
-            torch.randn(rows, plan.irreps_out.dim, generator=generator).to(dtype),
-        ]
-        for _ in range(2)
-    )
-    text = str(plan)
-    op = rng.choice(
-        ("tensor_product", "tensor_product_jvp", "tensor_product_backward", "tensor_product_double_backward", "public")
-    )
-    wanted = [rng.random() < 0.7 for _ in range(4 if op.endswith("double_backward") else 3)]
-    tensors = {
-        "tensor_product": v[:3],
-        "public": v[:3],
-        "tensor_product_jvp": v[:3] + t[:3],
-        "tensor_product_backward": v,
-    }.get(op, v + t)
-    tensors = list(tensors)
+
+    def slots():
+        x, y, w = testing.random_operands(plan, edges, dtype, generator)
+        if convolution:
+            x = testing.random_operands(plan, num_src, dtype, generator)[0]
+        return [x, y, w, torch.randn(num_dst, plan.irreps_out.dim, generator=generator).to(dtype)]
+
+    v, t, text, member = slots(), slots(), str(plan), rng.choice(MEMBERS)
+    wanted = [rng.random() < 0.7 for _ in range(4 if member == "_double_backward" else 3)]
+    tensors = {"": v[:3], "public": v[:3], "_jvp": v[:3] + t[:3], "_backward": v}.get(member, v + t)
+    tensors, graph, orders = list(tensors), [], []
+    if convolution:
+        graph = [torch.randint(n, (edges,), generator=generator) for n in (num_src, num_dst)]
+        orders = [i.argsort(stable=True) if rng.random() < 0.5 else None for i in reversed(graph)]
+        graph.append(num_dst)
     mutation = []
     for _ in range(rng.choice((1, 1, 1, 2))):
-        if rng.random() < 0.35:
+        if rng.random() < 0.3:
             text = mutate_plan(text, rng) if text else "*"
             mutation.append("plan")
-        elif rng.random() < 0.1 and "backward" in op:
+        elif rng.random() < 0.1 and "backward" in member:
             wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
             mutation.append("wanted")
         else:
-            n = rng.randrange(len(tensors))
+            if convolution and rng.random() < 0.4:
+                which, n = rng.choice((("graph", 0), ("graph", 1), ("graph", 2), ("orders", 0), ("orders", 1)))
+            else:
+                which, n = "tensors", rng.randrange(len(tensors))
+            group = {"tensors": tensors, "graph": graph, "orders": orders}[which]
             try:
-                tensors[n] = (
-                    mutate_tensor(tensors[n], rng, generator)
-                    if isinstance(tensors[n], torch.Tensor) or tensors[n] is None
-                    else None
-                )
+                if group is tensors:
+                    given = isinstance(tensors[n], torch.Tensor) or tensors[n] is None
+                    tensors[n] = mutate_tensor(tensors[n], rng, generator) if given else None
+                elif isinstance(group[n], int):
+                    group[n] = rng.choice((0, -1, group[n] + 1, 2**62))
+                elif isinstance(group[n], torch.Tensor) and group[n].dtype == torch.int64:
+                    below = (num_src, num_dst)[n] if group is graph else edges
+                    group[n] = mutate_index(group[n], rng, generator, below)
             except (
                 RuntimeError,
                 ValueError,
             ):  # no such mutation: a huge value in an integer tensor, a range of nothing
                 continue
-            mutation.append(n)
-    args = [*tensors, text, *([wanted] if "backward" in op else [])]
-    what = f"{op} {mutation} {[tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]}"
+            mutation.append((which, n))
+    args = [*tensors, *graph, text, *orders, *([wanted] if "backward" in member else [])]
+    name = "tensor_product_conv" if convolution else "tensor_product"
+    what = f"{name}{member} {mutation} {[tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]}"
     try:
-        result = (eqk.tensor_product if op == "public" else getattr(OPS, op))(*args)
+        result = (getattr(eqk, name) if member == "public" else getattr(OPS, name + member))(*args)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return "refused", None if NAMED.search(
             str(error)
         ) else f"{what}: the error names no argument: {type(error).__name__}: {error}"
     results = [result] if isinstance(result, torch.Tensor) else list(result)
-    if op == "public":
+    if member == "public" and not convolution:
         leading = torch.broadcast_shapes(
             *[a.shape[:-1] for a in tensors[: 3 if eqk.Plan.parse(text).weights == "per_sample" else 2]]
         )
@@ -245,11 +273,11 @@ def one_call(cases, rng, generator):
                 tensors[2].expand(*leading, tensors[2].shape[-1]).reshape(leading.numel(), tensors[2].shape[-1])
             )
         results = [r.reshape(leading.numel(), r.shape[-1]) for r in results]
-        op = "tensor_product"
-    if any(a is not None and a.device.type == "meta" for a in tensors):
+    member = "" if member == "public" else member
+    if all(r.device.type == "meta" for r in results):
         return "accepted", None
-    values = tensors[:3] if op in ("tensor_product", "tensor_product_jvp") else tensors[:4]
-    expected = truth(op, values, tensors[len(values) :], text, wanted)
+    values = tensors[:3] if member in ("", "_jvp") else tensors[:4]
+    expected = truth(member, values, tensors[len(values) :], text, wanted, graph or None)
     ok = all(right(a, b) for a, b in zip(results, expected, strict=True))
     return "accepted", None if ok else f"{what}: wrong numbers"
 

@@ -59,6 +59,13 @@ def test_public_function_names_arguments():
         eqk.tensor_product(X, Y, W, "x")
 
 
+@pytest.mark.parametrize("n", range(1, 8))
+def test_one_tensor_without_data(n):
+    """It brings the call to the fake kernel, whose results have no numbers."""
+    with pytest.raises(RuntimeError, match=rf"{fuzz.NAMES[n]}: expected device cpu as x has, got meta"):
+        with_argument(n, (X, Y, W, G)[n % 4].to("meta"))
+
+
 def test_wanted():
     for wanted in ([], [True] * 2, [True] * 4):
         with pytest.raises(RuntimeError, match="wanted: expected 3 flags"):

@@ -394,7 +394,8 @@ def test_sevennet_0():
     energy, force = evaluate(model)
     keys, parameters = list(model.state_dict()), list(model.parameters())
     report = eqk.convert(model)
-    assert len(report.swapped) == 11, report
+    assert len(report.swapped) == 16, report
+    assert sum(row.after == "eqk.adapters.sevennet.FusedConvolution" for row in report.swapped) == 5
     assert {row.reason for row in report.left} == {"o3.Linear is matrix products already"}
     new_energy, new_force = evaluate(model)
     assert force.abs().max() > 0.5

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from eqk import o3
+from eqk import adapters, o3
 from eqk._symbols import GENERATED
 from eqk.o3._module import constants_of
 from eqk.plan import LAYOUTS, Plan
@@ -87,6 +87,9 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
     loads later, as the old one would; one that is no Wigner 3j symbol is an error that names its key. TorchScript
     freezes the signs: load before scripting.
 
+    Layers of :mod:`eqk.adapters` (SevenNet's convolution) then become one op, from gather to sum over edges, in place: the
+    module stays, of another class.
+
     What is not the model's own structure stays with the old module: a reference from elsewhere (a list, a bound method)
     still calls it, and ``isinstance(new, e3nn.o3.TensorProduct)`` is False. A child that is ``torch.compile(tp)`` is
     compiled anew, with its options; what ``tp.compile()`` compiled is dropped, as by ``copy.deepcopy``, and the report
@@ -141,6 +144,15 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
         if module._compiled_call_impl is not None:
             after += ", not compiled: call compile() again"
         report.swapped.append(Swapped(name or "(root)", _describe(module), after))
+    for name, module in list(report.model.named_modules()):
+        before = type(module).__name__
+        try:
+            after = adapters.fuse(module)
+        except ValueError as error:
+            report.left.append(Left(name or "(root)", before, str(error)))
+            continue
+        if after is not None:
+            report.swapped.append(Swapped(name or "(root)", before, after))
     return report
 
 

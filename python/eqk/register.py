@@ -226,7 +226,7 @@ class Multilinear:
         namespace, name: of the op.
         operands: number n of operands.
         affine: the operand, if any, in which the op is affine rather than linear (weights, where some paths have none).
-        check: ``check(v, g, rest)`` raises where the operands do not fit the plan; called by the fake kernels.
+        check: ``check(v, g, t, rest)`` raises where operands or tangents do not fit the plan; for the fake kernels.
         shapes: ``shapes(v, rest)`` gives the shapes of (*v, out); None for an operand that the plan does not have.
         batch: ``batch(tensors, rest, in_dims, size)`` for vmap: the operands (*v, g) or tangents, and ``rest``, with
             the mapped dimension merged into the rows, or None where only a loop over the mapped dimension is right.
@@ -238,7 +238,7 @@ class Multilinear:
         name: str,
         operands: int,
         affine: int | None,
-        check: Callable[[Sequence[MaybeTensor], MaybeTensor, Sequence], None],
+        check: Callable[[Sequence[MaybeTensor], MaybeTensor, Sequence[MaybeTensor], Sequence], None],
         shapes: Callable[[Sequence[MaybeTensor], Sequence], Sequence[tuple | None]],
         batch: Callable[
             [Sequence[MaybeTensor], Sequence, Sequence[int | None], int], tuple[Sequence[MaybeTensor], Sequence] | None
@@ -460,24 +460,26 @@ class Multilinear:
         )
 
     def _fake_forward(self, *args):
-        v, rest = args[: self.n], args[self.n :]
-        self.check(v, None, rest)
-        return self._empty(v[0], self.shapes(v, rest)[-1])
+        return self._fake_jvp(*args[: self.n], *[None] * self.n, *args[self.n :])
 
     def _fake_jvp(self, *args):
-        return self._fake_forward(*args[: self.n], *args[2 * self.n :])
+        n = self.n
+        v, t, rest = args[:n], args[n : 2 * n], args[2 * n :]
+        self.check(v, None, t, rest)
+        return self._empty(v[0], self.shapes(v, rest)[-1])
 
     def _fake_backward(self, *args):
         v, g, (*rest, wanted) = args[: self.n], args[self.n], args[self.n + 1 :]
         self._check_wanted(wanted, self.n)
-        self.check(v, g, rest)
+        self.check(v, g, (), rest)
         shapes = self.shapes(v, rest)[: self.n]
         return tuple(self._empty(v[0], s, w) for s, w in zip(shapes, wanted, strict=True))
 
     def _fake_double_backward(self, *args):
-        v, g, (*rest, wanted) = args[: self.n], args[self.n], args[2 * self.n + 2 :]
-        self._check_wanted(wanted, self.n + 1)
-        self.check(v, g, rest)
+        n = self.n
+        v, g, t, (*rest, wanted) = args[:n], args[n], args[n + 1 : 2 * n + 2], args[2 * n + 2 :]
+        self._check_wanted(wanted, n + 1)
+        self.check(v, g, t, rest)
         return tuple(self._empty(v[0], s, w) for s, w in zip(self.shapes(v, rest), wanted, strict=True))
 
     # vmap.

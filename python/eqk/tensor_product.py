@@ -19,9 +19,17 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_operands(
-    op: str, v: Sequence[MaybeTensor], g: MaybeTensor, text: str, shapes: Sequence[tuple | None]
+    op: str,
+    v: Sequence[MaybeTensor],
+    g: MaybeTensor,
+    t: Sequence[MaybeTensor],
+    text: str,
+    shapes: Sequence[tuple | None],
 ) -> None:
-    """What FamilyCall in csrc/tensor_product/op.h checks, for tensors without data."""
+    """What FamilyCall in csrc/tensor_product/op.h checks, for tensors without data; t: tangents, if there are any.
+
+    One tensor without data brings the others here, whatever their device.
+    """
 
     def require(ok, name: str, expected: object, got: object) -> None:
         torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
@@ -30,8 +38,15 @@ def check_operands(
     x = v[0]
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
-    for name, tensor, shape in zip(_NAMES, (*v, g), shapes, strict=True):
-        if tensor is None or (name == "w" and plan.weights == "none"):
+    named = [*zip(_NAMES, (*v, g), shapes, strict=True)]
+    named += [(f"tangent of {name}", *rest) for name, *rest in zip(_NAMES, t, shapes, strict=False)]
+    for name, tensor, shape in named:
+        if tensor is None:
+            continue
+        require(tensor.device == x.device, name, f"device {x.device} as x has", tensor.device)
+        if shape is None:
+            if name == "w":
+                require(tensor.numel() == 0, name, "none, since no instruction is weighted", tuple(tensor.shape))
             continue
         require(tensor.dim() == len(shape), name, f"shape {shape}", tuple(tensor.shape))
         for have, expected in zip(tensor.shape, shape, strict=True):
@@ -39,8 +54,8 @@ def check_operands(
         require(tensor.dtype == x.dtype, name, f"dtype {x.dtype}", tensor.dtype)
 
 
-def _check(v: Sequence[MaybeTensor], g: MaybeTensor, rest: Sequence[str]) -> None:
-    check_operands("tensor_product", v, g, rest[0], _shapes(v, rest))
+def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence[str]) -> None:
+    check_operands("tensor_product", v, g, t, rest[0], _shapes(v, rest))
 
 
 def _shapes(v: Sequence[MaybeTensor], rest: Sequence[str]) -> tuple[tuple | None, ...]:

@@ -26,7 +26,7 @@ def _split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
     return dict(zip(_INDICES, (src, dst, by_dst, by_src), strict=True)), num_dst, plan
 
 
-def _check(v: Sequence[MaybeTensor], g: MaybeTensor, rest: Sequence) -> None:
+def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence) -> None:
     """What csrc/tensor_product_conv/op.h checks, for tensors without data."""
     indices, _, plan = _split(rest)
     edges = indices["src"].shape[:1]
@@ -37,9 +37,10 @@ def _check(v: Sequence[MaybeTensor], g: MaybeTensor, rest: Sequence) -> None:
             (index.dim() == 1, "1 dimension", tuple(index.shape)),
             (index.dtype in (torch.int32, torch.int64), "dtype int32 or int64", index.dtype),
             (index.shape[:1] == edges, f"shape {tuple(edges)}", tuple(index.shape)),
+            (index.device == v[0].device, f"device {v[0].device} as x has", index.device),
         ):
             torch._check(ok, lambda n=name, e=expected, g=got: f"eqk::tensor_product_conv: {n}: expected {e}, got {g}")
-    check_operands("tensor_product_conv", v, g, plan, _shapes(v, rest))
+    check_operands("tensor_product_conv", v, g, t, plan, _shapes(v, rest))
 
 
 def _shapes(v: Sequence[MaybeTensor], rest: Sequence) -> tuple[tuple | None, ...]:

@@ -15,6 +15,7 @@ from eqk.irreps import Irrep, Irreps, IrrepsLike, irreps_argument
 from eqk.o3._module import ArgumentError, E3nnModule, check_operand, output_mask, weight_slices
 from eqk.plan import Plan
 from eqk.tensor_product import broadcast_product
+from eqk.tensor_product_conv import tensor_product_conv
 
 
 class Instruction(NamedTuple):
@@ -99,8 +100,32 @@ def _module_product(
     return broadcast_product(x, y, w, shared, plan)
 
 
+def _module_convolution(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    own: Tensor,
+    edges: tuple[Tensor, Tensor],
+    num_dst: int,
+    numel: int,
+    internal: bool,
+    shared: bool,
+    weighted: bool,
+    plan: str,
+) -> Tensor:
+    """As :func:`_module_product`, summed over edges."""
+    weight = _checked_weights(weight, own, numel, internal, shared)
+    w: Tensor | None = None
+    if weighted:
+        w = weight if numel > 0 else x.new_empty([0] if shared else [y.shape[0], 0])
+    if torch.jit.is_scripting():
+        return torch.ops.eqk.tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
+    return tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
+
+
 torch.fx.wrap("_flat_weights")
 torch.fx.wrap("_module_product")
+torch.fx.wrap("_module_convolution")
 
 
 class TensorProduct(E3nnModule):
@@ -320,6 +345,28 @@ class TensorProduct(E3nnModule):
         if not self._compile_left_right:
             raise RuntimeError("forward: expected a module built with compile_left_right=True")
         return self._product(x, y, weight)
+
+    def convolution(
+        self, x: Tensor, y: Tensor, weight: Tensor | None, src: Tensor, dst: Tensor, num_dst: int
+    ) -> Tensor:
+        """:func:`eqk.tensor_product_conv` with this product: the sum of ``self(x[src], y, weight)`` into each node.
+
+        x [num_src, dim1], y [edges, dim2], src and dst [edges] -> [num_dst, dim_out]. ``weight``: None for internal
+        weights; else [weight_numel] (shared) or [edges, weight_numel]. Raises RuntimeError where something does not fit.
+        """
+        return _module_convolution(
+            x,
+            y,
+            weight,
+            self.weight,
+            (src, dst),
+            num_dst,
+            self.weight_numel,
+            self.internal_weights,
+            self.shared_weights,
+            self._weighted,
+            self._plan_text,
+        )
 
     @torch.jit.export
     def right(self, y: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -1,0 +1,26 @@
+"""Layers of other frameworks whose gather, product and sum over edges become one op, one file for each framework.
+
+Each file has ``fuse(module)``: None if the module is none of the framework's layers; else it makes the layer, whose tensor
+product is eqk's already, call :meth:`eqk.o3.TensorProduct.convolution`, in place, and returns the name of what it became;
+or raises ValueError with the reason why it cannot. A file is imported only where its framework has been.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from torch import nn
+
+# What a model that has such layers has imported -> the file here.
+_ADAPTERS = {"sevenn.nn.convolution": "sevennet"}
+
+
+def fuse(module: nn.Module) -> str | None:
+    """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""
+    for framework, adapter in _ADAPTERS.items():
+        if framework in sys.modules:
+            after = importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
+            if after is not None:
+                return after
+    return None
