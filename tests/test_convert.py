@@ -406,3 +406,36 @@ def test_sevennet_0():
     twin.load_state_dict(model.state_dict(), strict=True)
     model.load_state_dict(twin.state_dict(), strict=True)
     assert (evaluate(_saved(model))[1] - new_force).abs().max() < 1e-5
+
+
+def test_sevennet_0_scripted():
+    """Converted, then scripted, frozen and saved as sevenn's deployment for LAMMPS does: energy and its gradient."""
+    ase_build = pytest.importorskip("ase.build", reason="ase is not installed")
+    util = pytest.importorskip("sevenn.util", reason="sevenn is not installed")
+    import e3nn.util.jit
+    from sevenn.atom_graph_data import AtomGraphData
+    from sevenn.train.dataload import unlabeled_atoms_to_graph
+
+    atoms = ase_build.bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=random.randrange(2**31))
+    results = []
+    for converted in (False, True):
+        model = util.load_checkpoint("7net-0").build_model().eval()
+        model.set_is_batch_data(False)
+        model.delete_module_by_key("force_output")
+        model.eval_type_map = False
+        if converted:
+            eqk.convert(model)
+        scripted = torch.jit.freeze(e3nn.util.jit.script(model))
+        file = io.BytesIO()
+        torch.jit.save(scripted, file)
+        file.seek(0)
+        data = AtomGraphData.from_numpy_dict(unlabeled_atoms_to_graph(atoms, 5.0)).to_dict()
+        data = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
+        data["x"] = torch.full((len(atoms),), 3)  # any species
+        data["edge_vec"].requires_grad_()
+        energy = torch.jit.load(file)(data)["inferred_total_energy"]
+        results.append((energy.detach(), *torch.autograd.grad(energy, data["edge_vec"])))
+    assert results[0][1].abs().max() > 0.01
+    for old, new in zip(*results, strict=True):
+        assert (new - old).abs().max() < 1e-5 * max(1, old.abs().max())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -907,8 +908,10 @@ def test_instruction_sets(isa):
             in available
         )
         return
-    selected = ["test_cases", "test_row_counts", "test_16_bit", "test_strided_inputs"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *[f"{__file__}::{name}" for name in selected]]
+    convolution = Path(__file__).with_name("test_tensor_product_conv.py")
+    selected = [f"{__file__}::{n}" for n in ("test_cases", "test_row_counts", "test_16_bit", "test_strided_inputs")]
+    selected += [f"{convolution}::{n}" for n in ("test_cases", "test_graphs", "test_16_bit", "test_long_sums")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *selected]
     environment = {**os.environ, "EQK_CPU_ISA": isa, "EQK_SEED": str(testing.seed())}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout[-4000:]

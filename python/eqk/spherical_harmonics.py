@@ -84,9 +84,7 @@ def _check(op: str, x: Tensor, g: Tensor | None, text: str) -> None:
             lambda: f"eqk::{op}: g: expected shape [{x.shape[0]}, {columns}], got {tuple(g.shape)}",
         )
         torch._check(g.dtype == x.dtype, lambda: f"eqk::{op}: g: expected dtype {x.dtype} as x has, got {g.dtype}")
-        torch._check(
-            g.device == x.device, lambda: f"eqk::{op}: g: expected device {x.device} as x has, got {g.device}"
-        )
+        torch._check(g.device == x.device, lambda: f"eqk::{op}: g: expected device {x.device} as x has, got {g.device}")
 
 
 _FORWARD = torch.ops.eqk.spherical_harmonics.default
