@@ -23,7 +23,6 @@ def check_operands(
     v: Sequence[MaybeTensor],
     g: MaybeTensor,
     t: Sequence[MaybeTensor],
-    text: str,
     shapes: Sequence[tuple | None],
 ) -> None:
     """What FamilyCall in csrc/tensor_product/op.h checks, for tensors without data; t: tangents, if there are any.
@@ -34,7 +33,6 @@ def check_operands(
     def require(ok, name: str, expected: object, got: object) -> None:
         torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
-    plan = Plan.parse(text)
     x = v[0]
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
@@ -55,7 +53,7 @@ def check_operands(
 
 
 def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence[str]) -> None:
-    check_operands("tensor_product", v, g, t, rest[0], _shapes(v, rest))
+    check_operands("tensor_product", v, g, t, _shapes(v, rest))
 
 
 def _shapes(v: Sequence[MaybeTensor], rest: Sequence[str]) -> tuple[tuple | None, ...]:

@@ -28,7 +28,7 @@ def _split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
 
 def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence) -> None:
     """What csrc/tensor_product_conv/op.h checks, for tensors without data."""
-    indices, _, plan = _split(rest)
+    indices, _, _ = _split(rest)
     edges = indices["src"].shape[:1]
     for name, index in indices.items():
         if index is None:
@@ -40,7 +40,7 @@ def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], r
             (index.device == v[0].device, f"device {v[0].device} as x has", index.device),
         ):
             torch._check(ok, lambda n=name, e=expected, g=got: f"eqk::tensor_product_conv: {n}: expected {e}, got {g}")
-    check_operands("tensor_product_conv", v, g, t, plan, _shapes(v, rest))
+    check_operands("tensor_product_conv", v, g, t, _shapes(v, rest))
 
 
 def _shapes(v: Sequence[MaybeTensor], rest: Sequence) -> tuple[tuple | None, ...]:

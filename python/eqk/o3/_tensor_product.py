@@ -352,7 +352,7 @@ class TensorProduct(E3nnModule):
         """:func:`eqk.tensor_product_conv` with this product: the sum of ``self(x[src], y, weight)`` into each node.
 
         x [num_src, dim1], y [edges, dim2], src and dst [edges] -> [num_dst, dim_out]. ``weight``: None for internal
-        weights; else [weight_numel] (shared) or [edges, weight_numel]. Raises RuntimeError where something does not fit.
+        weights; else [weight_numel] (shared) or [edges, weight_numel]. Raises RuntimeError where a shape does not fit.
         """
         return _module_convolution(
             x,
