@@ -151,12 +151,6 @@ def _needed(ctx) -> list[bool]:
     return [need and node is not None and _will_execute(node) for need, node in zip(needs, nodes, strict=True)]
 
 
-def unmerged(result: Tensor, size: int, x: Tensor, dim: int | None) -> Tensor:
-    """[size * rows, columns] -> [size, rows, columns], where x has rows besides the mapped dimension ``dim``."""
-    rows = x.shape[1 if dim == 0 else 0]  # not to be told from the result where size is 0
-    return result.unflatten(0, (size, rows))
-
-
 def merged_rows(tensors: Sequence[MaybeTensor], in_dims: Sequence[int | None], size: int) -> list[MaybeTensor]:
     """[rows, columns], one for each or the same for all of ``size`` samples of vmap -> [size * rows, columns]."""
     rows = []

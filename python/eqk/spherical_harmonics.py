@@ -29,7 +29,7 @@ from torch import Tensor
 from eqk import dispatch, reference
 from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike
 from eqk.plan import Plan
-from eqk.register import _sum, jvp_rule, register, unmerged
+from eqk.register import _sum, jvp_rule, merged_rows, register
 
 NORMALIZATIONS = ("integral", "component", "norm")
 _PLAN = re.compile(rf"(-|\d{{1,2}}(?:,\d{{1,2}})*) ({'|'.join(NORMALIZATIONS)})", re.ASCII)
@@ -163,11 +163,9 @@ def _fake_backward(x, g, plan):
 def _vmap(op):
     def rule(info, in_dims, *args):
         *tensors, plan = args
-        rows = [
-            (t.unsqueeze(0).expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)).flatten(0, 1)
-            for t, d in zip(tensors, in_dims, strict=False)
-        ]
-        return unmerged(op(*rows, plan), info.batch_size, tensors[0], in_dims[0]), 0
+        result = op(*merged_rows(tensors, in_dims, info.batch_size), plan)
+        rows = tensors[0].shape[1 if in_dims[0] == 0 else 0]  # not to be told from the result of no samples
+        return result.unflatten(0, (info.batch_size, rows)), 0
 
     return rule
 
