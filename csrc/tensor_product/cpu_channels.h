@@ -114,7 +114,19 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
   }
 }
 
-// kTiles tiles of W channels from u on, the last of n; their sums stay in registers from row to row.
+// Pairs [first, last) of a chunk of components i small enough for the sums over channels to stay in registers.
+template <class C, int kFirstI, int kLastI>
+struct PairRange {
+  static constexpr int count_below(int i) {
+    int n = 0;
+    while (n < static_cast<int>(C::pairs) && C::pair_i[n] < i) ++n;
+    return n;
+  }
+  static constexpr int first = count_below(kFirstI), last = count_below(kLastI);
+};
+
+// kTiles tiles of W channels from u on, the last of n; their sums stay in registers from row to row. Each number of M
+// is read once for all tiles, and one component of x at a time lives in a register of each.
 template <class C, class T, int kTiles>
 EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, std::int64_t u, std::int64_t n) {
   constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kIntoL2 = 2;
@@ -128,27 +140,27 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
     const T* const w = p.weighted ? r.w[e] + p.weight_offset + u : r.ones;
     const T* const c = r.c[e] + p.c_scratch + u * d1;
     const T* const m_of_row = m + e;
-    V weight[kTiles], x[kTiles][d1];
+    V weight[kTiles], product[kTiles][d3] = {};
     unroll<kTiles>([&](auto t) EQK_LAMBDA {
       if (p.weighted) __builtin_prefetch(r.w_ahead[e] + p.weight_offset + u + t * W, 0, kIntoL2);
       weight[t] = kTiles > 1 ? load<T, W>(w + t * W) : load_n<T, W>(w, n);
-      unroll<d1>([&](auto i) EQK_LAMBDA { x[t][i] = load<T, W>(c + t * W * d1 + i * W); });
     });
-    if constexpr (d1 <= d3) {
-      unroll<kTiles>([&](auto t) EQK_LAMBDA { unroll<d1>([&](auto i) EQK_LAMBDA { x[t][i] *= weight[t]; }); });
-      unroll<C::pairs>([&](auto q) EQK_LAMBDA {
-        const T s = m_of_row[q * kRows];
-        unroll<kTiles>([&](auto t) EQK_LAMBDA { acc[t][C::pair_k[q]] += s * x[t][C::pair_i[q]]; });
+    unroll<d1>([&](auto i) EQK_LAMBDA {
+      using Range = PairRange<C, i, i + 1>;
+      V x[kTiles];
+      unroll<kTiles>([&](auto t) EQK_LAMBDA {
+        x[t] = load<T, W>(c + t * W * d1 + i * W);
+        if constexpr (d1 <= d3) x[t] *= weight[t];
       });
-    } else {
-      V product[kTiles][d3] = {};
-      unroll<C::pairs>([&](auto q) EQK_LAMBDA {
-        const T s = m_of_row[q * kRows];
-        unroll<kTiles>([&](auto t) EQK_LAMBDA { product[t][C::pair_k[q]] += s * x[t][C::pair_i[q]]; });
+      unroll<Range::last - Range::first>([&](auto q) EQK_LAMBDA {
+        constexpr int pair = Range::first + q, k = C::pair_k[pair];
+        const T s = m_of_row[pair * kRows];
+        unroll<kTiles>([&](auto t) EQK_LAMBDA { (d1 <= d3 ? acc : product)[t][k] += s * x[t]; });
       });
+    });
+    if constexpr (d1 > d3)
       unroll<kTiles>(
           [&](auto t) EQK_LAMBDA { unroll<d3>([&](auto k) EQK_LAMBDA { acc[t][k] += weight[t] * product[t][k]; }); });
-    }
   }
   unroll<kTiles>([&](auto t) EQK_LAMBDA {
     unroll<d3>([&](auto k) EQK_LAMBDA { store<T, W>(out + t * W * d3 + k * W, acc[t][k]); });
@@ -158,24 +170,13 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
 template <class C, class T>
 void forward_summed_path(const ChannelPath& p, const SummedRows<T>& r, const T* m) {
   constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
-  // Two tiles read each number of M once.
-  constexpr int kTiles = 2 * (d1 + d3) + 3 <= kRegisters ? 2 : 1;
+  constexpr int kPerTile = (d1 <= d3 ? d3 : 2 * d3) + 2;
+  constexpr int kTiles = 4 * kPerTile < kRegisters ? 4 : 2 * kPerTile < kRegisters ? 2 : 1;
   std::int64_t u = 0;
   if constexpr (kTiles > 1)
     for (; u + kTiles * W <= p.channels; u += kTiles * W) sum_tiles<C, T, kTiles>(p, r, m, u, W);
   for (; u < p.channels; u += W) sum_tiles<C, T, 1>(p, r, m, u, p.channels - u < W ? p.channels - u : W);
 }
-
-// Pairs [first, last) of a chunk of components i small enough for the sums over channels to stay in registers.
-template <class C, int kFirstI, int kLastI>
-struct PairRange {
-  static constexpr int count_below(int i) {
-    int n = 0;
-    while (n < static_cast<int>(C::pairs) && C::pair_i[n] < i) ++n;
-    return n;
-  }
-  static constexpr int first = count_below(kFirstI), last = count_below(kLastI);
-};
 
 // gs[j] += coefficient sum C[i, j, k] sum_channels (w x_i) g_k, lanes not yet summed.
 template <class C, class T>

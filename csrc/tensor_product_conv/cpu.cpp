@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <optional>
 #include <vector>
 
@@ -167,17 +168,17 @@ class GatheredEdges {
 };
 
 // The gradient of x is a sum over edges of any order of sources: parts of the destinations add to rows of their own.
-// How many there are hangs on the graph alone, so that results are the same bits for any number of threads; their rows
-// are at most as many as there are edges.
+// How many there are hangs on the graph alone, so that results are the same bits for any number of threads, and is a
+// power of two, which threads share out evenly. The rows of all parts are at most half as many as there are edges.
 std::int64_t count_parts(const Problem& problem, bool sums_gx, bool sums_gw) {
   constexpr std::int64_t kMaxParts = 16, kMaxTasks = 256, kEdges = 128, kNodes = 1024;
   const Edges& e = *problem.edges;
   const std::int64_t work = e.count / kEdges + e.num_dst / kNodes;
   if (!sums_gx && !sums_gw) return std::clamp<std::int64_t>(work, 1, kMaxTasks);
-  std::int64_t parts = kMaxParts;
-  if (sums_gx) parts = std::min(parts, e.count / std::max<std::int64_t>(1, e.num_src));
-  if (sums_gw) parts = std::min(parts, WeightParts::count(problem.dtype, problem.plan->weight_numel, parts));
-  return std::clamp<std::int64_t>(std::min(parts, work), 1, kMaxParts);
+  std::int64_t parts = std::min(work, kMaxParts);
+  if (sums_gx) parts = std::min(parts, e.count / std::max<std::int64_t>(1, 2 * e.num_src));
+  if (sums_gw) parts = WeightParts::count(problem.dtype, problem.plan->weight_numel, parts);
+  return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(1, parts))));
 }
 
 void launch(const Problem& problem, const Tensor& like) {
