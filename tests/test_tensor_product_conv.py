@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
+import torch.utils.checkpoint
 from test_tensor_product import CHECKED, DTYPES, PROBLEMS, SMALL, cast, compare, names, run_python
 
 import eqk
@@ -195,7 +196,10 @@ BAD = {
     ),
     "by_dst: expected indices from 0 to 4, got 5 at position 4": dict(by_dst=torch.tensor([0, 1, 2, 3, 5])),
     r"by_src: expected shape \[5\], got \[3\]": dict(by_src=torch.tensor([0, 1, 2])),
-    "num_dst: expected nodes that fit in memory|out of memory": dict(num_dst=1 << 60),
+    "src, dst, num_dst: out of memory: could not order 5 edges from 6 to 1152921504606846976 nodes": dict(
+        num_dst=1 << 60
+    ),
+    "src, dst, num_dst: out of memory": dict(num_dst=(1 << 63) - 1),
 }
 
 
@@ -365,10 +369,106 @@ def test_backends(generator):
     expected = eqk.tensor_product_conv(x, y, w, src, dst, 4, UVU)
     with eqk.dispatch.use_backend("reference"):
         assert_close(eqk.tensor_product_conv(x, y, w, src, dst, 4, UVU), expected)
-    # What runs on devices without a kernel.
-    from eqk.tensor_product_conv import _by_messages
 
-    assert_close(_by_messages(x, y, w, src, dst, 4, str(UVU)), expected)
+
+@pytest.mark.parametrize("name", ["depthwise-33", "mixed-mul_ir-ir_mul-mul_ir-shared", "uvu-none"])
+def test_devices_without_a_kernel(name, generator):
+    """The composite of each member against its kernel, with what is not wanted and not there."""
+    from eqk.tensor_product_conv import _COMPOSITES, FAMILY
+
+    plan = CASES[name].plan
+    src, dst = graph(20, 6, 5, generator, ordered=False, dtype=torch.int32)
+    for dtype in (torch.float64, torch.bfloat16):
+        v = [
+            None if t is None else (t / t.abs().max()).to(dtype)
+            for t in operands_of(plan, 20, 6, torch.float64, generator)
+        ]
+        g = torch.randn(5, plan.irreps_out.dim, generator=generator).to(dtype)
+        t = [None if s is None else torch.randn(s.shape, generator=generator).to(dtype) for s in (*v, g)]
+        rest = (src, dst, 5, str(plan), None, None)
+        for op, args in (
+            (FAMILY.forward, (*v, *rest[:4])),
+            (FAMILY.jvp, (*v, *t[:3], *rest)),
+            (FAMILY.backward, (*v, g, *rest, [True, False, True])),
+            (FAMILY.backward, (*v, g, *rest, [False, True, False])),
+            (FAMILY.double_backward, (*v, g, *t[:3], None, *rest, [True, True, True, True])),
+            (FAMILY.double_backward, (*v, g, None, *t[1:], *rest, [True, False, True, False])),
+        ):
+            got, want = _COMPOSITES[op](*args), op(*args)
+            for a, b in zip(
+                [got] if op in (FAMILY.forward, FAMILY.jvp) else got,
+                [want] if op in (FAMILY.forward, FAMILY.jvp) else want,
+                strict=True,
+            ):
+                assert_close(a, b, 2)
+        for bad in ((src - 1, dst), (src, dst - 1), (src + 1, dst)):
+            with pytest.raises((RuntimeError, IndexError)):
+                _COMPOSITES[FAMILY.forward](*v, *bad, 5, str(plan))
+
+
+@pytest.mark.parametrize("weights", ["internal", "shared", "per_sample", "none"])
+def test_module(weights, generator):
+    """eqk.o3.TensorProduct.convolution, eager, scripted and traced by fx, against its forward."""
+    paths = [(0, 0, 0, "uvu", weights != "none"), (1, 1, 1, "uvu", weights != "none")]
+    kwargs = dict(shared_weights=weights != "per_sample", internal_weights=weights == "internal")
+    product = eqk.o3.TensorProduct("4x0e + 3x1o", "0e + 1o", "4x0e + 3x0e", paths, **kwargs)
+    src, dst = graph(20, 6, 5, generator, ordered=False)
+    x, y, w = torch.randn(6, 13), torch.randn(20, 4), None
+    if weights in ("shared", "per_sample"):
+        w = torch.randn(*([20] if weights == "per_sample" else []), product.weight_numel)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = product
+
+        def forward(
+            self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None, src: torch.Tensor, dst: torch.Tensor
+        ):
+            return self.product.convolution(x, y, w, src, dst, 5)
+
+    messages = product(x[src], y, w)
+    expected = torch.zeros(5, 7).index_add(0, dst, messages)
+    for layer in (Layer(), torch.jit.script(Layer())):
+        torch.testing.assert_close(layer(x, y, w, src, dst), expected, atol=1e-4, rtol=1e-5)
+    if weights in ("shared", "per_sample"):
+        for bad in (None, torch.randn(3), torch.randn(20, 4)):
+            with pytest.raises(RuntimeError, match="weight: expected|w: expected"):
+                Layer()(x, y, bad, src, dst)
+
+
+def test_checkpoint(generator):
+    """Saved tensors are unpacked once."""
+    src, dst = graph(8, 3, 4, generator)
+    x, y, w = (t.requires_grad_() for t in operands_of(UVU, 8, 3, torch.float64, generator))
+
+    def f(x, y, w):
+        return eqk.tensor_product_conv(x, y, w, src, dst, 4, UVU).pow(2).sum()
+
+    want = torch.autograd.grad(f(x, y, w), (x, y, w))
+    got = torch.autograd.grad(torch.utils.checkpoint.checkpoint(f, x, y, w, use_reentrant=False), (x, y, w))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_vmap_of_the_order_and_of_bad_indices(generator):
+    plan = CASES["depthwise-3"].plan
+    x, y, w = operands_of(plan, 8, 3, torch.float64, generator)
+    graphs = [graph(8, 3, 4, generator, ordered=False) for _ in range(3)]
+    src, dst = (torch.stack(t) for t in zip(*graphs, strict=True))
+    orders = [t.argsort(dim=1, stable=True) for t in (dst, src)]
+
+    def f(src, dst, by_dst, by_src):
+        return eqk.tensor_product_conv(x, y, w, src, dst, 4, plan, by_dst, by_src)
+
+    got = torch.func.vmap(f)(src, dst, *orders)
+    for b in range(3):
+        assert torch.equal(got[b], f(src[b], dst[b], None, None))
+    assert torch.func.vmap(f)(src[:0], dst[:0], *(t[:0] for t in orders)).shape == (0, 4, plan.irreps_out.dim)
+    for sample, index in ((0, 3), (1, -1)):
+        bad = src.clone()
+        bad[sample, 2] = index
+        with pytest.raises(RuntimeError, match="src: expected indices"):
+            torch.func.vmap(f)(bad, dst, *orders)
 
 
 def test_memory():

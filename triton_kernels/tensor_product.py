@@ -768,10 +768,7 @@ def _prepared(
     op: str, v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], text: str
 ) -> list[MaybeTensor]:
     """Checked operands and tangents (x, y, w, g, tx, ty, tw, tg) with adjacent columns."""
-    _check(v, g, text)
-    _check((v[0], *t[1:3]), t[3], text)
-    if t[0] is not None:
-        _check((t[0], None, None), None, text)
+    _check(v, g, t, (text,))
     weightless = Plan.parse(text).weights == "none"
     for name, tensor in zip("xyw", v, strict=True):
         if tensor is None and not (name == "w" and weightless):

@@ -34,10 +34,11 @@ class WeightParts {
 
   void reduce(void* out) const {
     with_types(dtype_, [&]<class T, class Storage>(T, Storage) {
+      const T* const sums = static_cast<const T*>(of(0));
       parallel_for(numel_, 4096, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t q = begin; q < end; ++q) {
           T sum = 0;
-          for (std::int64_t p = 0; p < parts_; ++p) sum += static_cast<const T*>(of(p))[q];
+          for (std::int64_t p = 0; p < parts_; ++p) sum += sums[p * numel_ + q];
           static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
         }
       });

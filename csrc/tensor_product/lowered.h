@@ -129,7 +129,7 @@ inline double lane_utilisation(const ChannelPlan& plan, std::int64_t width) {
 }
 
 // sum_rows: rows of results are summed, so each segment of an output is in scratch and no path is the first.
-inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows) {
+inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows = false) {
   ChannelPlan result;
   const auto shared_by_channels = [&](const Instruction& ins, int shared, Mode mode) {
     return plan.irreps[shared][shared == 1 ? ins.i2 : ins.i1].mul == 1 && (ins.mode == mode || ins.mode == Mode::uvuv);

@@ -58,8 +58,8 @@ class GatheredEdges {
       if (problem.out[s].data && !of_all_rows) tile_.out[s] = {take(results_[s], kTile * columns_[s]), columns_[s]};
     }
     if (shared) {
-      gather(problem.in[kW].value, 0, 0, kW, values_[kW].get());
-      gather(problem.in[kW].tangent, 0, 0, kW, tangents_[kW].get());
+      if (problem.in[kW].value) gather(problem.in[kW].value, 0, 0, kW, values_[kW].get());
+      if (problem.in[kW].tangent) gather(problem.in[kW].tangent, 0, 0, kW, tangents_[kW].get());
     }
     if (part.gw) {
       gw_.emplace(*problem.plan);
@@ -122,7 +122,6 @@ class GatheredEdges {
   }
 
   void gather(const void* base, std::int64_t stride, std::int64_t row, int slot, T* to) const {
-    if (!base) return;
     const Storage* const from = static_cast<const Storage*>(base) + row * stride;
     for (std::int64_t q = 0; q < columns_[slot]; ++q) to[q] = from_storage<T>(from[q]);
   }
@@ -135,8 +134,8 @@ class GatheredEdges {
       for (int s = 0; s < kSlots; ++s) {
         if (s == kW && problem_.plan->weights == Weights::shared) continue;
         const Operand& in = problem_.in[s];
-        gather(in.value, in.stride, row[s], s, values_[s].get() + e * columns_[s]);
-        gather(in.tangent, in.tangent_stride, row[s], s, tangents_[s].get() + e * columns_[s]);
+        if (in.value) gather(in.value, in.stride, row[s], s, values_[s].get() + e * columns_[s]);
+        if (in.tangent) gather(in.tangent, in.tangent_stride, row[s], s, tangents_[s].get() + e * columns_[s]);
       }
     }
   }
@@ -169,7 +168,8 @@ class GatheredEdges {
 
 // The gradient of x is a sum over edges of any order of sources: parts of the destinations add to rows of their own.
 // How many there are hangs on the graph alone, so that results are the same bits for any number of threads, and is a
-// power of two, which threads share out evenly. The rows of all parts are at most half as many as there are edges.
+// power of two, which threads share out evenly. Of each level of sums the rows of all parts are at most half as many as
+// there are edges, or as there are nodes.
 std::int64_t count_parts(const Problem& problem, bool sums_gx, bool sums_gw) {
   constexpr std::int64_t kMaxParts = 16, kMaxTasks = 256, kEdges = 128, kNodes = 1024;
   const Edges& e = *problem.edges;

@@ -2,8 +2,8 @@
 // The gradient of x over the edges of a part, in Part::gx: edges add to rows of any order.
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "core/aligned.h"
 #include "tensor_product/cpu_sums.h"
 #include "tensor_product_conv/cpu_kernels.h"
 
@@ -26,7 +26,9 @@ class NodeSums {
     size_ = size;
     for (T* rows : rows_)
       if (rows) std::fill_n(rows, nodes * size, T{});
-    if (rows_[1]) added_.assign(nodes, 0);
+    if (!rows_[1]) return;
+    added_ = aligned_array<std::int64_t>(nodes);
+    std::fill_n(added_.get(), nodes, 0);
   }
 
   // Where an edge from a node is added. Null: not wanted.
@@ -43,7 +45,7 @@ class NodeSums {
  private:
   T* rows_[3];
   std::int64_t size_ = 0;
-  std::vector<std::int64_t> added_;  // edges of each node so far
+  AlignedArray<std::int64_t> added_;  // edges of each node so far
 };
 
 }  // namespace EQK_ISA

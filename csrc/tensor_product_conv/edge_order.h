@@ -40,7 +40,7 @@ inline Edges make_edges(const char* op, const Tensor& src, const Tensor& dst, st
   e.num_dst = num_dst;
   const auto sources = detail::read_indices(op, "src", src, num_src);
   const auto destinations = detail::read_indices(op, "dst", dst, num_dst);
-  e.row.assign(num_dst + 1, 0);
+  e.row.assign(static_cast<std::size_t>(num_dst) + 1, 0);
   for (const std::int64_t d : destinations) ++e.row[d + 1];
   for (std::int64_t r = 0; r < num_dst; ++r) e.row[r + 1] += e.row[r];
   if (by_dst) {
@@ -63,11 +63,10 @@ inline Edges make_edges(const char* op, const Tensor& src, const Tensor& dst, st
     e.max_out_degree = std::max(e.max_out_degree, ++degree[e.src[n]]);
   }
   return e;
-} catch (const std::bad_alloc&) {
-  fail("eqk::", op, ": out of memory: could not order ", src.size(0), " edges from ", num_src, " to ", num_dst,
-       " nodes");
-} catch (const std::length_error&) {
-  fail("eqk::", op, ": num_dst: expected nodes that fit in memory, got ", num_dst);
+} catch (const std::exception& error) {
+  if (!dynamic_cast<const std::bad_alloc*>(&error) && !dynamic_cast<const std::length_error*>(&error)) throw;
+  fail("eqk::", op, ": src, dst, num_dst: out of memory: could not order ", src.size(0), " edges from ", num_src,
+       " to ", num_dst, " nodes");
 }
 
 }  // namespace eqk::tensor_product_conv

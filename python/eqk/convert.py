@@ -144,13 +144,16 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
         if module._compiled_call_impl is not None:
             after += ", not compiled: call compile() again"
         report.swapped.append(Swapped(name or "(root)", _describe(module), after))
-    for name, module in list(report.model.named_modules()):
-        before = type(module).__name__
-        try:
-            after = adapters.fuse(module)
-        except ValueError as error:
-            report.left.append(Left(name or "(root)", before, str(error)))
-            continue
+    fused: dict[int, tuple[str, str | None]] = {}
+    for name, module in list(report.model.named_modules(remove_duplicate=False)):
+        if id(module) not in fused:
+            before = type(module).__name__
+            try:
+                fused[id(module)] = before, adapters.fuse(module)
+            except ValueError as error:
+                report.left.append(Left(name or "(root)", before, str(error)))
+                fused[id(module)] = before, None
+        before, after = fused[id(module)]
         if after is not None:
             report.swapped.append(Swapped(name or "(root)", before, after))
     return report

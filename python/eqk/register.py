@@ -126,9 +126,9 @@ def _save(ctx, tensors: Sequence[MaybeTensor], rest: Sequence, products: Iterabl
 
 def _restored(ctx) -> tuple[list[MaybeTensor], list]:
     """The tensor arguments, None for those that were not saved, and ``rest``."""
-    count = len(ctx.shapes)
-    indices = iter(ctx.saved_tensors[count:])
-    return list(ctx.saved_tensors[:count]), [next(indices) if r is _INDICES else r for r in ctx.rest]
+    count, saved = len(ctx.shapes), ctx.saved_tensors  # each access unpacks, which checkpointing allows once
+    indices = iter(saved[count:])
+    return list(saved[:count]), [next(indices) if r is _INDICES else r for r in ctx.rest]
 
 
 def _saved(ctx, like: Tensor) -> tuple[list[MaybeTensor], list]:
@@ -504,10 +504,17 @@ class Multilinear:
                 ]
                 dims = [0 if r.dim() > 2 else None for r in parts]
                 return (parts[0], dims[0]) if single else (tuple(parts), tuple(dims))
-            results = [op(*sample(b)) for b in range(max(size, 1))]
+            if size == 0:
+                one = sample(0)
+                shapes = [(0,) if s is None else s for s in self.shapes(one[:n], one[count:end])]
+                if not with_g:
+                    return one[0].new_empty((0, *shapes[-1])), 0
+                parts = [one[0].new_empty((0, *s) if w else (0, 0)) for s, w in zip(shapes, args[-1], strict=False)]
+                return tuple(parts), (0,) * len(parts)
+            results = [op(*sample(b)) for b in range(size)]
             if isinstance(results[0], Tensor):
-                return torch.stack(results)[:size], 0
-            stacked = tuple(torch.stack(parts)[:size] for parts in zip(*results, strict=True))
+                return torch.stack(results), 0
+            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
             return stacked, (0,) * len(stacked)
 
         return rule

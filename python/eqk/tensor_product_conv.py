@@ -16,7 +16,7 @@ from torch import Tensor
 from eqk import dispatch, reference
 from eqk.plan import Plan
 from eqk.register import MaybeTensor, Multilinear, merged_rows
-from eqk.tensor_product import check_operands, tensor_product
+from eqk.tensor_product import check_operands
 
 _INDICES = ("src", "dst", "by_dst", "by_src")
 
@@ -28,18 +28,20 @@ def _split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
 
 def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence) -> None:
     """What csrc/tensor_product_conv/op.h checks, for tensors without data."""
-    indices, _, _ = _split(rest)
-    edges = indices["src"].shape[:1]
+
+    def require(ok, name: str, expected: object, got: object) -> None:
+        torch._check(ok, lambda: f"eqk::tensor_product_conv: {name}: expected {expected}, got {got}")
+
+    indices, num_dst, _ = _split(rest)
+    require(num_dst >= 0, "num_dst", "at least 0", num_dst)
     for name, index in indices.items():
         if index is None:
             continue
-        for ok, expected, got in (
-            (index.dim() == 1, "1 dimension", tuple(index.shape)),
-            (index.dtype in (torch.int32, torch.int64), "dtype int32 or int64", index.dtype),
-            (index.shape[:1] == edges, f"shape {tuple(edges)}", tuple(index.shape)),
-            (index.device == v[0].device, f"device {v[0].device} as x has", index.device),
-        ):
-            torch._check(ok, lambda n=name, e=expected, g=got: f"eqk::tensor_product_conv: {n}: expected {e}, got {g}")
+        require(index.dim() == 1, name, "1 dimension", tuple(index.shape))
+        edges = indices["src"].shape[0]
+        require(index.shape[0] == edges, name, f"shape ({edges},)", tuple(index.shape))
+        require(index.dtype in (torch.int32, torch.int64), name, "dtype int32 or int64", index.dtype)
+        require(index.device == v[0].device, name, f"device {v[0].device} as x has", index.device)
     check_operands("tensor_product_conv", v, g, t, _shapes(v, rest))
 
 
@@ -69,7 +71,8 @@ def _batch(
             continue
         index = index.unsqueeze(0).expand(size, -1) if dims[name] is None else index.movedim(dims[name], 0)
         first = torch.arange(size, device=index.device) * nodes[name]
-        merged[name] = (index + first[:, None]).flatten()
+        inside = (index >= 0) & (index < nodes[name])  # else it would be a node of another sample
+        merged[name] = torch.where(inside, index + first[:, None], -1).flatten()
     rest = (merged["src"], merged["dst"], num_dst * size, text, merged["by_dst"], merged["by_src"])
     return merged_rows(tensors, in_dims, size), rest
 
@@ -77,10 +80,73 @@ def _batch(
 FAMILY = Multilinear("eqk", "tensor_product_conv", 3, 2, _check, _shapes, _batch)
 
 
-def _by_messages(x: Tensor, y: Tensor, w: MaybeTensor, src: Tensor, dst: Tensor, num_dst: int, plan: str) -> Tensor:
-    """Gather, product and sum, on devices without a kernel. Indexing, unlike index_add, is deterministic on GPUs."""
-    messages = tensor_product(x[src], y, w, plan)
-    return messages.new_zeros(num_dst, messages.shape[1]).index_put((dst,), messages, accumulate=True)
+# On devices without a kernel: gather, the product's kernels, and a sum by indexing, which unlike index_add is
+# deterministic on GPUs.
+
+
+def _by_messages(member: str, wanted: Sequence[bool], slots: Sequence[Sequence[MaybeTensor]], rest: Sequence):
+    """A member of the family; ``slots``: (x, y, w, g) and then their tangents, as far as it has them."""
+    src, dst, num_dst, text, _, _ = rest
+    op = getattr(torch.ops.eqk, f"tensor_product{member}")
+    x = slots[0][0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    num_src = x.shape[0]
+    # Indexing counts negative ones from the end; out of range, it refuses them.
+    src, dst = (torch.where(i < 0, n, i.long()) for i, n in ((src, num_src), (dst, num_dst)))
+
+    def gathered(tensors):
+        tensors = [None if t is None else t.to(wide) for t in tensors]
+        return [t if t is None or n in (1, 2) else t[src if n == 0 else dst] for n, t in enumerate(tensors)]
+
+    def summed(messages, index, nodes):
+        zeros = messages.new_zeros(nodes, messages.shape[1])
+        return zeros.index_put((index,), messages, accumulate=True).to(x.dtype)
+
+    operands = [t for group in slots for t in gathered(group)]
+    if "backward" not in member:
+        return summed(op(*operands, text), dst, num_dst)
+    results = list(op(*operands, text, wanted))
+    for n, (result, want) in enumerate(zip(results, wanted, strict=True)):
+        if want and n in (0, 3):
+            results[n] = summed(result, src if n == 0 else dst, num_src if n == 0 else num_dst)
+        else:
+            results[n] = result.to(x.dtype)
+    return tuple(results)
+
+
+def _other_devices_forward(*args):
+    v, rest = args[:3], (*args[3:], *[None] * (9 - len(args)))
+    _check(v, None, (), rest)
+    return _by_messages("", (), [v], rest)
+
+
+def _other_devices_jvp(*args):
+    v, t, rest = args[:3], args[3:6], (*args[6:], *[None] * (12 - len(args)))
+    _check(v, None, t, rest)
+    return _by_messages("_jvp", (), [v, t], rest)
+
+
+def _other_devices_backward(*args):
+    v, g, (*rest, wanted) = args[:3], args[3], args[4:]
+    _check(v, g, (), rest)
+    return _by_messages("_backward", wanted, [(*v, g)], rest)
+
+
+def _other_devices_double_backward(*args):
+    v, g, t, (*rest, wanted) = args[:3], args[3], args[4:8], args[8:]
+    _check(v, g, t, rest)
+    return _by_messages("_double_backward", wanted, [(*v, g), t], rest)
+
+
+_COMPOSITES = {
+    FAMILY.forward: _other_devices_forward,
+    FAMILY.jvp: _other_devices_jvp,
+    FAMILY.backward: _other_devices_backward,
+    FAMILY.double_backward: _other_devices_double_backward,
+}
+for _op, _composite in _COMPOSITES.items():
+    # A kernel of the device's own, where one is registered, goes before this.
+    FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
 
 
 def tensor_product_conv(
@@ -130,9 +196,6 @@ def tensor_product_conv(
     if not isinstance(plan, (str, Plan)):
         raise TypeError(f"eqk.tensor_product_conv: plan: expected an eqk.Plan or its string, got {plan!r}")
     text = plan if isinstance(plan, str) else str(plan)
-    backend = dispatch.choose("tensor_product_conv", x.device)
-    if backend == "reference":
+    if dispatch.choose("tensor_product_conv", x.device) == "reference":
         return reference.tensor_product_conv(x, y, w, src, dst, num_dst, text)
-    if backend == "torch":
-        return _by_messages(x, y, w, src, dst, num_dst, text)
     return torch.ops.eqk.tensor_product_conv(x, y, w, src, dst, num_dst, text, by_dst, by_src)

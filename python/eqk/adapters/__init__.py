@@ -19,8 +19,12 @@ _ADAPTERS = {"sevenn.nn.convolution": "sevennet"}
 def fuse(module: nn.Module) -> str | None:
     """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""
     for framework, adapter in _ADAPTERS.items():
-        if framework in sys.modules:
+        if framework not in sys.modules or not type(module).__module__.startswith(framework.split(".")[0]):
+            continue
+        try:
             after = importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
-            if after is not None:
-                return after
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"a version of {framework.split('.')[0]} that eqk does not know: {error}") from error
+        if after is not None:
+            return after
     return None

@@ -35,7 +35,10 @@ def fuse(module: nn.Module) -> str | None:
         return None
     if not isinstance(module.convolution, o3.TensorProduct):
         raise ValueError(f"its product is no eqk.o3.TensorProduct but {type(module.convolution).__name__}")
-    if "forward" in vars(module):
-        raise ValueError("forward replaced on the instance")
+    product = module.convolution
+    if any("forward" in vars(m) for m in (module, product)) or type(product).forward is not o3.TensorProduct.forward:
+        raise ValueError("a forward of its own, or of its product's")
+    if product._forward_hooks or product._forward_pre_hooks or product._backward_hooks or product._backward_pre_hooks:
+        raise ValueError("its product, which would not be called, has hooks")
     module.__class__ = FusedConvolution
     return "eqk.adapters.sevennet.FusedConvolution"

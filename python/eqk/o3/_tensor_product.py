@@ -119,6 +119,10 @@ def _module_convolution(
     if weighted:
         w = weight if numel > 0 else x.new_empty([0] if shared else [y.shape[0], 0])
     if torch.jit.is_scripting():
+        if not x.is_cpu:  # where no Python need be, and the op has no kernel
+            messages = torch.ops.eqk.tensor_product(x[edges[0].long()], y, w, plan)
+            out = messages.new_zeros([num_dst, messages.shape[1]])
+            return torch.index_put(out, [edges[1].long()], messages, True)
         return torch.ops.eqk.tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
     return tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
 
