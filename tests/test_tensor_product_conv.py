@@ -104,7 +104,10 @@ def test_16_bit(name, dtype, generator):
 
 @pytest.mark.parametrize("name", ["depthwise-33", "mixed-mul_ir-ir_mul-mul_ir-shared"])
 def test_long_sums(name, generator):
-    """Equal terms, whose rounding errors all have one sign, into one node, from one node, and of shared weights."""
+    """Equal terms, whose rounding errors all have one sign, into one node, from one node, and of shared weights.
+
+    One chain of additions has errors near 1e-3; sums of 64 edges, with a term of each path, below 5e-6.
+    """
     plan = CASES[name].plan
     edges = 100_000 if name == "depthwise-33" else 20_000
     x, y, w = operands_of(plan, 1, 1, torch.float32, generator)
@@ -118,9 +121,9 @@ def test_long_sums(name, generator):
         want = OPS.tensor_product_backward(*one, g.double(), str(plan), wanted)
         for a, b, wants in zip(got, want, wanted, strict=True):
             if wants:
-                assert relative_error(a, b * edges) < 2e-6
+                assert relative_error(a, b * edges) < 5e-6
         out = OPS.tensor_product_conv(x, y, w, by, by, 1, str(plan))
-        assert relative_error(out, OPS.tensor_product(*one, str(plan)) * edges) < 2e-6
+        assert relative_error(out, OPS.tensor_product(*one, str(plan)) * edges) < 5e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,8 +14,9 @@ EQK_HD void contract_y(const T* y, Real coefficient, T* m) {
   unroll<C::terms>([&](auto n) EQK_LAMBDA {
     constexpr int pair = C::term_pair[n], j = C::term_j[n];
     constexpr Real c = static_cast<Real>(C::term_c[n]);
-    m[pair] += (c * coefficient) * y[j];
+    m[pair] += c * y[j];
   });
+  unroll<C::pairs>([&](auto p) EQK_LAMBDA { m[p] *= coefficient; });
 }
 
 // out[k] += sum_i m[k, i] x[i], or only the wanted part of it
@@ -30,25 +31,47 @@ EQK_HD void apply(M&& m, const X* x, R* out) {
   });
 }
 
-// h[i] += sum_k m[k, i] g[k]
-template <class C, class M, class G, class R>
-EQK_HD void apply_transposed(M&& m, const G* g, R* h) {
-  unroll<C::pairs>([&](auto p) EQK_LAMBDA {
-    constexpr int i = C::pair_i[p], k = C::pair_k[p];
-    fma(h[i], m(p), g[k]);
-  });
-}
+// The pairs of a path in the order of k: those of component k are pair[begin[k]] to pair[begin[k + 1]].
+template <class C>
+struct PairsByK {
+  int begin[2 * C::l3 + 2] = {}, pair[C::pairs] = {};
+  constexpr PairsByK() {
+    int n = 0;
+    for (int k = 0; k <= 2 * C::l3; ++k) {
+      begin[k] = n;
+      for (int p = 0; p < C::pairs; ++p)
+        if (C::pair_k[p] == k) pair[n++] = p;
+    }
+    begin[2 * C::l3 + 1] = n;
+  }
+};
+template <class C>
+inline constexpr PairsByK<C> kPairsByK{};
 
-// gy[j] += coefficient * sum_ik C[i, j, k] s[k, i]
-template <class C, int kFirst, int kLast, class Real, class T>
-EQK_HD void contract_s(const T* s, Real coefficient, T* gy) {
+// The same in the order of i, in which pairs are numbered: those of component i are begin[i] to begin[i + 1].
+template <class C>
+struct PairsByI {
+  int begin[2 * C::l1 + 2] = {};
+  constexpr PairsByI() {
+    for (int p = 0; p < C::pairs; ++p) ++begin[C::pair_i[p] + 1];
+    for (int i = 0; i <= 2 * C::l1; ++i) begin[i + 1] += begin[i];
+  }
+};
+template <class C>
+inline constexpr PairsByI<C> kPairsByI{};
+
+// gy[j] += coefficient * sum_ik C[i, j, k] s[k, i] over the pairs that are wanted; s has a place for each pair.
+template <class C, class Real, class T, class Wanted>
+EQK_HD void contract_s(const T* s, Real coefficient, T* gy, Wanted) {
+  T sum[2 * C::l2 + 1] = {};
   unroll<C::terms>([&](auto n) EQK_LAMBDA {
     constexpr int pair = C::term_pair[n], j = C::term_j[n];
-    if constexpr (pair >= kFirst && pair < kLast) {
+    if constexpr (Wanted::has(C::pair_i[pair], C::pair_k[pair])) {
       constexpr Real c = static_cast<Real>(C::term_c[n]);
-      gy[j] += (c * coefficient) * s[pair - kFirst];
+      sum[j] += c * s[pair];
     }
   });
+  unroll<2 * C::l2 + 1>([&](auto j) EQK_LAMBDA { gy[j] += coefficient * sum[j]; });
 }
 
 }  // namespace eqk

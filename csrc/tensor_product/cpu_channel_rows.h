@@ -32,7 +32,6 @@ class ChannelLanes {
     s_dim_ = dim[s_slot_];
     const bool gc = problem.out[c_slot_].data, gs = problem.out[s_slot_].data, out = problem.out[kG].data;
     const std::int64_t duals = problem.dual ? 2 : 1;
-    const std::int64_t row = plan_.max_channels * (2 * EQK_LMAX + 1);
     const bool forward = !problem.dual && !problem.in[kG].value;
     std::int64_t pairs = 0;
     for (const auto& p : plan_.paths) {
@@ -48,18 +47,20 @@ class ChannelLanes {
       gs_ = a.template take<V>(gs ? padded(kRows * s_dim_) : 0);
       row_.gc = a.template take<T>(gc ? plan_.c_size : 0);
       row_.out_scratch = a.template take<T>(out ? plan_.out_size : 0);
-      row_.g_buffer = a.template take<T>(gs ? row : 0);
-      row_.wc_buffer = a.template take<T>(gs ? row : 0);
+      g_ = a.template take<T>(problem.in[kG].value ? plan_.g_size : 0);
+      row_.unwanted = a.template take<T>(forward ? 0 : plan_.max_channels * (2 * EQK_LMAX + 1));
       row_.ones = ones = a.template take<T>(plan_.max_channels);
       row_.zeros = zeros = a.template take<T>(plan_.max_channels);
     });
     std::fill_n(ones, plan_.max_channels, T{1});
     std::fill_n(zeros, plan_.max_channels, T{0});
+    if (row_.unwanted) std::fill_n(row_.unwanted, plan_.max_channels * (2 * EQK_LMAX + 1), T{0});
 
     m_tangent_ = problem.dual ? m_ + pairs : m_;
     row_.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
     row_.c = c_;
     row_.c_tangent = c_ + plan_.c_size;
+    row_.g = g_;
     row_.add_gw = weight_partial != nullptr;
     bool aligned_out = true, aligned_gw = true;
     for (const auto& p : plan_.paths) {
@@ -103,7 +104,7 @@ class ChannelLanes {
   };
   std::vector<Step> steps_;
   R *m_, *m_tangent_;
-  T* c_;
+  T *c_, *g_;
   R* shared_;
   V* gs_;
   bool stream_gc_;
@@ -152,9 +153,9 @@ class ChannelLanes {
       else
         for (std::int64_t q = 0; q < plan_.c_size; ++q) tangent[q] = 0;
     }
+    if (g_) tensor_product::stage(plan_.g_segments, row_of(g.value, g.stride, row), row_.out_mul_ir, g_);
     row_.w = w.value ? row_of(w.value, w.stride, row) : nullptr;
     row_.w_tangent = w.tangent ? row_of(w.tangent, w.tangent_stride, row) : nullptr;
-    row_.g = g.value ? row_of(g.value, g.stride, row) : nullptr;
     row_.out = row_of_result(kG, row);
     row_.gw = weight_partial_ ? weight_partial_ : row_of_result(kW, row);
     row_.gs = gs_ ? gs_ + e * s_dim_ : nullptr;

@@ -20,14 +20,14 @@ template <class T>
 struct ChannelRow {
   using V = Vector<T, kWidth<T>>;
   bool out_mul_ir, stream_out, stream_gw;
-  bool add_gw;             // rows share one gradient of w
-  const T *c, *c_tangent;  // scratch rows of padded segments
-  const T *w, *w_tangent, *g;
+  bool add_gw;                 // rows share one gradient of w
+  const T *c, *c_tangent, *g;  // scratch rows of padded segments
+  const T *w, *w_tangent;
   T *out, *out_scratch, *gw;
-  T* gc;                    // scratch row
-  V* gs;                    // [component of the shared operand], to be summed over lanes
-  const T *ones, *zeros;    // stand for weights of paths without, and for tangents that are not there
-  T *g_buffer, *wc_buffer;  // a path of one row, for the gradient of the shared operand
+  T* gc;                  // scratch row
+  V* gs;                  // [component of the shared operand], to be summed over lanes
+  const T *ones, *zeros;  // stand for weights of paths without, and for tangents that are not there
+  T* unwanted;            // a path of one row, for what is made along with something wanted
 };
 
 // M of one path for the rows of a block: lanes are rows.
@@ -114,15 +114,55 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
   }
 }
 
-// Pairs [first, last) of a chunk of components i small enough for the sums over channels to stay in registers.
-template <class C, int kFirstI, int kLastI>
-struct PairRange {
-  static constexpr int count_below(int i) {
-    int n = 0;
-    while (n < static_cast<int>(C::pairs) && C::pair_i[n] < i) ++n;
-    return n;
+// Tiles of channels that a loop takes at a time where each needs so many vector registers.
+constexpr int tiles_at_once(int registers) {
+  constexpr int kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
+  return 4 * registers <= kRegisters ? 4 : 2 * registers <= kRegisters ? 2 : 1;
+}
+
+// f(constant<tiles>, u, n): tiles of W channels from u on, each of n.
+template <int kTiles, int W, class F>
+EQK_HD void for_tiles(std::int64_t channels, F&& f) {
+  std::int64_t u = 0;
+  if constexpr (kTiles > 1)
+    for (; u + kTiles * W <= channels; u += kTiles * W) f(constant<kTiles>{}, u, std::int64_t{W});
+  for (; u < channels; u += W) f(constant<1>{}, u, channels - u < W ? channels - u : W);
+}
+
+// W channels of a scratch row and, on duals, of that of the tangent.
+template <class T, bool kDual>
+EQK_HD auto load_channel(const T* p, const T* tangent) {
+  constexpr int W = kWidth<T>;
+  if constexpr (kDual)
+    return Dual<Vector<T, W>>{load<T, W>(p), load<T, W>(tangent)};
+  else
+    return load<T, W>(p);
+}
+
+// Weights of kTiles tiles and, on duals, their tangents, which the path may lack.
+template <class T, bool kDual>
+struct PathWeights {
+  static constexpr int W = kWidth<T>;
+  const T *w, *w_tangent;
+
+  EQK_HD PathWeights(const ChannelPath& p, const ChannelRow<T>& r)
+      : w(p.weighted ? r.w + p.weight_offset : r.ones),
+        w_tangent(p.weighted && r.w_tangent ? r.w_tangent + p.weight_offset : r.zeros) {}
+
+  template <int kTiles>
+  EQK_HD auto load(constant<kTiles>, std::int64_t u, std::int64_t n, int t) const {
+    const auto get = [&](const T* p)
+                         EQK_LAMBDA { return kTiles > 1 ? eqk::load<T, W>(p + u + t * W) : load_n<T, W>(p + u, n); };
+    if constexpr (kDual)
+      return Dual<Vector<T, W>>{get(w), get(w_tangent)};
+    else
+      return get(w);
   }
-  static constexpr int first = count_below(kFirstI), last = count_below(kLastI);
+
+  EQK_HD void ahead(std::int64_t u) const {
+    prefetch<1>(w + u);
+    if constexpr (kDual) prefetch<1>(w_tangent + u);
+  }
 };
 
 // kTiles tiles of W channels from u on, the last of n; their sums stay in registers from row to row. Each number of M
@@ -146,14 +186,14 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
       weight[t] = kTiles > 1 ? load<T, W>(w + t * W) : load_n<T, W>(w, n);
     });
     unroll<d1>([&](auto i) EQK_LAMBDA {
-      using Range = PairRange<C, i, i + 1>;
+      constexpr auto& pairs = kPairsByI<C>;
       V x[kTiles];
       unroll<kTiles>([&](auto t) EQK_LAMBDA {
         x[t] = load<T, W>(c + t * W * d1 + i * W);
         if constexpr (d1 <= d3) x[t] *= weight[t];
       });
-      unroll<Range::last - Range::first>([&](auto q) EQK_LAMBDA {
-        constexpr int pair = Range::first + q, k = C::pair_k[pair];
+      unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
+        constexpr int pair = pairs.begin[i] + q, k = C::pair_k[pair];
         const T s = m_of_row[pair * kRows];
         unroll<kTiles>([&](auto t) EQK_LAMBDA { (d1 <= d3 ? acc : product)[t][k] += s * x[t]; });
       });
@@ -169,131 +209,210 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
 
 template <class C, class T>
 void forward_summed_path(const ChannelPath& p, const SummedRows<T>& r, const T* m) {
-  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
-  constexpr int kPerTile = (d1 <= d3 ? d3 : 2 * d3) + 2;
-  constexpr int kTiles = 4 * kPerTile < kRegisters ? 4 : 2 * kPerTile < kRegisters ? 2 : 1;
-  std::int64_t u = 0;
-  if constexpr (kTiles > 1)
-    for (; u + kTiles * W <= p.channels; u += kTiles * W) sum_tiles<C, T, kTiles>(p, r, m, u, W);
-  for (; u < p.channels; u += W) sum_tiles<C, T, 1>(p, r, m, u, p.channels - u < W ? p.channels - u : W);
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
+  for_tiles<tiles_at_once((d1 <= d3 ? d3 : 2 * d3) + 3), W>(p.channels,
+                                                            [&](auto tiles, std::int64_t u, std::int64_t n)
+                                                                EQK_LAMBDA { sum_tiles<C, T, tiles>(p, r, m, u, n); });
 }
 
-// gs[j] += coefficient sum C[i, j, k] sum_channels (w x_i) g_k, lanes not yet summed.
-template <class C, class T>
-EQK_HD void shared_gradient(const ChannelPath& p, const ChannelRow<T>& r, Vector<T, kWidth<T>>* gs) {
-  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
-  constexpr int kSums = EQK_VECTOR_BYTES == 64 ? 18 : 9, kPerI = (C::pairs + d1 - 1) / d1;
-  constexpr int kChunk = kSums / kPerI < 1    ? 1
-                         : kSums / kPerI < d1 ? kSums / kPerI
-                                              : d1,
-                kChunks = (d1 + kChunk - 1) / kChunk;
+// With h[i] = sum_k M[k, i] g[k]: the gradients of w, sum_i x_i h_i, and of the operand with channels, w h. Each number
+// of M is read once for all tiles; of i and k that one is the outer loop which takes fewer registers.
+template <class C, class T, bool kDual>
+EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kDuals = kDual ? 2 : 1;
+  constexpr int kIfByK = kDuals * d1 + 2, kIfByI = d3 + 2 * kDuals + 1;  // registers of a tile
+  constexpr bool kByK = kIfByK <= kIfByI;
+  constexpr int kTiles = tiles_at_once(kByK ? kIfByK : kIfByI);
   using V = Vector<T, W>;
-  unroll<kChunks>([&](auto chunk) EQK_LAMBDA {
-    constexpr int i0 = chunk * kChunk, i1 = i0 + kChunk < d1 ? i0 + kChunk : d1;
-    using Range = PairRange<C, i0, i1>;
-    constexpr int n = Range::last - Range::first;
-    if constexpr (n > 0) {
-      V s[n] = {};
-      for (std::int64_t u = 0; u < p.channels; u += W) {
-        V g[d3], x[i1 - i0];
-        unroll<d3>([&](auto k) EQK_LAMBDA { g[k] = load<T, W>(r.g_buffer + u * d3 + k * W); });
-        unroll<i1 - i0>([&](auto i) EQK_LAMBDA { x[i] = load<T, W>(r.wc_buffer + u * d1 + (i0 + i) * W); });
-        unroll<n>([&](auto q) EQK_LAMBDA {
-          constexpr int pair = Range::first + q, i = C::pair_i[pair] - i0, k = C::pair_k[pair];
-          s[q] += x[i] * g[k];
+  using S = std::conditional_t<kDual, Dual<V>, V>;
+  const PathWeights<T, kDual> weights(p, r);
+  const bool want_gw = r.gw && p.weighted, add_gw = want_gw && r.add_gw, stream_gw = want_gw && r.stream_gw;
+  T* const gw = want_gw ? r.gw + p.weight_offset : r.unwanted;
+  T* const gc = r.gc ? r.gc + p.c_scratch : r.unwanted;
+  const auto m_of_row = [&](int pair) EQK_LAMBDA {
+    if constexpr (kDual)
+      return Dual<T>{m[pair * kRows], m_tangent[pair * kRows]};
+    else
+      return m[pair * kRows];
+  };
+  for_tiles<kTiles, W>(p.channels, [&](auto tiles, std::int64_t u, std::int64_t n) EQK_LAMBDA {
+    constexpr int kCount = tiles;
+    const T *const c = r.c + p.c_scratch + u * d1, *const c_tangent =
+                                                       kDual ? r.c_tangent + p.c_scratch + u * d1 : nullptr;
+    const T* const g = r.g + p.g_scratch + u * d3;
+    S weight[kCount];
+    V sum[kCount] = {};
+    unroll<kCount>([&](auto t) EQK_LAMBDA {
+      weights.ahead(u + t * W);
+      weight[t] = weights.load(tiles, u, n, t);
+    });
+    const auto put = [&](auto i, const S(&h)[kCount]) EQK_LAMBDA {
+      unroll<kCount>([&](auto t) EQK_LAMBDA {
+        constexpr int at = t * W * d1 + i * W;
+        fma_part(sum[t], load_channel<T, kDual>(c + at, c_tangent + at), h[t]);
+        V total = load<T, W>(gc + u * d1 + at);
+        fma_part(total, weight[t], h[t]);
+        store<T, W>(gc + u * d1 + at, total);
+      });
+    };
+    if constexpr (kByK) {
+      constexpr auto& pairs = kPairsByK<C>;
+      S h[d1][kCount] = {};
+      unroll<d3>([&](auto k) EQK_LAMBDA {
+        V g_k[kCount];
+        unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[t] = load<T, W>(g + t * W * d3 + k * W); });
+        unroll<pairs.begin[k + 1] - pairs.begin[k]>([&](auto q) EQK_LAMBDA {
+          constexpr int pair = pairs.pair[pairs.begin[k] + q];
+          const auto s = m_of_row(pair);
+          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[C::pair_i[pair]][t], s, g_k[t]); });
         });
-      }
-      contract_s<C, Range::first, Range::last>(s, static_cast<T>(p.coefficient), gs);
+      });
+      unroll<d1>([&](auto i) EQK_LAMBDA { put(i, h[i]); });
+    } else {
+      constexpr auto& pairs = kPairsByI<C>;
+      V g_k[d3][kCount];
+      unroll<d3>([&](auto k) EQK_LAMBDA {
+        unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[k][t] = load<T, W>(g + t * W * d3 + k * W); });
+      });
+      unroll<d1>([&](auto i) EQK_LAMBDA {
+        S h[kCount] = {};
+        unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
+          constexpr int pair = pairs.begin[i] + q;
+          const auto s = m_of_row(pair);
+          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[t], s, g_k[C::pair_k[pair]][t]); });
+        });
+        put(i, h);
+      });
     }
+    unroll<kCount>([&](auto t) EQK_LAMBDA {
+      T* const to = gw + u + t * W;
+      if (add_gw)
+        store_n<T, W>(to, load_n<T, W>(to, n) + sum[t], n);
+      else if (stream_gw && n == W)
+        stream<T, W>(to, sum[t]);
+      else
+        store_n<T, W>(to, sum[t], n);
+    });
   });
+}
+
+// Components [kFirst, kLast) of i or, by k, of k.
+template <bool kByK, int kFirst, int kLast>
+struct Components {
+  static constexpr bool has(int i, int k) { return (kByK ? k : i) >= kFirst && (kByK ? k : i) < kLast; }
+};
+
+// gs[j] += coefficient sum C[i, j, k] sum_channels (w x_i) g_k, lanes not yet summed: over all channels for as many
+// components of the longer one of i and k as have their sums in registers.
+template <class C, class T, bool kDual>
+EQK_HD void shared_gradient(const ChannelPath& p, const ChannelRow<T>& r) {
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
+  constexpr bool kByK = d1 <= d3;
+  constexpr int kLong = kByK ? d3 : d1, kEach = (C::pairs + kLong - 1) / kLong, kSums = EQK_VECTOR_BYTES == 64 ? 21 : 9;
+  constexpr int kChunk = kSums / kEach < 1 ? 1 : kSums / kEach < kLong ? kSums / kEach : kLong;
+  constexpr int kTiles = kChunk * kEach <= kSums / 2 ? 2 : 1;  // few sums would wait for each other
+  using V = Vector<T, W>;
+  const PathWeights<T, kDual> weights(p, r);
+  unroll<(kLong + kChunk - 1) / kChunk>([&](auto chunk) EQK_LAMBDA {
+    constexpr int first = chunk * kChunk, last = first + kChunk < kLong ? first + kChunk : kLong;
+    using Wanted = Components<kByK, first, last>;
+    V s[kTiles][C::pairs] = {};
+    for_tiles<kTiles, W>(p.channels, [&](auto tiles, std::int64_t u, std::int64_t n) EQK_LAMBDA {
+      const T *const c = r.c + p.c_scratch + u * d1, *const c_tangent =
+                                                         kDual ? r.c_tangent + p.c_scratch + u * d1 : nullptr;
+      const T* const g = r.g + p.g_scratch + u * d3;
+      unroll<static_cast<int>(tiles)>([&](auto t) EQK_LAMBDA {
+        const auto weight = weights.load(tiles, u, n, t);
+        const auto weighted = [&](int i) EQK_LAMBDA {
+          const int at = t * W * d1 + i * W;
+          return part(mul(weight, load_channel<T, kDual>(c + at, c_tangent + at)));
+        };
+        V x[d1];
+        if constexpr (kByK) {
+          constexpr auto& pairs = kPairsByK<C>;
+          unroll<d1>([&](auto i) EQK_LAMBDA { x[i] = weighted(i); });
+          unroll<last - first>([&](auto k) EQK_LAMBDA {
+            const V g_k = load<T, W>(g + t * W * d3 + (first + k) * W);
+            unroll<pairs.begin[first + k + 1] - pairs.begin[first + k]>([&](auto q) EQK_LAMBDA {
+              constexpr int pair = pairs.pair[pairs.begin[first + k] + q];
+              s[t][pair] += x[C::pair_i[pair]] * g_k;
+            });
+          });
+        } else {
+          constexpr auto& pairs = kPairsByI<C>;
+          V g_k[d3];
+          unroll<d3>([&](auto k) EQK_LAMBDA { g_k[k] = load<T, W>(g + t * W * d3 + k * W); });
+          unroll<last - first>([&](auto i) EQK_LAMBDA {
+            const V x_i = weighted(first + i);
+            unroll<pairs.begin[first + i + 1] - pairs.begin[first + i]>([&](auto q) EQK_LAMBDA {
+              constexpr int pair = pairs.begin[first + i] + q;
+              s[t][pair] += x_i * g_k[C::pair_k[pair]];
+            });
+          });
+        }
+      });
+    });
+    unroll<C::pairs>([&](auto pair) EQK_LAMBDA {
+      if constexpr (kTiles > 1 && Wanted::has(C::pair_i[pair], C::pair_k[pair])) s[0][pair] += s[1][pair];
+    });
+    contract_s<C>(s[0], static_cast<T>(p.coefficient), r.gs + p.shared.offset, Wanted{});
+  });
+}
+
+// The forward's eps part on duals.
+template <class C, class T>
+EQK_HD void tangent_output(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
+  constexpr bool kWeightFirst = 2 * C::pairs + 3 * d1 <= 3 * C::pairs + 2 * d3;
+  using V = Vector<T, W>;
+  using R = std::conditional_t<kWeightFirst, V, Dual<V>>;
+  const PathWeights<T, true> weights(p, r);
+  for_tiles<tiles_at_once((kWeightFirst ? d3 : 2 * d3) + 3), W>(
+      p.channels, [&](auto tiles, std::int64_t u, std::int64_t n) EQK_LAMBDA {
+        constexpr int kCount = tiles;
+        const T *const c = r.c + p.c_scratch + u * d1, *const c_tangent = r.c_tangent + p.c_scratch + u * d1;
+        Dual<V> weight[kCount];
+        R acc[kCount][d3] = {};
+        unroll<kCount>([&](auto t) EQK_LAMBDA { weight[t] = weights.load(tiles, u, n, t); });
+        unroll<d1>([&](auto i) EQK_LAMBDA {
+          constexpr auto& pairs = kPairsByI<C>;
+          Dual<V> x[kCount];
+          unroll<kCount>([&](auto t) EQK_LAMBDA {
+            constexpr int at = t * W * d1 + i * W;
+            x[t] = load_channel<T, true>(c + at, c_tangent + at);
+            if constexpr (kWeightFirst) x[t] = mul(weight[t], x[t]);
+          });
+          unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
+            constexpr int pair = pairs.begin[i] + q;
+            const Dual<T> s{m[pair * kRows], m_tangent[pair * kRows]};
+            unroll<kCount>([&](auto t) EQK_LAMBDA {
+              if constexpr (kWeightFirst)
+                fma_part(acc[t][C::pair_k[pair]], s, x[t]);
+              else
+                fma(acc[t][C::pair_k[pair]], s, x[t]);
+            });
+          });
+        });
+        unroll<kCount>([&](auto t) EQK_LAMBDA {
+          V out[d3];
+          unroll<d3>([&](auto k) EQK_LAMBDA {
+            if constexpr (kWeightFirst)
+              out[k] = acc[t][k];
+            else
+              out[k] = part(mul(weight[t], acc[t][k]));
+          });
+          write_out<d3>(p, r, u + t * W, n, out);
+        });
+      });
 }
 
 // kDual: the eps part of the same sums for x + eps x', y + eps y', w + eps w', and of the forward.
 template <class C, class T, bool kDual>
 void backward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
-  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
-  using V = Vector<T, W>;
-  using S = std::conditional_t<kDual, Dual<V>, V>;
-  // Where registers suffice, the sums over channels for the shared operand are formed in the same pass over them.
-  constexpr int kVectorRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
-  constexpr bool kOnePass = C::pairs + d3 + (kDual ? 4 : 2) * d1 + 4 <= kVectorRegisters;
-  const bool want_out = kDual && r.out, want_gs = r.gs, want_gw = r.gw && p.weighted, want_gc = r.gc;
-  const bool want_h = want_gw || want_gc;
-  const T* const w = p.weighted ? r.w + p.weight_offset : r.ones;
-  const T* const w_tangent = kDual && p.weighted && r.w_tangent ? r.w_tangent + p.weight_offset : r.zeros;
-  const T* const c = r.c + p.c_scratch;
-  const T* const c_tangent = kDual ? r.c_tangent + p.c_scratch : nullptr;
-  V s[kOnePass ? C::pairs : 1] = {};
-  const auto m_of_row = [&](auto q) EQK_LAMBDA {
-    if constexpr (kDual)
-      return Dual<T>{m[q * kRows], m_tangent[q * kRows]};
-    else
-      return m[q * kRows];
-  };
-  for (std::int64_t u = 0; u < p.channels; u += W) {
-    prefetch<1>(w + u);
-    if (r.g) prefetch<d3>(r.g + p.out.offset + u * d3);
-    if constexpr (kDual) prefetch<1>(w_tangent + u);
-    const std::int64_t n = p.channels - u < W ? p.channels - u : W;
-    S weight, x[d1];
-    if constexpr (kDual) {
-      weight = {load_n<T, W>(w + u, n), load_n<T, W>(w_tangent + u, n)};
-      unroll<d1>([&](auto i)
-                     EQK_LAMBDA { x[i] = {load<T, W>(c + u * d1 + i * W), load<T, W>(c_tangent + u * d1 + i * W)}; });
-    } else {
-      weight = load_n<T, W>(w + u, n);
-      unroll<d1>([&](auto i) EQK_LAMBDA { x[i] = load<T, W>(c + u * d1 + i * W); });
-    }
-    V g[d3] = {};
-    if (want_h || want_gs)
-      load_channels<d3, T, W>(r.g + p.out.offset + u * p.out.channel, r.out_mul_ir, p.out.component, n, g);
-    if (want_h) {
-      S h[d1] = {};
-      apply_transposed<C>(m_of_row, g, h);
-      if (want_gw) {
-        V sum{};
-        unroll<d1>([&](auto i) EQK_LAMBDA { fma_part(sum, x[i], h[i]); });
-        T* const gw = r.gw + p.weight_offset + u;
-        if (r.add_gw)
-          store_n<T, W>(gw, load_n<T, W>(gw, n) + sum, n);
-        else if (r.stream_gw && n == W)
-          stream<T, W>(gw, sum);
-        else
-          store_n<T, W>(gw, sum, n);
-      }
-      if (want_gc) {
-        T* const gc = r.gc + p.c_scratch + u * d1;
-        unroll<d1>([&](auto i) EQK_LAMBDA {
-          V sum = load<T, W>(gc + i * W);
-          fma_part(sum, weight, h[i]);
-          store<T, W>(gc + i * W, sum);
-        });
-      }
-    }
-    if (!want_gs && !want_out) continue;
-    S wx[d1];
-    unroll<d1>([&](auto i) EQK_LAMBDA { wx[i] = mul(weight, x[i]); });
-    if (want_gs) {
-      if constexpr (kOnePass) {
-        unroll<C::pairs>([&](auto q) EQK_LAMBDA { s[q] += part(wx[C::pair_i[q]]) * g[C::pair_k[q]]; });
-      } else {
-        unroll<d3>([&](auto k) EQK_LAMBDA { store<T, W>(r.g_buffer + u * d3 + k * W, g[k]); });
-        unroll<d1>([&](auto i) EQK_LAMBDA { store<T, W>(r.wc_buffer + u * d1 + i * W, part(wx[i])); });
-      }
-    }
-    if constexpr (kDual) {
-      if (want_out) {
-        V acc[d3] = {};
-        apply<C>(m_of_row, wx, acc);
-        write_out<d3>(p, r, u, n, acc);
-      }
-    }
-  }
-  if (!want_gs) return;
-  if constexpr (kOnePass)
-    contract_s<C, 0, C::pairs>(s, static_cast<T>(p.coefficient), r.gs + p.shared.offset);
-  else
-    shared_gradient<C>(p, r, r.gs + p.shared.offset);
+  if (r.gc || (r.gw && p.weighted)) input_gradients<C, T, kDual>(p, r, m, m_tangent);
+  if (r.gs) shared_gradient<C, T, kDual>(p, r);
+  if constexpr (kDual)
+    if (r.out) tangent_output<C, T>(p, r, m, m_tangent);
 }
 
 }  // namespace EQK_ISA

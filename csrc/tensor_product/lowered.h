@@ -86,9 +86,9 @@ struct ChannelPath {
   bool weighted;
   std::int64_t channels, weight_offset;
   View shared, out;
-  std::int64_t c_scratch,
-      out_scratch;  // offsets in rows of padded segments; out_scratch < 0: written to memory directly
-  bool first;       // the first path of its output segment
+  // Offsets in rows of padded segments; out_scratch < 0: written to memory directly.
+  std::int64_t c_scratch, g_scratch, out_scratch;
+  bool first;  // the first path of its output segment
 };
 
 // Segment of an operand, as it is in memory and in a scratch row, where its channels are padded to `pitch`.
@@ -104,10 +104,11 @@ struct ChannelPlan {
   static constexpr std::int64_t kPad = 16;
   bool mirrored = false;  // the operand with channels is y
   std::vector<ChannelPath> paths;
-  std::vector<PaddedSegment> c_segments, out_segments;  // those that paths read; those that are summed in scratch
+  // Those that paths read; those of the cotangent that paths read; those that are summed in scratch.
+  std::vector<PaddedSegment> c_segments, g_segments, out_segments;
   // Ranges of a row that no path reads or writes: (offset, size).
   std::vector<std::pair<std::int64_t, std::int64_t>> c_untouched, out_untouched;
-  std::int64_t c_size = 0, out_size = 0, max_channels = 0;
+  std::int64_t c_size = 0, g_size = 0, out_size = 0, max_channels = 0;
   double work = 0;  // sum over paths of channels times components, to weigh the lanes that padding wastes
 };
 
@@ -165,11 +166,15 @@ inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows = fa
     result.c_segments.push_back({seg.l, seg.mul, view(seg, plan.layout[c]), result.c_size, padded(seg.mul)});
     result.c_size += padded(seg.mul) * seg.dim();
   }
-  std::vector<std::int64_t> scratch(plan.irreps[2].size(), -1);
+  std::vector<std::int64_t> scratch(plan.irreps[2].size(), -1), g_scratch(plan.irreps[2].size(), -1);
   for (std::size_t n = 0; n < uses.size(); ++n) {
     const Segment& seg = plan.irreps[2][n];
     if (uses[n] == 0 && seg.mul > 0) result.out_untouched.emplace_back(seg.offset, seg.size());
-    if (uses[n] < (sum_rows ? 1 : 2)) continue;
+    if (uses[n] == 0) continue;
+    g_scratch[n] = result.g_size;
+    result.g_segments.push_back({seg.l, seg.mul, view(seg, plan.layout[2]), result.g_size, padded(seg.mul)});
+    result.g_size += padded(seg.mul) * seg.dim();
+    if (uses[n] < 2 && !sum_rows) continue;
     scratch[n] = result.out_size;
     result.out_segments.push_back({seg.l, seg.mul, view(seg, plan.layout[2]), result.out_size, padded(seg.mul)});
     result.out_size += padded(seg.mul) * seg.dim();
@@ -181,8 +186,8 @@ inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows = fa
     // C(l2, l1, l3)[j, i, k] = (-1)^(l1 + l2 + l3) C(l1, l2, l3)[i, j, k]
     const double sign = result.mirrored && (cs.l + ss.l + os.l) % 2 ? -1 : 1;
     result.paths.push_back({cs.l, ss.l, os.l, sign * ins.coefficient, ins.weighted, cs.mul, ins.weight_offset,
-                            view(ss, plan.layout[s]), view(os, plan.layout[2]), c_scratch[ic], scratch[ins.io],
-                            seen[ins.io]++ == 0 && !sum_rows});
+                            view(ss, plan.layout[s]), view(os, plan.layout[2]), c_scratch[ic], g_scratch[ins.io],
+                            scratch[ins.io], seen[ins.io]++ == 0 && !sum_rows});
     result.max_channels = std::max(result.max_channels, padded(cs.mul));
     result.work += static_cast<double>(cs.dim()) * os.dim() * static_cast<double>(cs.mul);
   }

@@ -69,16 +69,14 @@ class EdgeLanes {
         gx_(part) {
     const auto& dim = problem.plan->dim;
     const bool gy = problem.out[kY].data, out = problem.out[kG].data;
-    const std::int64_t duals = problem.dual ? 2 : 1, row = plan_.max_channels * (2 * EQK_LMAX + 1);
+    const std::int64_t duals = problem.dual ? 2 : 1;
     summed_ = !problem.dual && !problem.in[kG].value;
     y_dim_ = dim[1];
     std::int64_t pairs = 0;
     steps_.reserve(plan_.paths.size());
     for (const auto& p : plan_.paths) {
       const ChannelKernels<T>& k = kernels_of<T>(p);
-      steps_.push_back({p, k.couple, problem.dual ? k.dual : k.backward, k.forward_summed, pairs});
-      // Rows of the cotangent are read from scratch rows like those of the result.
-      steps_.back().path.out = {p.out_scratch, 2 * p.lo + 1, W};
+      steps_.push_back({&p, k.couple, problem.dual ? k.dual : k.backward, k.forward_summed, pairs});
       pairs += k.pairs;
     }
     T *ones, *zeros, *no_tangent, *sums;
@@ -87,16 +85,16 @@ class EdgeLanes {
       y_ = a.template take<R>(y_dim_);
       gy_lanes_ = a.template take<V>(gy ? padded(kRows * y_dim_) : 0);
       gy_ = a.template take<T>(gy ? padded(kRows * y_dim_) : 0);
-      g_ = a.template take<T>(problem.in[kG].value ? plan_.out_size : 0);
+      g_ = a.template take<T>(problem.in[kG].value ? plan_.g_size : 0);
       sums = a.template take<T>(out ? 3 * plan_.out_size : 0);
-      row_.g_buffer = a.template take<T>(gy ? row : 0);
-      row_.wc_buffer = a.template take<T>(gy ? row : 0);
+      row_.unwanted = a.template take<T>(summed_ ? 0 : plan_.max_channels * (2 * EQK_LMAX + 1));
       ones = a.template take<T>(plan_.max_channels);
       zeros = a.template take<T>(plan_.max_channels);
       no_tangent = a.template take<T>(problem.dual && !x_tangent_ ? plan_.c_size : 0);
     });
     std::fill_n(ones, plan_.max_channels, T{1});
     std::fill_n(zeros, plan_.max_channels, T{0});
+    if (row_.unwanted) std::fill_n(row_.unwanted, plan_.max_channels * (2 * EQK_LMAX + 1), T{0});
     if (no_tangent) std::fill_n(no_tangent, plan_.c_size, T{0});
     no_tangent_ = no_tangent;
     m_tangent_ = problem.dual ? m_ + pairs : m_;
@@ -155,7 +153,7 @@ class EdgeLanes {
 
  private:
   struct Step {
-    ChannelPath path;
+    const ChannelPath* path;
     Couple<T> couple;
     ChannelKernel<T> kernel;
     SummedRowsKernel<T> sum;
@@ -186,7 +184,7 @@ class EdgeLanes {
 
   void open(std::int64_t node) {
     if (g_)
-      stage(plan_.out_segments, row_of(problem_.in[kG].value, problem_.in[kG].stride, node),
+      stage(plan_.g_segments, row_of(problem_.in[kG].value, problem_.in[kG].stride, node),
             problem_.plan->layout[2] == Layout::mul_ir, g_);
     if (row_.out) out_.start();
   }
@@ -211,10 +209,10 @@ class EdgeLanes {
   void couple(std::int64_t place, int count) {
     const Operand& y = problem_.in[kY];
     stage_y(y.value, y.stride, place, count);
-    for (const Step& s : steps_) s.couple(s.path, y_, m_ + s.m);
+    for (const Step& s : steps_) s.couple(*s.path, y_, m_ + s.m);
     if (problem_.dual) {
       stage_y(y.tangent, y.tangent_stride, place, count);
-      for (const Step& s : steps_) s.couple(s.path, y_, m_tangent_ + s.m);
+      for (const Step& s : steps_) s.couple(*s.path, y_, m_tangent_ + s.m);
     }
     if (gy_lanes_)
       for (std::int64_t q = 0; q < padded(kRows * y_dim_); ++q) gy_lanes_[q] = V{};
@@ -231,7 +229,7 @@ class EdgeLanes {
       block_.w_ahead[e] = row_of(w.value, w.stride, edges_.edge_at(std::min(place + e + kRows, edges_.count - 1)));
     }
     const T* const m = reinterpret_cast<const T*>(m_);
-    for (const Step& s : steps_) s.sum(s.path, block_, m + s.m * kRows);
+    for (const Step& s : steps_) s.sum(*s.path, block_, m + s.m * kRows);
   }
 
   void edge(std::int64_t place, int e) {
@@ -246,7 +244,7 @@ class EdgeLanes {
     row_.gs = gy_lanes_ ? gy_lanes_ + e * y_dim_ : nullptr;
     row_.gc = gx_.row(src);
     const T *const m = reinterpret_cast<const T*>(m_) + e, *const mt = reinterpret_cast<const T*>(m_tangent_) + e;
-    for (const Step& s : steps_) s.kernel(s.path, row_, m + s.m * kRows, mt + s.m * kRows);
+    for (const Step& s : steps_) s.kernel(*s.path, row_, m + s.m * kRows, mt + s.m * kRows);
     gx_.added(src);
   }
 
