@@ -51,9 +51,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from emulated_cuda import (  # noqa: E402
     Emulator,
-    build_bindings,
-    configure,
+    channel_degrees,
     cuobjdump,
+    installed_bindings,
     library_path,
     listed_plans,
     ptx_of,
@@ -417,11 +417,11 @@ def gone(counted: Iterable[Mapping], committed: Iterable[Mapping], keys: Sequenc
     return [f"{', '.join(key)}: committed, but no longer counted; --update drops it" for key in missing]
 
 
-def in_library(row: Mapping, plans: Sequence[str]) -> bool:
-    """Whether a committed row is of the kernels of any plan, or of one of those that have their own in the library."""
+def in_library(row: Mapping, plans: Sequence[str], degrees: Sequence[int]) -> bool:
+    """Whether the library has what a committed row is of: kernels of some plans or up to some degree it may lack."""
     if "kernel" in row:
-        own = re.search(r"_f32_(?!l\d$)(\w+)$", row["kernel"])
-        return own is None or own[1] in plans
+        scope = re.search(r"_f\d\d_(?:l(\d)|(\w+))$", row["kernel"])
+        return scope is None or (int(scope[1]) in degrees if scope[1] else scope[2] in plans)
     return (row["problem"] in PROBLEMS and row["of_plan"] == ANY) or row["problem"].replace("-", "_") in plans
 
 
@@ -518,7 +518,7 @@ def main() -> None:
     library = library_path()
     if not library.exists():
         sys.exit("gpu_report: eqk was installed without its CUDA library: install it with EQK_CUDA=1, where nvcc is")
-    plans = listed_plans(library)
+    plans, degrees = listed_plans(library), channel_degrees(library)
     names = list(dict.fromkeys([*PROBLEMS, *(plan.replace("_", "-") for plan in plans)]))
     parser.add_argument("--problems", nargs="+", default=names, choices=names, metavar="PROBLEM")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
@@ -531,8 +531,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         texts = ptx_of(library)
-        configure(directory / "bindings")
-        bindings = build_bindings(directory / "bindings")
+        bindings = installed_bindings()
         codes = assemble(texts, MACHINE_CODES, library, directory)
         launched = all_launches(bindings)
         asked = problems(bindings, args.problems, args.phases)
@@ -573,7 +572,8 @@ def main() -> None:
             continue
         complaints += growth(counted[title], read_csv(path), KEYS[title])
         if everything:
-            complaints += gone(counted[title], [r for r in read_csv(path) if in_library(r, plans)], KEYS[title])
+            expected = [r for r in read_csv(path) if in_library(r, plans, degrees)]
+            complaints += gone(counted[title], expected, KEYS[title])
     if complaints:
         sys.exit("gpu_report: worse than expected:\n" + "\n".join(f"  {c}" for c in complaints))
 

@@ -1,6 +1,7 @@
 """Runs the CUDA kernels without a GPU: the PTX in the installed library, launched as the library launches it."""
 
 import contextlib
+import fcntl
 import importlib.util
 import re
 import shutil
@@ -40,6 +41,12 @@ def listed_plans(library: Path) -> list[str]:
     return sorted({name.decode() for name in names})
 
 
+def channel_degrees(library: Path) -> list[int]:
+    """The largest degree of each kind of channel kernels in the library, in ascending order."""
+    names = re.findall(rb"\0eqk_tensor_product_forward_f32_l(\d+)\0", library.read_bytes() if library.exists() else b"")
+    return sorted({int(degree) for degree in names})
+
+
 def poisoned(shape: tuple[int, ...], dtype: str, storage: np.dtype) -> np.ndarray:
     """An array of NaN. numpy has no bfloat16: its storage are the bits."""
     return np.full(shape, 0x7FC0 if dtype == "bfloat16" else np.nan, storage)
@@ -56,13 +63,15 @@ def spread(a: np.ndarray | None, dtype: str, pad: int) -> np.ndarray | None:
 
 def configure(directory: Path, source: Path = ROOT, **options: object) -> None:
     """Prepares a build, in ``directory``, of what the tests need and of the library, of ``source``, as it is installed."""
+    library = library_path()
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
     options = {
         "EQK_TORCH_DIR": Path(torch.__file__).parent,
         "EQK_TEST_BINDINGS": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.strip(),
-        "EQK_CUDA_PLANS": ";".join(listed_plans(library_path())),
+        "EQK_CUDA_PLANS": ";".join(listed_plans(library)),
+        "EQK_CUDA_LMAX": max(channel_degrees(library), default=""),
     } | options
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     subprocess.run(
@@ -79,6 +88,16 @@ def build_bindings(directory: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def installed_bindings():
+    """Those of the installed library, built once for all processes."""
+    directory = ROOT / "build" / "bindings"
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure(directory)
+        return build_bindings(directory)
 
 
 def execute(module: ptxemu.Module, launch: dict, count: bool = False):
@@ -107,10 +126,8 @@ class Emulator:
         self.executed = set()
 
     @classmethod
-    def of_library(cls, library: Path, directory: Path) -> "Emulator":
-        """``directory``: an empty one to work in."""
-        configure(directory)
-        return cls(ptx_of(library), build_bindings(directory))
+    def of_library(cls, library: Path) -> "Emulator":
+        return cls(ptx_of(library), installed_bindings())
 
     def run(self, plan, dtype, values, tangents, wanted, dual, pad=3, count=False, listed=True):
         """The wanted results, and [(launch, its counts or None)]. ``listed``: by the plan's own kernels, if it has some.

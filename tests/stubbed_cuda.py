@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import stub_cuda
 import torch
-from emulated_cuda import build_bindings, configure
+from emulated_cuda import installed_bindings
 from stub_cuda import OPS, Runtime
 
 import eqk
@@ -30,16 +30,14 @@ SHARED = CASES["uvu-shared"].plan
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory):
+def machine():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # to the runtime of the library, before it is replaced
     assert _library.cuda_reason is None
     with pytest.raises(RuntimeError) as without_driver:
         run("forward", BY_CHANNELS, draw(BY_CHANNELS, 2, torch.float32, torch.Generator()), None)
     machine = Runtime(Path(eqk.__file__).parent / "lib" / "libeqk_cuda.so")
     machine.without_driver = str(without_driver.value)
-    directory = tmp_path_factory.mktemp("bindings")
-    configure(directory)
-    machine.bindings = build_bindings(directory)
+    machine.bindings = installed_bindings()
     machine.tables = {}
     return machine
 

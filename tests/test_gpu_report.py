@@ -14,7 +14,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import gpu_report as report
-from emulated_cuda import Emulator, build_bindings, configure, library_path, ptx_of
+from emulated_cuda import Emulator, installed_bindings, library_path, ptx_of
 from test_cuda import require_nvcc
 
 ARCHITECTURES = sorted(report.ARCHITECTURES)
@@ -120,14 +120,15 @@ def test_rows_that_come_and_go():
 
 
 def test_rows_of_plans_that_the_library_lacks():
-    kernels = ["general_x_f32", "forward_f32_l3", "backward_dual_f32_mace_large"]
-    assert [report.in_library({"kernel": kernel}, ["mace_medium"]) for kernel in kernels] == [True, True, False]
-    assert report.in_library({"kernel": kernels[2]}, ["mace_medium", "mace_large"])
+    kernels = ["general_x_f32", "forward_f32_l3", "forward_f32_l4", "backward_dual_f32_mace_large"]
+    built = [report.in_library({"kernel": kernel}, ["mace_medium"], [3]) for kernel in kernels]
+    assert built == [True, True, False, False]
+    assert all(report.in_library({"kernel": kernel}, ["mace_medium", "mace_large"], [3, 4]) for kernel in kernels)
     for of_plan, built, others in (("own", True, False), ("any", True, True)):
         row = {"problem": "mace-large", "of_plan": of_plan}
-        assert report.in_library(row, ["mace_large"]) == built
-        assert report.in_library(row, []) == others
-    assert not report.in_library({"problem": "mace-first", "of_plan": "any"}, [])
+        assert report.in_library(row, ["mace_large"], [3]) == built
+        assert report.in_library(row, [], [3]) == others
+    assert not report.in_library({"problem": "mace-first", "of_plan": "any"}, [], [3])
 
 
 def test_spills():
@@ -196,8 +197,7 @@ def test_the_committed_counts(tmp_path):
     require_nvcc()
     library = library_path()
     problem, phase, architecture = "mace-medium-2e", "forward", "sm_90"
-    configure(tmp_path / "bindings")
-    bindings = build_bindings(tmp_path / "bindings")
+    bindings = installed_bindings()
     (launch,) = report.launches(bindings, report.PROBLEMS[problem], "float32", *report.PHASES[phase], report.ANY)
     (text,) = (text for text in ptx_of(library) if launch["name"] in report.kernels_of(text))
     codes = report.assemble([text], [architecture], library, tmp_path)

@@ -96,7 +96,7 @@ class Build:
         self.source, build = directory / "source", directory / "build"
         shutil.copytree(ROOT / "csrc", self.source / "csrc")
         shutil.copy(ROOT / "CMakeLists.txt", self.source)
-        options = {"EQK_CUDA": "ON", "EQK_LMAX": 1, "CMAKE_EXPORT_COMPILE_COMMANDS": "ON"}
+        options = {"EQK_CUDA": "ON", "EQK_LMAX": 1, "EQK_CUDA_LMAX": 1, "CMAKE_EXPORT_COMPILE_COMMANDS": "ON"}
         configure(build, self.source, **options)
         subprocess.run(["cmake", "--build", build, "--target", "eqk_cg_table"], check=True)
         self.bindings = build_bindings(build)
