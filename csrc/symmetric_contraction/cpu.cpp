@@ -109,9 +109,32 @@ void launch(const Problem& problem, const Tensor& like) {
   });
 }
 
+Tensor one_hot_index(const Tensor& rows) {
+  if (rows.dim() != 2) fail("eqk::one_hot_index: rows: expected 2 dimensions, got shape ", shape_string(rows));
+  const Dtype dtype = kernel_dtype("one_hot_index", rows);
+  const std::int64_t count = rows.size(0), columns = rows.size(1), row = rows.stride(0), column = rows.stride(1);
+  Tensor index = torch::stable::new_empty(rows, {count}, ScalarType::Long);
+  if (count == 0) return index;
+  std::int64_t* const out = static_cast<std::int64_t*>(index.mutable_data_ptr());
+  with_types(dtype, [&]<class T, class Storage>(T, Storage) {
+    const Storage* const from = static_cast<const Storage*>(rows.const_data_ptr());
+    for (std::int64_t n = 0; n < count; ++n) {
+      std::int64_t at = -1, others = 0;
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const T value = from_storage<T>(from[n * row + c * column]);
+        if (value == 1) at = c;
+        others += value != 0;
+      }
+      out[n] = others == 1 ? at : -1;
+    }
+  });
+  return index;
+}
+
 }  // namespace
 }  // namespace eqk::symmetric_contraction
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
   eqk::symmetric_contraction::register_impls<&eqk::symmetric_contraction::launch>(m);
+  m.impl("one_hot_index", TORCH_BOX(&eqk::symmetric_contraction::one_hot_index));
 }

@@ -1,6 +1,8 @@
 #include "core/tensor.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) {
+  // Of each row the place of the 1 where all else is 0, else -1.
+  m.def("one_hot_index(Tensor rows) -> Tensor");
   m.def("symmetric_contraction(Tensor x, Tensor w, Tensor? species, str plan) -> Tensor");
   m.def(
       "symmetric_contraction_derivative(Tensor x, Tensor w, Tensor? g, Tensor? x1, Tensor? w1, Tensor? g1, Tensor? x2,"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from eqk import dispatch, reference
 from eqk.register import MaybeTensor, Polynomial
@@ -94,6 +95,26 @@ def _batch(
 
 
 FAMILY = Polynomial("eqk", "symmetric_contraction", 2, MAX_CORRELATION + 1, _check, _shapes, _batch)
+
+
+# The index of one-hot rows.
+
+
+def _fake_one_hot_index(rows: Tensor) -> Tensor:
+    torch._check(rows.dim() == 2, lambda: f"eqk::one_hot_index: rows: expected 2 dimensions, got {tuple(rows.shape)}")
+    return rows.new_empty(rows.shape[:1], dtype=torch.int64)
+
+
+def _one_hot_index(keyset, rows: Tensor) -> Tensor:
+    """Refuses to be a constant to whoever asks for a derivative along the rows."""
+    if rows.requires_grad or forward_ad.unpack_dual(rows).tangent is not None:
+        raise RuntimeError("eqk::one_hot_index: rows: expected a tensor of which nobody asks for derivatives")
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.eqk.one_hot_index.default.redispatch(keyset & torch._C._after_autograd_keyset, rows)
+
+
+torch.library.register_fake("eqk::one_hot_index", _fake_one_hot_index, lib=FAMILY.library)
+FAMILY.library.impl("one_hot_index", _one_hot_index, "Autograd", with_keyset=True)
 
 
 def symmetric_contraction(x: Tensor, w: Tensor, species: Tensor | None, plan: SymmetricContractionPlan | str) -> Tensor:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -157,6 +157,26 @@ class SymmetricContractionPlan:
         return cls(*irreps, tuple(paths), match[3], match[4])
 
     @classmethod
+    def complete(
+        cls, irreps_in: IrrepsLike, irreps_out: IrrepsLike, correlation: int, **layouts: str
+    ) -> SymmetricContractionPlan:
+        """Every path of MACE's basis up to degree ``correlation``, 1 to 4, with the factors sqrt(2 l + 1) that it has.
+
+        Of one output after another, the largest degree first. In MACE's order, but the sign of a path may be another:
+        it hangs on the Wigner 3j symbols.
+        """
+        irreps_in, irreps_out = irreps_argument("irreps_in", irreps_in), irreps_argument("irreps_out", irreps_out)
+        if correlation not in range(1, MAX_CORRELATION + 1):
+            raise ValueError(f"correlation: expected 1 to {MAX_CORRELATION}, got {correlation!r}")
+        paths = [
+            Path(n, (c._replace(coefficient=math.prod(math.sqrt(2 * l + 1) for l in c.degrees)),))
+            for n, (_, out) in enumerate(irreps_out)
+            for degree in range(correlation, 0, -1)
+            for c in chains_to(irreps_in, out, degree)
+        ]
+        return cls(irreps_in, irreps_out, tuple(paths), **layouts)
+
+    @classmethod
     def from_basis(
         cls, irreps_in: IrrepsLike, irreps_out: IrrepsLike, basis: Iterable[tuple[int, Tensor]], **layouts: str
     ) -> SymmetricContractionPlan:
@@ -199,22 +219,23 @@ _CHAIN = re.compile(r" *([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan) +(\d+)((
 _STEP = re.compile(r"\* *(\d+) *> *(\d+)", re.ASCII)
 
 
-def chains_to(
-    irreps_in: Irreps, out: Irrep, correlation: int, keep: Callable[[Irrep], bool] = lambda ir: True
-) -> list[Chain]:
-    """Every chain of ``correlation`` irreps to ``out`` through irreps that ``keep`` accepts, in MACE's order.
+def chains_to(irreps_in: Irreps, out: Irrep, correlation: int, all_of_four: bool = False) -> list[Chain]:
+    """MACE's chains of ``correlation`` irreps to ``out``, in its order; coefficients are 1.
 
-    Coefficients are 1. MACE sorts by irrep after each coupling (``mace.tools.cg``, 0.3.16).
+    All left-to-right couplings, sorted by irrep after each (``mace.tools.cg``, 0.3.16). Of four irreps MACE has those
+    through parities (-1)^l alone; ``all_of_four`` has all.
     """
-    chains: list[tuple[Irrep, Chain]] = [(ir, Chain(1.0, (n,))) for n, (_, ir) in enumerate(irreps_in)]
+    natural = correlation == 4 and not all_of_four
+    chains = [(ir, Chain(1.0, (n,))) for n, (_, ir) in enumerate(irreps_in)]
     for _ in range(correlation - 1):
-        longer = []
-        for left, (c, irreps, degrees) in chains:
-            for n, (_, right) in enumerate(irreps_in):
-                for ir in left * right:
-                    if keep(ir) and ir.l <= MAX_DEGREE:
-                        longer.append((ir, Chain(c, (*irreps, n), (*degrees, ir.l))))
-        chains = sorted(longer, key=lambda item: (item[0].l, item[0].p))
+        chains = [
+            (ir, Chain(1.0, (*chain.irreps, n), (*chain.degrees, ir.l)))
+            for left, chain in chains
+            for n, (_, right) in enumerate(irreps_in)
+            for ir in left * right
+            if ir.l <= MAX_DEGREE and (not natural or ir.p == (-1) ** ir.l)
+        ]
+        chains.sort(key=lambda item: (item[0].l, item[0].p))
     return [chain for ir, chain in chains if ir == out]
 
 
@@ -261,7 +282,7 @@ def _fit(
     u: Tensor, irreps_in: Irreps, out: Irrep, correlation: int, tolerance: float
 ) -> Iterator[tuple[Chain, ...] | None]:
     """The chains that sum to each path of u [out, monomials, paths]; None where none do."""
-    chains = chains_to(irreps_in, out, correlation)
+    chains = chains_to(irreps_in, out, correlation, all_of_four=True)
     scale = u.abs().amax() if u.numel() else 0.0
     paths = u.flatten(0, 1).T
     if not chains:

@@ -13,7 +13,7 @@ import sys
 from torch import nn
 
 # What a model that has such layers has imported -> the file here.
-_ADAPTERS = {"sevenn.nn.convolution": "sevennet"}
+_ADAPTERS = {"sevenn.nn.convolution": "sevennet", "mace.modules.symmetric_contraction": "mace"}
 
 
 def fuse(module: nn.Module) -> str | None:
