@@ -84,18 +84,17 @@ class Lowering {
       const Path& path = plan_.paths[p];
       const Segment& out = plan_.out[path.out];
       std::vector<Polynomial> sum(out.dim());
+      double scale = 0;
       for (const Chain& chain : path.chains) {
+        scale += std::abs(chain.coefficient);
         const auto& product = expand(chain.first, chain.couplings);
         for (int k = 0; k < out.dim(); ++k)
           for (const auto& [monomial, c] : product[k]) sum[k][monomial] += chain.coefficient * c;
       }
-      double largest = 0;
-      for (const auto& polynomial : sum)
-        for (const auto& term : polynomial) largest = std::max(largest, std::abs(term.second));
       for (int k = 0; k < out.dim(); ++k)
         for (const auto& [monomial, c] : sum[k])
-          // What chains add up to zero, as they do where arguments are equal and the coupling antisymmetric.
-          if (std::abs(c) > 1e-13 * largest)
+          // Not what adds up to zero, as it does where arguments are equal and the coupling antisymmetric.
+          if (std::abs(c) > 1e-13 * scale)
             terms[{static_cast<int>(out.offset) + k, last_of(monomial)}][rest_of(monomial)].push_back(
                 {p, static_cast<float>(c), c});
     }

@@ -278,6 +278,20 @@ def _expanded(chains: Iterable[Chain], irreps_in: Irreps) -> list[Tensor]:
     return [polynomial(chain.irreps, chain.degrees) for chain in chains]
 
 
+def polynomial_of(plan: SymmetricContractionPlan) -> list[set[tuple[int, ...]]]:
+    """The monomials, tuples of components of x, in each component of the output."""
+    dim, result = plan.irreps_in.dim, [set() for _ in range(plan.irreps_out.dim)]
+    starts = [columns.start for columns in plan.irreps_out.slices()]
+    for i_out, chains in plan.paths:
+        for degree in {len(c.irreps) for c in chains}:
+            some = [c for c in chains if len(c.irreps) == degree]
+            total = sum(c.coefficient * v for c, v in zip(some, _expanded(some, plan.irreps_in), strict=True))
+            monomials = list(_monomials(dim, degree))
+            for component, m in (total.abs() > 1e-13 * sum(abs(c.coefficient) for c in some)).nonzero().tolist():
+                result[starts[i_out] + component].add(monomials[m])
+    return result
+
+
 def _fit(
     u: Tensor, irreps_in: Irreps, out: Irrep, correlation: int, tolerance: float
 ) -> Iterator[tuple[Chain, ...] | None]:
