@@ -59,7 +59,7 @@ void launch(const Problem& problem, const Tensor& like) {
   const auto lowered = cached_lowering(*problem.plan);
   Order order(problem);
   auto& chunks = order.chunks;
-  const std::int64_t row = lowered->paths * problem.channels;
+  const std::int64_t row = static_cast<std::int64_t>(lowered->paths.size()) * problem.channels;
   const bool as_stored = problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64;
   const std::int64_t bytes = problem.dtype == Dtype::float64 ? 8 : 4;
 

@@ -155,7 +155,7 @@ class Tile {
 template <class T, int Tangents, bool TangentOfW>
 class Contraction {
   static constexpr int W = Tile<T>::W, kParts = 1 << Tangents;
-  static constexpr int kBatch = Tangents == 0 ? 4 : Tangents == 1 ? 2 : 1;  // nodes that registers have room for
+  static constexpr int kBatch = Tangents == 0 ? 8 : Tangents == 1 ? 4 : 1;  // nodes that registers have room for
   using V = Vector<T, W>;
   using S = Nested<V, Tangents>;
   using Weight = std::conditional_t<TangentOfW, S, V>;
@@ -171,20 +171,25 @@ class Contraction {
         g_(aligned_array<S>(kBatch * lowered.dim_out)),
         z_(aligned_array<S>(kBatch * lowered.products.size())),
         h_(aligned_array<S>(kBatch * lowered.rows.size())),
-        gz_(aligned_array<S>(kBatch * lowered.products.size())),
+        gz_(aligned_array<S>(kBatch * lowered.parents)),
         gx_(aligned_array<V>(kBatch * lowered.dim_in)),
         out_(aligned_array<V>(kBatch * lowered.dim_out)),
-        w_(aligned_array<Weight>(lowered.paths)),
+        w_(aligned_array<Weight>(lowered.groups)),
         t_(aligned_array<Weight>(lowered.entries())),
-        gt_(aligned_array<V>(lowered.entries())) {}
+        gt_(aligned_array<V>(lowered.entries())),
+        gg_(aligned_array<V>(lowered.groups)) {}
 
   void run(const Chunk& chunk, std::int64_t first_channel) {
     const Tile<T> tile(problem_.dtype, problem_.channels, first_channel);
     if (want_gx_ || want_out_) form_t(tile, chunk.weights);
     if (want_gw_) std::fill_n(gt_.get(), plan_.entries(), V{});
     std::int64_t n = 0;
-    for (; n + kBatch <= chunk.count; n += kBatch) run_nodes<kBatch>(tile, chunk.nodes + n);
-    for (; n < chunk.count; ++n) run_nodes<1>(tile, chunk.nodes + n);
+    const auto run_all = [&](auto batch) {
+      for (; n + batch <= chunk.count; n += batch) run_nodes<batch>(tile, chunk.nodes + n);
+    };
+    run_all(constant<kBatch>{});
+    if constexpr (kBatch > 2) run_all(constant<2>{});
+    if constexpr (kBatch > 1) run_all(constant<1>{});
     if (want_gw_) store_gw(tile, static_cast<T*>(chunk.gw));
   }
 
@@ -196,7 +201,7 @@ class Contraction {
   AlignedArray<S> x_, g_, z_, h_, gz_;
   AlignedArray<V> gx_, out_;
   AlignedArray<Weight> w_, t_;
-  AlignedArray<V> gt_;
+  AlignedArray<V> gt_, gg_;
 
   // f(operand, part): the value, part 0, and the tangents. All other parts of an operand are zero.
   template <class F>
@@ -211,11 +216,14 @@ class Contraction {
   }
 
   void form_t(const Tile<T>& tile, std::int64_t species) {
-    std::fill_n(w_.get(), plan_.paths, Weight{});
+    std::fill_n(w_.get(), plan_.groups, Weight{});
     for_parts(kW, [&](const Operand& w, int part) {
       if (!w.data || (part && !TangentOfW)) return;
-      for (int p = 0; p < plan_.paths; ++p)
-        parts(&w_[p])[part] = tile.load_channels_at(w.data, species * w.stride + p * w.path_stride);
+      for (std::size_t p = 0; p < plan_.paths.size(); ++p)
+        if (const auto& c = plan_.paths[p]; c.at >= 0)
+          parts(&w_[c.at])[part] +=
+              c.template as<T>() *
+              tile.load_channels_at(w.data, species * w.stride + static_cast<std::int64_t>(p) * w.path_stride);
     });
     const auto& u = plan_.by_entry;
     for (int e = 0; e < plan_.entries(); ++e) {
@@ -226,11 +234,16 @@ class Contraction {
   }
 
   void store_gw(const Tile<T>& tile, T* gw) const {
-    const auto& u = plan_.by_path;
-    for (int p = 0; p < plan_.paths; ++p) {
+    const auto& u = plan_.by_group;
+    for (int n = 0; n < plan_.groups; ++n) {
       V sum{};
-      for (int q = u.begin[p]; q < u.begin[p + 1]; ++q) sum += u.values[q].template as<T>() * gt_[u.values[q].at];
-      store_n<T, W>(gw + p * problem_.channels + tile.first(), sum, tile.count());
+      for (int q = u.begin[n]; q < u.begin[n + 1]; ++q) sum += u.values[q].template as<T>() * gt_[u.values[q].at];
+      gg_[n] = sum;
+    }
+    for (std::size_t p = 0; p < plan_.paths.size(); ++p) {
+      const auto& c = plan_.paths[p];
+      const V sum = c.at < 0 ? V{} : c.template as<T>() * gg_[c.at];
+      store_n<T, W>(gw + static_cast<std::int64_t>(p) * problem_.channels + tile.first(), sum, tile.count());
     }
   }
 
@@ -309,11 +322,12 @@ class Contraction {
   template <int N>
   void gradient_of_products() {
     const auto& uses = plan_.by_column;
-    std::fill_n(gz_.get(), N * plan_.products.size(), S{});
+    std::fill_n(gz_.get(), N * plan_.parents, S{});
     for (std::size_t m = plan_.products.size(); m-- > 1;) {
       const auto [parent, last] = plan_.products[m];
-      S sum[N];
-      for (int b = 0; b < N; ++b) sum[b] = gz_[m * N + b];
+      S sum[N]{};
+      if (static_cast<int>(m) < plan_.parents)
+        for (int b = 0; b < N; ++b) sum[b] = gz_[m * N + b];
       for (int q = uses.begin[m]; q < uses.begin[m + 1]; ++q) {
         const auto [row, entry] = uses.values[q];
         for (int b = 0; b < N; ++b) fma(sum[b], t_[entry], h_[row * N + b]);

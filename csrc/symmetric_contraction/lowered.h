@@ -5,7 +5,9 @@
 //   Q = <g, F(x, w)> = sum over entries e of T[e] h[row of e] z[column of e].
 //
 // The components of a monomial are sorted, and the last one is the k of its row: each monomial of each output component
-// is one entry, whatever chains and orders of arguments it comes from.
+// is one entry, whatever chains and orders of arguments it comes from. Paths whose polynomials are the same up to a
+// factor, as are those of chains in another order, are one group; it weighs the sum of their weights times these
+// factors.
 #include <cstdint>
 #include <map>
 #include <string>
@@ -27,7 +29,7 @@ struct Row {
 };
 
 struct Coefficient {
-  int at;  // an entry or a path
+  int at;  // an entry, a group or a path
   float value_float;
   double value;
   template <class T>
@@ -51,15 +53,17 @@ struct Lists {
 };
 
 struct Lowered {
-  int dim_in = 0, dim_out = 0, paths = 0;
+  int dim_in = 0, dim_out = 0, groups = 0;
   std::vector<Segment> in, out;
   Layout layout_in{}, layout_out{};
-  std::vector<Product> products;
+  std::vector<Product> products;  // by degree
+  int parents = 0;                // the first so many have products that continue them
   std::vector<Row> rows;
-  std::vector<int> column;      // of each entry
-  Lists<Use> by_column;         // entries of each column
-  Lists<Coefficient> by_entry;  // U: paths of each entry
-  Lists<Coefficient> by_path;   // U: entries of each path
+  std::vector<int> column;         // of each entry
+  Lists<Use> by_column;            // entries of each column
+  Lists<Coefficient> by_entry;     // U: groups of each entry
+  Lists<Coefficient> by_group;     // U: entries of each group
+  std::vector<Coefficient> paths;  // of each path its group, with the factor; -1 where it is zero
   int entries() const { return static_cast<int>(column.size()); }
 };
 
@@ -75,57 +79,83 @@ class Lowering {
     Lowered result;
     result.dim_in = static_cast<int>(plan_.dim_in);
     result.dim_out = static_cast<int>(plan_.dim_out);
-    result.paths = static_cast<int>(plan_.paths.size());
     result.in = plan_.in, result.out = plan_.out;
     result.layout_in = plan_.layout_in, result.layout_out = plan_.layout_out;
-    // (output component, last component of x), rest of the monomial -> U of the paths
-    std::map<std::pair<int, int>, std::map<Monomial, std::vector<Coefficient>>> terms;
-    for (int p = 0; p < result.paths; ++p) {
-      const Path& path = plan_.paths[p];
-      const Segment& out = plan_.out[path.out];
-      std::vector<Polynomial> sum(out.dim());
-      double scale = 0;
-      for (const Chain& chain : path.chains) {
-        scale += std::abs(chain.coefficient);
-        const auto& product = expand(chain.first, chain.couplings);
-        for (int k = 0; k < out.dim(); ++k)
-          for (const auto& [monomial, c] : product[k]) sum[k][monomial] += chain.coefficient * c;
-      }
-      for (int k = 0; k < out.dim(); ++k)
-        for (const auto& [monomial, c] : sum[k])
-          // Not what adds up to zero, as it does where arguments are equal and the coupling antisymmetric.
-          if (std::abs(c) > 1e-13 * scale)
-            terms[{static_cast<int>(out.offset) + k, last_of(monomial)}][rest_of(monomial)].push_back(
-                {p, static_cast<float>(c), c});
+    std::vector<std::vector<Term>> groups;
+    Rows rows;
+    for (const Path& path : plan_.paths) {
+      auto terms = expand(path);
+      const double factor = terms.empty() ? 0 : terms.front().value;
+      for (Term& t : terms) t.value /= factor;
+      const auto known = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return same(g, terms); });
+      const int group = terms.empty() ? -1 : static_cast<int>(known - groups.begin());
+      result.paths.push_back({group, static_cast<float>(factor), factor});
+      if (terms.empty() || known != groups.end()) continue;
+      for (const Term& t : terms)
+        rows[{t.out, last_of(t.monomial)}][rest_of(t.monomial)].push_back(
+            {group, static_cast<float>(t.value), t.value});
+      groups.push_back(std::move(terms));
     }
-    std::map<Monomial, int> columns{{0, 0}};
-    result.products.push_back({0, 0});
-    std::vector<std::vector<Coefficient>> by_path(result.paths);
+    result.groups = static_cast<int>(groups.size());
+    const std::map<Monomial, int> columns = number_products(rows, result);
+    std::vector<std::vector<Coefficient>> by_group(groups.size());
+    std::vector<std::vector<Use>> by_column(result.products.size());
     result.by_entry.begin.push_back(0);
-    for (const auto& [row, monomials] : terms) {
+    for (const auto& [row, monomials] : rows) {
       const int begin = result.entries();
       for (const auto& [monomial, coefficients] : monomials) {
-        for (const auto& c : coefficients) by_path[c.at].push_back({result.entries(), c.value_float, c.value});
+        for (const auto& c : coefficients) by_group[c.at].push_back({result.entries(), c.value_float, c.value});
+        by_column[columns.at(monomial)].push_back({static_cast<int>(result.rows.size()), result.entries()});
         result.by_entry.values.insert(result.by_entry.values.end(), coefficients.begin(), coefficients.end());
         result.by_entry.begin.push_back(static_cast<int>(result.by_entry.values.size()));
-        result.column.push_back(column_of(monomial, columns, result.products));
+        result.column.push_back(columns.at(monomial));
       }
       result.rows.push_back({row.first, row.second, begin, result.entries()});
     }
-    result.by_path = joined(by_path);
-    std::vector<std::vector<Use>> by_column(result.products.size());
-    for (int r = 0; r < static_cast<int>(result.rows.size()); ++r)
-      for (int e = result.rows[r].begin; e < result.rows[r].end; ++e) by_column[result.column[e]].push_back({r, e});
+    result.by_group = joined(by_group);
     result.by_column = joined(by_column);
     return result;
   }
 
  private:
+  struct Term {
+    int out;
+    Monomial monomial;
+    double value;
+  };
+
+  // (component of the output, last component of a monomial), the rest of the monomial -> U of the groups
+  using Rows = std::map<std::pair<int, int>, std::map<Monomial, std::vector<Coefficient>>>;
+
   const Plan& plan_;
   // Of the first irrep and the couplings up to one: they are prefixes of many chains.
   std::map<std::vector<int>, std::vector<Polynomial>> expanded_;
   std::map<std::array<int, 3>, std::vector<CgEntry>> symbols_;
   std::int64_t work_ = 0;
+
+  std::vector<Term> expand(const Path& path) {
+    const Segment& out = plan_.out[path.out];
+    std::vector<Polynomial> sum(out.dim());
+    double scale = 0;
+    for (const Chain& chain : path.chains) {
+      scale += std::abs(chain.coefficient);
+      const auto& product = expand(chain.first, chain.couplings);
+      for (int k = 0; k < out.dim(); ++k)
+        for (const auto& [monomial, c] : product[k]) sum[k][monomial] += chain.coefficient * c;
+    }
+    std::vector<Term> terms;
+    for (int k = 0; k < out.dim(); ++k)
+      for (const auto& [monomial, c] : sum[k])
+        // Not what adds up to zero, as it does where arguments are equal and the coupling antisymmetric.
+        if (std::abs(c) > 1e-13 * scale) terms.push_back({static_cast<int>(out.offset) + k, monomial, c});
+    return terms;
+  }
+
+  static bool same(const std::vector<Term>& a, const std::vector<Term>& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Term& s, const Term& t) {
+      return s.out == t.out && s.monomial == t.monomial && std::abs(s.value - t.value) <= 1e-13 * std::abs(s.value);
+    });
+  }
 
   static int last_of(Monomial m) {
     while (m >> 16) m >>= 16;
@@ -178,11 +208,22 @@ class Lowering {
     return expanded_.emplace(std::move(key), std::move(result)).first->second;
   }
 
-  static int column_of(Monomial m, std::map<Monomial, int>& columns, std::vector<Product>& products) {
-    if (const auto it = columns.find(m); it != columns.end()) return it->second;
-    const int parent = column_of(rest_of(m), columns, products);
-    products.push_back({parent, last_of(m)});
-    return columns[m] = static_cast<int>(products.size()) - 1;
+  static std::map<Monomial, int> number_products(const Rows& rows, Lowered& result) {
+    std::vector<Monomial> needed{0};
+    for (const auto& [row, monomials] : rows)
+      for (const auto& term : monomials)
+        for (Monomial m = term.first; m; m = rest_of(m)) needed.push_back(m);
+    // A monomial of more components is a larger number.
+    std::sort(needed.begin(), needed.end());
+    needed.erase(std::unique(needed.begin(), needed.end()), needed.end());
+    std::map<Monomial, int> columns;
+    for (const Monomial m : needed) {
+      const int parent = m ? columns.at(rest_of(m)) : 0;
+      columns.emplace(m, static_cast<int>(result.products.size()));
+      result.products.push_back({parent, m ? last_of(m) : 0});
+      result.parents = std::max(result.parents, parent + 1);
+    }
+    return columns;
   }
 
   template <class V>
