@@ -247,8 +247,9 @@ class Contraction {
     }
   }
 
+  // Not inlined: registers are for one of its loops at a time.
   template <int N>
-  void run_nodes(const Tile<T>& tile, const std::int64_t* nodes) {
+  __attribute__((noinline)) void run_nodes(const Tile<T>& tile, const std::int64_t* nodes) {
     load<N>(tile, nodes);
     form_products<N>();
     if (want_gx_) std::fill_n(gx_.get(), N * plan_.dim_in, V{});
@@ -288,58 +289,70 @@ class Contraction {
     for (std::size_t m = 1; m < plan_.products.size(); ++m) {
       const auto [parent, last] = plan_.products[m];
       const S *const z = &z_[parent * N], *const x = &x_[last * N];
-      for (int b = 0; b < N; ++b) z_[m * N + b] = parent ? mul(z[b], x[b]) : x[b];
+      S* const to = &z_[m * N];
+      if (parent)
+        unroll<N>([&](auto b) EQK_LAMBDA { to[b] = mul(z[b], x[b]); });
+      else
+        unroll<N>([&](auto b) EQK_LAMBDA { to[b] = x[b]; });
     }
   }
 
   template <int N>
   void run_row(int r) {
-    const Row& row = plan_.rows[r];
+    const Row row = plan_.rows[r];
     const S *const x = &x_[row.last * N], *const g = &g_[row.out * N], *const z = z_.get();
     const int* const column = plan_.column.data();
     const Weight* const t = t_.get();
-    S h[N]{};
-    if (want_gx_ || want_gw_)
-      for (int b = 0; b < N; ++b) h_[r * N + b] = h[b] = mul(g[b], x[b]);
+    if (want_gx_ || want_gw_) unroll<N>([&](auto b) EQK_LAMBDA { h_[r * N + b] = mul(g[b], x[b]); });
     if (want_gx_ || want_out_) {
       S s[N]{};
-      for (int e = row.begin; e < row.end; ++e)
-        for (int b = 0; b < N; ++b) fma(s[b], t[e], z[column[e] * N + b]);
-      for (int b = 0; b < N; ++b) {
-        if (want_out_) fma_part(out_[row.out * N + b], x[b], s[b]);
-        if (want_gx_) fma_part(gx_[row.last * N + b], g[b], s[b]);
-      }
-    }
-    if (want_gw_)
       for (int e = row.begin; e < row.end; ++e) {
+        const Weight te = t[e];
+        const S* const ze = z + column[e] * N;
+        unroll<N>([&](auto b) EQK_LAMBDA { fma(s[b], te, ze[b]); });
+      }
+      if (want_out_) unroll<N>([&](auto b) EQK_LAMBDA { fma_part(out_[row.out * N + b], x[b], s[b]); });
+      if (want_gx_) unroll<N>([&](auto b) EQK_LAMBDA { fma_part(gx_[row.last * N + b], g[b], s[b]); });
+    }
+    if (want_gw_) {
+      S h[N];
+      unroll<N>([&](auto b) EQK_LAMBDA { h[b] = h_[r * N + b]; });
+      for (int e = row.begin; e < row.end; ++e) {
+        const S* const ze = z + column[e] * N;
         V sum{};
-        for (int b = 0; b < N; ++b) fma_part(sum, h[b], z[column[e] * N + b]);
+        unroll<N>([&](auto b) EQK_LAMBDA { fma_part(sum, h[b], ze[b]); });
         gt_[e] += sum;
       }
+    }
   }
 
   // Children come after their parents: each product is complete when its turn comes.
   template <int N>
   void gradient_of_products() {
-    const auto& uses = plan_.by_column;
+    const int* const begin = plan_.by_column.begin.data();
+    const Use* const uses = plan_.by_column.values.data();
+    const S *const h = h_.get(), *const z = z_.get();
     std::fill_n(gz_.get(), N * plan_.parents, S{});
-    for (std::size_t m = plan_.products.size(); m-- > 1;) {
+    for (int m = static_cast<int>(plan_.products.size()) - 1; m > 0; --m) {
       const auto [parent, last] = plan_.products[m];
       S sum[N]{};
-      if (static_cast<int>(m) < plan_.parents)
-        for (int b = 0; b < N; ++b) sum[b] = gz_[m * N + b];
-      for (int q = uses.begin[m]; q < uses.begin[m + 1]; ++q) {
-        const auto [row, entry] = uses.values[q];
-        for (int b = 0; b < N; ++b) fma(sum[b], t_[entry], h_[row * N + b]);
+      if (m < plan_.parents) unroll<N>([&](auto b) EQK_LAMBDA { sum[b] = gz_[m * N + b]; });
+      for (int q = begin[m]; q < begin[m + 1]; ++q) {
+        const Weight t = t_[uses[q].entry];
+        const S* const hq = h + uses[q].row * N;
+        unroll<N>([&](auto b) EQK_LAMBDA { fma(sum[b], t, hq[b]); });
       }
-      for (int b = 0; b < N; ++b) {
-        if (parent == 0) {
-          gx_[last * N + b] += part(sum[b]);
-          continue;
-        }
-        fma_part(gx_[last * N + b], sum[b], z_[parent * N + b]);
-        fma(gz_[parent * N + b], sum[b], x_[last * N + b]);
+      V* const gx = &gx_[last * N];
+      if (parent == 0) {
+        unroll<N>([&](auto b) EQK_LAMBDA { gx[b] += part(sum[b]); });
+        continue;
       }
+      const S *const zp = z + parent * N, *const x = &x_[last * N];
+      S* const gz = &gz_[parent * N];
+      unroll<N>([&](auto b) EQK_LAMBDA {
+        fma_part(gx[b], sum[b], zp[b]);
+        fma(gz[b], sum[b], x[b]);
+      });
     }
   }
 
