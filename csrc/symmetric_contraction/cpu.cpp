@@ -17,7 +17,7 @@ std::shared_ptr<const Lowered> cached_lowering(const Plan& plan) {
   return cached(&plan, [&] { return Lowering(plan).run(); });
 }
 
-// Sums over nodes have at most so many terms in one chain of additions, four of which are summed first.
+// Sums over nodes have at most so many terms in one chain of additions.
 constexpr std::int64_t kChunk = 256;
 
 std::int64_t species_of(const Problem& problem, std::int64_t node) {
@@ -99,7 +99,8 @@ void launch(const Problem& problem, const Tensor& like) {
         const auto [first, last] = of_species[s];
         if (as_stored && last - first == 1) continue;
         Storage* const out = static_cast<Storage*>(problem.out[kW]) + s * row;
-        for (std::int64_t q = 0; q < row; ++q) {
+        if (first == last) std::fill_n(out, row, Storage{});
+        for (std::int64_t q = 0; first < last && q < row; ++q) {
           double sum = 0;
           for (std::int64_t c = first; c < last; ++c) sum += static_cast<const T*>(chunks[c].gw)[q];
           out[q] = as_storage<Storage>(static_cast<T>(sum));
