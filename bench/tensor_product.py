@@ -151,18 +151,30 @@ def checked(case: Case, functions: dict, operands, g, directions) -> None:
             sys.exit(f"{case.name}: {phase} of eqk differs from e3nn by {worst:.1e}")
 
 
-def timed(case: Case, functions: dict, operands, g, directions, floors: dict[str, float], args, clock) -> list[list]:
-    """A row of the table for each phase: medians of ``functions`` by name, of which eqk is one. floors: in seconds."""
+def timed(
+    case: str,
+    functions: dict,
+    operands,
+    g,
+    directions,
+    floors: dict[str, float],
+    args,
+    clock,
+    run_of: Callable = phase_function,
+    peer: str = "e3nn",
+) -> list[list]:
+    """A row of the table for each phase: medians of ``functions`` by name, of which eqk is one. floors: in seconds;
+    peer: what the others are compared with."""
     rows = []
     for phase in args.phases:
         timers = {}
         for name, f in functions.items():
-            run = phase_function(phase, f, operands, g, directions)
+            run = run_of(phase, f, operands, g, directions)
             try:
                 for _ in range(3):
                     run()
             except (RuntimeError, ValueError) as error:
-                print(f"{case.name}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"{case}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
                 continue
             timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
         times = {name: [] for name in timers}
@@ -170,11 +182,11 @@ def timed(case: Case, functions: dict, operands, g, directions, floors: dict[str
             for name, timer in timers.items():
                 times[name].append(timer.timeit(args.calls).mean)
         medians = {name: statistics.median(t) for name, t in times.items()}
-        base = medians.get("e3nn")
-        row = [case.name, phase, torch.get_num_threads() if args.device == "cpu" else args.device]
+        base = medians.get(peer)
+        row = [case, phase, torch.get_num_threads() if args.device == "cpu" else args.device]
         for name in ["eqk", *args.providers]:
             t = medians.get(name)
-            ratio = f" ({base / t:.1f}x)" if t and base and name != "e3nn" else ""
+            ratio = f" ({base / t:.1f}x)" if t and base and name != peer else ""
             row.append(f"{1e3 * t:.2f}{ratio}" if t else "-")
         rows.append([*row, f"{1e3 * floors[phase]:.2f}", f"{100 * floors[phase] / medians['eqk']:.0f} %"])
     return rows
@@ -195,14 +207,16 @@ def bench(case: Case, args, clock, limits) -> list[list]:
         checked(case, functions, operands, g, directions)
     need = counts(case)
     floors = {phase: args.rows * max(need[phase][0] / limits[0], need[phase][1] / limits[1]) for phase in PHASES}
-    return timed(case, functions, operands, g, directions, floors, args, clock)
+    return timed(case.name, functions, operands, g, directions, floors, args, clock)
 
 
-def add_arguments(parser: argparse.ArgumentParser, cases: Sequence[str]) -> None:
-    """What the benchmarks of tensor products have in common."""
-    parser.add_argument("--cases", nargs="+", default=cases, choices=sorted(CASES), metavar="CASE")
+def add_arguments(
+    parser: argparse.ArgumentParser, cases: Sequence[str], choices: Sequence[str] = sorted(CASES), phases=PHASES
+) -> None:
+    """What the benchmarks have in common."""
+    parser.add_argument("--cases", nargs="+", default=cases, choices=choices, metavar="CASE")
     parser.add_argument("--threads", type=int, nargs="+", help="1 2 on the CPU")
-    parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
+    parser.add_argument("--phases", nargs="+", default=list(phases), choices=phases)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--malloc", default="kept", choices=["kept", "default", "hint"])
 
@@ -215,8 +229,8 @@ def keep_memory(malloc: str) -> None:
         eqk.keep_memory()
 
 
-def print_table(args, bench_case: Callable) -> None:
-    """``bench_case(case, args, clock, limits)`` for each case and number of threads."""
+def print_table(args, bench_case: Callable, case_of: Callable = CASES.__getitem__) -> None:
+    """``bench_case(case, args, clock, limits)`` for each case, of --cases by name, and number of threads."""
     on_cpu, table = args.device == "cpu", []
     for threads in args.threads or ([1, 2] if on_cpu else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
@@ -226,7 +240,7 @@ def print_table(args, bench_case: Callable) -> None:
         rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
         print(f"{f'{threads} thread(s)' if on_cpu else args.device}: {rates}", file=sys.stderr)
         for name in args.cases:
-            table += bench_case(CASES[name], args, clock, limits)
+            table += bench_case(case_of(name), args, clock, limits)
     names = [f"{name} ms" for name in ["eqk", *args.providers]]
     headers = ["case", "phase", "threads" if on_cpu else "device", *names, "floor ms", "of floor"]
     print(tabulate(table, headers=headers, tablefmt="github"))

@@ -67,7 +67,7 @@ def bench(case: Case, args, clock, limits) -> list[list]:
     functions = {name: provider(name, case, src, dst, args.nodes) for name in ["eqk", *args.providers]}
     if "e3nn" in functions:
         checked(case, functions, operands, g, directions)
-    return timed(case, functions, operands, g, directions, floors(case, args.nodes, edges, limits), args, clock)
+    return timed(case.name, functions, operands, g, directions, floors(case, args.nodes, edges, limits), args, clock)
 
 
 def main() -> None:

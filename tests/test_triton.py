@@ -184,7 +184,8 @@ def test_explain_agrees_with_what_runs():
     with pytest.raises(RuntimeError, match="eqk::tensor_product: no backend can run; cpu: the tensors are on mps"):
         dispatch.choose("tensor_product", torch.device("mps"))
     with pytest.raises(
-        ValueError, match="op: expected one of tensor_product, tensor_product_conv, spherical_harmonics, got 'so2'"
+        ValueError,
+        match="op: expected one of tensor_product, tensor_product_conv, spherical_harmonics, symmetric_contraction, got 'so2'",
     ):
         dispatch.explain("so2", x)
     for nothing in ((), (None,)):

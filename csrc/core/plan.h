@@ -70,38 +70,12 @@ inline std::string excerpt(std::string_view text) {
   return s + "'";
 }
 
-class PlanParser {
+// Reads the words of a plan's text; what does not fit is a PlanError that says where.
+class PlanReader {
  public:
-  explicit PlanParser(std::string_view text) : text_(text) {}
+  explicit PlanReader(std::string_view text) : text_(text) {}
 
-  Plan parse() {
-    if (text_.size() > kMaxLength) fail("at most 1 MiB of text");
-    Plan plan;
-    read_irreps(plan, 0);
-    expect("*");
-    read_irreps(plan, 1);
-    expect("->");
-    read_irreps(plan, 2);
-    expect("[");
-    for (int s = 0; s < 3; ++s) {
-      if (s) expect(",");
-      plan.layout[s] = static_cast<Layout>(read_name(kLayoutNames, "a layout (mul_ir or ir_mul)"));
-    }
-    expect("]");
-    plan.weights = static_cast<Weights>(read_name(kWeightsNames, "none, shared or per_sample"));
-    expect("{");
-    while (!accept("}")) {
-      if (!plan.instructions.empty()) expect(";");
-      read_instruction(plan);
-    }
-    skip_space();
-    if (at_ != text_.size()) fail("nothing after '}'");
-    if ((plan.weights == Weights::none) == any_weighted(plan))
-      fail("weights 'none' exactly when no instruction is weighted");
-    return plan;
-  }
-
- private:
+ protected:
   static constexpr std::size_t kMaxLength = 1 << 20;
   static constexpr std::int64_t kMaxSize = std::int64_t{1} << 40;
 
@@ -113,11 +87,16 @@ class PlanParser {
                     (at_ < text_.size() ? excerpt(text_.substr(at_, 24)) : "the end"));
   }
 
-  static bool any_weighted(const Plan& plan) {
-    for (const auto& ins : plan.instructions)
-      if (ins.weighted) return true;
-    return false;
+  void check_length() const {
+    if (text_.size() > kMaxLength) fail("at most 1 MiB of text");
   }
+
+  void expect_end() {
+    skip_space();
+    if (at_ != text_.size()) fail("nothing after '}'");
+  }
+
+  Layout read_layout() { return static_cast<Layout>(read_name(kLayoutNames, "a layout (mul_ir or ir_mul)")); }
 
   void skip_space() {
     while (at_ < text_.size() && text_[at_] == ' ') ++at_;
@@ -185,13 +164,13 @@ class PlanParser {
     return a * b;
   }
 
-  void read_irreps(Plan& plan, int slot) {
+  std::vector<Segment> read_irreps(std::int64_t& dim) {
+    std::vector<Segment> segments;
     if (accept("->")) {
       at_ -= 2;
       fail("irreps");
     }
-    if (accept("-")) return;
-    auto& segments = plan.irreps[slot];
+    if (accept("-")) return segments;
     do {
       Segment s{};
       s.mul = read_integer(std::int64_t{1} << 31, "a multiplicity");
@@ -203,11 +182,50 @@ class PlanParser {
         if (!accept("o")) fail("a parity (e or o)");
         s.p = -1;
       }
-      s.offset = plan.dim[slot];
-      plan.dim[slot] += product(s.mul, s.dim());
-      if (plan.dim[slot] > kMaxSize) fail("irreps of dimension at most 2^40");
+      s.offset = dim;
+      dim += product(s.mul, s.dim());
+      if (dim > kMaxSize) fail("irreps of dimension at most 2^40");
       segments.push_back(s);
     } while (accept("+"));
+    return segments;
+  }
+};
+
+class PlanParser : private PlanReader {
+ public:
+  using PlanReader::PlanReader;
+
+  Plan parse() {
+    check_length();
+    Plan plan;
+    plan.irreps[0] = read_irreps(plan.dim[0]);
+    expect("*");
+    plan.irreps[1] = read_irreps(plan.dim[1]);
+    expect("->");
+    plan.irreps[2] = read_irreps(plan.dim[2]);
+    expect("[");
+    for (int s = 0; s < 3; ++s) {
+      if (s) expect(",");
+      plan.layout[s] = read_layout();
+    }
+    expect("]");
+    plan.weights = static_cast<Weights>(read_name(kWeightsNames, "none, shared or per_sample"));
+    expect("{");
+    while (!accept("}")) {
+      if (!plan.instructions.empty()) expect(";");
+      read_instruction(plan);
+    }
+    expect_end();
+    if ((plan.weights == Weights::none) == any_weighted(plan))
+      fail("weights 'none' exactly when no instruction is weighted");
+    return plan;
+  }
+
+ private:
+  static bool any_weighted(const Plan& plan) {
+    for (const auto& ins : plan.instructions)
+      if (ins.weighted) return true;
+    return false;
   }
 
   const Segment& read_segment(const Plan& plan, int slot, int& index) {

@@ -11,6 +11,8 @@ from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
+from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
+from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
 from eqk.tensor_product import tensor_product  # noqa: E402
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 
@@ -20,10 +22,12 @@ __all__ = [
     "Irrep",
     "Irreps",
     "Plan",
+    "SymmetricContractionPlan",
     "convert",
     "keep_memory",
     "o3",
     "spherical_harmonics",
+    "symmetric_contraction",
     "tensor_product",
     "tensor_product_conv",
     "wigner_3j",

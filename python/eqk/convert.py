@@ -87,7 +87,7 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
     loads later, as the old one would; one that is no Wigner 3j symbol is an error that names its key. TorchScript
     freezes the signs: load before scripting.
 
-    Layers of :mod:`eqk.adapters` (SevenNet's convolution) then become one op, from gather to sum over edges, in place:
+    Layers of :mod:`eqk.adapters` (SevenNet's convolution, MACE's symmetric contraction) then become one op, in place:
     the module stays, of another class.
 
     What is not the model's own structure stays with the old module: a reference from elsewhere (a list, a bound method)

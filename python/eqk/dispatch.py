@@ -158,6 +158,7 @@ _BACKENDS_OF = {
     "tensor_product": ("cpu", "cuda", "triton", "reference"),
     "tensor_product_conv": ("cpu", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
+    "symmetric_contraction": ("cpu", "torch", "reference"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Autograd, forward mode, vmap, autocast and fake kernels of multilinear ops, written once.
+"""Autograd, forward mode, vmap, autocast and fake kernels of multilinear ops and of polynomials, written once.
 
 An op ``name(v_1, ..., v_n, *rest)`` that is linear in each v comes as a family of four (v may be None where the plan
 has no such operand; ``rest``: the plan, and what else has no gradient, such as the indices of a graph):
@@ -11,6 +11,9 @@ has no such operand; ``rest``: the plan, and what else has no gradient, such as 
 With Q(v, g) = <g, out>, name_backward is grad Q and name_double_backward is grad D_t Q. Since Q is linear in each slot,
 D_c D_t Q = sum_s (D_t Q with slot s filled by c_s and t_s = 0), so the derivative of each member of the family is a sum
 of members: differentiable to every order, with no further kernel.
+
+A polynomial in its operands, such as the symmetric contraction, has a family of two (:class:`Polynomial`): the second
+op is every gradient of D_t1 ... D_tk Q, and its derivatives are itself, with one tangent more or another one.
 
 The formulas are registered to the Autograd dispatch key as a torch.autograd.Function. torch.library.register_autograd
 would do for reverse mode alone: on its ops torch.func.jvp and forward_ad return zero silently and torch.func.grad
@@ -113,13 +116,19 @@ def _but(count: int, *without: int) -> list[int]:
 def _save(ctx, tensors: Sequence[MaybeTensor], rest: Sequence, products: Iterable[Iterable[int]]) -> None:
     """Saves ``rest`` and the tensor arguments that the gradients which some of them require are made of.
 
-    The op is a sum of ``products`` of tensors, given by their indices: the gradient of a factor needs the others.
+    The op is a sum of ``products`` of tensors, given by their indices: the gradient of a factor needs the others. One
+    that occurs more than once, which its own gradient needs too, is given twice.
     """
     indices = [r for r in rest if isinstance(r, Tensor)]
     ctx.rest = [_INDICES if isinstance(r, Tensor) else r for r in rest]
     ctx.shapes = [None if t is None else t.shape for t in tensors]
     needs = ctx.needs_input_grad[1 : len(tensors) + 1]
-    kept = {p for factors in products for q in factors if needs[q] for p in factors if p != q} if any(needs) else ()
+    kept = set()
+    if any(needs):
+        for factors in products:
+            for n, q in enumerate(factors):
+                if needs[q]:
+                    kept.update(p for m, p in enumerate(factors) if m != n)
     ctx.save_for_backward(*[t if n in kept else None for n, t in enumerate(tensors)], *indices)
     ctx.save_for_forward(*tensors, *indices)
 
@@ -516,5 +525,190 @@ class Multilinear:
                 return torch.stack(results), 0
             stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
             return stacked, (0,) * len(stacked)
+
+        return rule
+
+
+class Polynomial:
+    """Registers ``namespace::name`` and ``name_derivative``, whose schemas and kernels exist already.
+
+    An op ``name(v_1, ..., v_n, *rest)`` that is a polynomial in its operands, Q(v, g) = <g, out>, comes with
+
+        name_derivative(*v, g, *t_1, ..., *t_m, *rest, wanted) -> grad of D_t_1 ... D_t_k Q, for the wanted of (*v, g)
+
+    where each t_i is a tangent of (*v, g), None where it is zero; those behind the k-th are all None. The gradient of
+    <c, this> to (*v, g) is the same with c as one tangent more, and to t_i the same with c in its place: closed, with
+    no other op.
+
+    Args:
+        namespace, name: of the op.
+        operands: number n of operands; the op is linear in the last one.
+        most: number m of tangents; Q is of degree m + 1 in (*v, g), so that more of them give zero.
+        check: ``check(v, g, tangents, rest)`` raises where operands or tangents do not fit; for the fake kernels.
+        shapes: ``shapes(v, rest)`` gives the shapes of (*v, out).
+        batch: ``batch(tensors, rest, in_dims, size, wanted)`` for vmap: (*v, g) and all tangents, and ``rest``, with
+            the mapped dimension merged into the first one of each; ``in_dims`` are those of both.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        name: str,
+        operands: int,
+        most: int,
+        check: Callable[[Sequence[MaybeTensor], MaybeTensor, Sequence[MaybeTensor], Sequence], None],
+        shapes: Callable[[Sequence[MaybeTensor], Sequence], Sequence[tuple]],
+        batch: Callable[
+            [Sequence[MaybeTensor], Sequence, Sequence[int | None], int, Sequence[bool]],
+            tuple[Sequence[MaybeTensor], Sequence],
+        ],
+    ) -> None:
+        self.n, self.most, self.check, self.shapes, self.batch = operands, most, check, shapes, batch
+        self.count = (operands + 1) * (most + 1)  # of the derivative's tensors
+        ops = getattr(torch.ops, namespace)
+        self.forward = getattr(ops, name).default
+        self.derivative = getattr(ops, f"{name}_derivative").default
+        self.library = torch.library.Library(namespace, "IMPL")
+        for op, function, fake in (
+            (self.forward, self._forward_function(), self._fake_forward),
+            (self.derivative, self._derivative_function(), self._fake_derivative),
+        ):
+            register(self.library, op, function, fake, self._vmap_rule(op))
+
+    def _gradients(self, slots, tangents, rest, wanted) -> list[MaybeTensor]:
+        """name_derivative, None for what is not wanted or is zero. ``slots``: (*v, g), g None for zero."""
+        n = self.n
+        with_g = any(s[n] is not None for s in (slots, *tangents))
+        wanted = [w and (s is not None and with_g) for w, s in zip(wanted[:n], slots, strict=False)] + [wanted[n]]
+        if not any(wanted) or len(tangents) > self.most or any(_first(t) is None for t in tangents):
+            return [None] * (n + 1)
+        flat = [t for group in (slots, *tangents) for t in group]
+        results = self.derivative(*flat, *[None] * (self.count - len(flat)), *rest, wanted)
+        return [r if w else None for r, w in zip(results, wanted, strict=True)]
+
+    def _groups(self, tensors) -> list:
+        """(*v, g) and each tangent."""
+        return [tensors[s : s + self.n + 1] for s in range(0, self.count, self.n + 1)]
+
+    @staticmethod
+    def _with(tangents: Sequence, i: int, c) -> list:
+        """c in the place of tangent i from 1, or, i = 0, as one more."""
+        return [*tangents[: i - 1], c, *tangents[i:]] if i else [*tangents, c]
+
+    def _restored(self, restored) -> tuple:
+        """(*v, g), the tangents that are there, and ``rest``."""
+        tensors, rest = restored
+        slots, *tangents = self._groups(tensors)
+        while tangents and _first(tangents[-1]) is None:
+            tangents.pop()
+        return slots, tangents, rest
+
+    def _forward_function(self):
+        n, family = self.n, self
+
+        class Forward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, below, *args):
+                v, rest = args[:n], args[n:]
+                ctx.set_materialize_grads(False)
+                _save(ctx, v, rest, [[*range(n), *range(n - 1)]])
+                return below(*args)
+
+            @staticmethod
+            def backward(ctx, g):
+                without = (None,) * len(ctx.rest)
+                if g is None:
+                    return (None,) * (n + 1) + without
+                v, rest = _saved(ctx, g)
+                return None, *family._gradients((*v, g), (), rest, (*_needed(ctx), False))[:n], *without
+
+            @staticmethod
+            @jvp_rule
+            def jvp(ctx, _, *tangents):
+                v, rest = _restored(ctx)
+                along = (*tangents[:n], None)
+                tangent = family._gradients((*v, None), [along], rest, (False,) * n + (True,))[n]
+                return v[0].new_zeros(family.shapes(v, rest)[n]) if tangent is None else tangent
+
+        return Forward
+
+    def _derivative_function(self):
+        n, count, family = self.n, self.count, self
+
+        class Derivative(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, below, *args):
+                tensors, (*rest, wanted) = args[:count], args[count:]
+                ctx.wanted = list(wanted)
+                ctx.set_materialize_grads(False)
+                there = [s for s, t in enumerate(tensors) if t is not None]
+                _save(ctx, tensors, rest, [[*there, *range(n - 1)]])
+                return below(*args)
+
+            @staticmethod
+            def backward(ctx, *cotangents):
+                c = [a if w else None for a, w in zip(cotangents, ctx.wanted, strict=True)]
+                like, results = _first(c), [None] * count
+                if like is not None:
+                    slots, tangents, rest = family._restored(_saved(ctx, like))
+                    need = family._groups(_needed(ctx))
+                    for i in range(len(tangents) + 1):
+                        along = family._with(tangents, i, c)
+                        first = i * (n + 1)
+                        results[first : first + n + 1] = family._gradients(slots, along, rest, need[i])
+                return None, *results, *(None,) * (len(ctx.rest) + 1)
+
+            @staticmethod
+            @jvp_rule
+            def jvp(ctx, _, *moving):
+                slots, tangents, rest = family._restored(_restored(ctx))
+                total: list[MaybeTensor] = [None] * (n + 1)
+                for i, c in enumerate(family._groups(moving)[: len(tangents) + 1]):
+                    _add(total, family._gradients(slots, family._with(tangents, i, c), rest, ctx.wanted))
+                shapes = family.shapes(slots[:n], rest)
+                return tuple(
+                    slots[0].new_zeros(shape if w else (0,)) if term is None else term
+                    for term, shape, w in zip(total, shapes, ctx.wanted, strict=True)
+                )
+
+        return Derivative
+
+    # Fake kernels.
+
+    def _fake_forward(self, *args):
+        v, rest = args[: self.n], args[self.n :]
+        self.check(v, None, (), rest)
+        return v[0].new_empty(self.shapes(v, rest)[-1])
+
+    def _fake_derivative(self, *args):
+        (*v, g), *tangents = self._groups(args[: self.count])
+        *rest, wanted = args[self.count :]
+        torch._check(
+            len(wanted) == self.n + 1,
+            lambda: f"{self.derivative.name()}: wanted: expected {self.n + 1} flags, got {len(wanted)}",
+        )
+        self.check(v, g, tangents, rest)
+        return tuple(v[0].new_empty(s if w else (0,)) for s, w in zip(self.shapes(v, rest), wanted, strict=True))
+
+    # vmap.
+
+    def _vmap_rule(self, op):
+        of_forward = op is self.forward
+
+        def rule(info, in_dims, *args):
+            size, count = info.batch_size, self.n if of_forward else self.count
+            end = len(args) if of_forward else -1
+            wanted = (False,) * self.n + (True,) if of_forward else args[-1]
+            one = [_sample(a, d, 0) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+            shapes = self.shapes(one[: self.n], one[count:end])
+            tensors, rest = self.batch(args[:count], args[count:end], in_dims, size, wanted)
+            results = op(*tensors, *rest, *args[count:][len(rest) :])
+            results = (*[None] * self.n, results) if of_forward else results
+            parts = [
+                r.unflatten(0, (size, shape[0])) if w else r
+                for r, shape, w in zip(results, shapes, wanted, strict=True)
+            ]
+            dims = [0 if w else None for w in wanted]
+            return (parts[-1], dims[-1]) if of_forward else (tuple(parts), tuple(dims))
 
         return rule

@@ -19,6 +19,7 @@ from torch import Tensor
 from eqk._library import wigner_3j
 from eqk.irreps import Irrep, Irreps, IrrepsLike
 from eqk.plan import LAYOUTS, MODES, Plan
+from eqk.symmetric_contraction_plan import MAX_CORRELATION, SymmetricContractionPlan, chains_to
 
 # Largest error for derivative order 0 to 3, relative to the largest magnitude of the reference result. The 16-bit types
 # round each order's intermediate results to their storage; float32's third order adds up rounded second ones.
@@ -174,6 +175,53 @@ def random_operands(
     columns = (plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel)
     x, y, w = (normal(shape, n) for shape, n in zip(shapes, columns, strict=True))
     return x, y, (None if plan.weights == "none" else w)
+
+
+def random_contraction_operands(
+    plan: SymmetricContractionPlan,
+    nodes: int,
+    channels: int,
+    num_species: int | None,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Signed x, w and species for a plan; nodes and paths have scales of their own, from 1e-1 to 1e1 and 1e-2 to 1e2.
+
+    ``num_species`` None: weights of each node. Where there are several species, one in the middle has no node.
+    """
+    dim = plan.irreps_in.dim
+    shape = (channels, dim) if plan.layout_in == "mul_ir" else (dim, channels)
+    species, rows = None, nodes
+    if num_species is not None:
+        rows = num_species
+        species = torch.randint(max(1, num_species - (num_species > 2)), (nodes,), generator=generator)
+        if num_species > 2:
+            species = species + (species >= num_species // 2).long()
+    x = torch.randn(nodes, *shape, generator=generator) * 10 ** (2 * torch.rand(nodes, 1, 1, generator=generator) - 1)
+    w = torch.randn(rows, len(plan.paths), channels, generator=generator)
+    w = w * 10 ** (4 * torch.rand(1, len(plan.paths), 1, generator=generator) - 2)
+    return x.to(dtype), w.to(dtype), species
+
+
+def random_contraction(rng: random.Random, max_degree: int = 4) -> SymmetricContractionPlan:
+    """A plan of chains and sums of chains, of any correlation, with what a plan may have."""
+
+    def irreps(most: int) -> list[Irrep]:
+        return [
+            Irrep(min(int(rng.expovariate(0.8)), max_degree), rng.choice((1, -1))) for _ in range(rng.randint(1, most))
+        ]
+
+    irreps_in, irreps_out, paths = irreps(4), irreps(3), []
+    everything = Irreps([(1, ir) for ir in irreps_in])
+    for i_out, out in enumerate(irreps_out):
+        for degree in range(1, MAX_CORRELATION + 1):
+            chains = chains_to(everything, out, degree, all_of_four=True)
+            for _ in range(rng.randint(0, 3)):
+                some = rng.sample(chains, min(len(chains), rng.choice((0, 1, 1, 1, 2, 5))))
+                paths.append((i_out, tuple(c._replace(coefficient=rng.gauss(0, 1)) for c in some)))
+    rng.shuffle(paths)
+    layouts = rng.choice(LAYOUTS), rng.choice(LAYOUTS)
+    return SymmetricContractionPlan(everything, Irreps([(1, ir) for ir in irreps_out]), tuple(paths), *layouts)
 
 
 _MULTIPLICITIES = (1, 1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 32, 33, 48, 64, 89, 127, 128, 130)
@@ -457,3 +505,20 @@ def _cases() -> dict[str, Case]:
 
 
 CASES: dict[str, Case] = _cases()
+
+
+def _contraction(irreps_in: str, irreps_out: str, correlation: int, **layouts: str) -> SymmetricContractionPlan:
+    return SymmetricContractionPlan.complete(irreps_in, irreps_out, correlation, **layouts)
+
+
+# Of symmetric contractions: those of MACE models, layer by layer, and small ones of every correlation and layout.
+CONTRACTIONS: dict[str, SymmetricContractionPlan] = {
+    "mace-medium": _contraction("0e + 1o + 2e + 3o", "0e + 1o", 3),
+    "mace-large": _contraction("0e + 1o + 2e + 3o", "0e + 1o + 2e", 3),
+    "mace-last": _contraction("0e + 1o + 2e + 3o", "0e", 3),
+    "linear": _contraction("0e + 1o", "1o + 0e", 1),
+    "quadratic-ir_mul": _contraction("0e + 1o + 2e", "0e + 1o + 2e", 2, layout_in="ir_mul", layout_out="ir_mul"),
+    "cubic-mixed": _contraction("1o + 0e + 1e", "1e + 2o + 0e", 3, layout_out="ir_mul"),
+    "quartic": _contraction("0e + 1o", "0e + 1o", 4),
+    "quartic-mixed": _contraction("0e + 1o + 2e", "1o", 4, layout_in="ir_mul"),
+}

@@ -1,8 +1,9 @@
-"""Layers of other frameworks whose gather, product and sum over edges become one op, one file for each framework.
+"""Layers of other frameworks that become one op, one file for each framework.
 
-Each file has ``fuse(module)``: None if the module is none of the framework's layers; else it makes the layer, whose
-tensor product is eqk's already, call :meth:`eqk.o3.TensorProduct.convolution`, in place, and returns the name of what
-it became; or raises ValueError with the reason why it cannot. A file is imported only where its framework has been.
+Gather, product and sum over edges become :meth:`eqk.o3.TensorProduct.convolution` (the layer's product is eqk's
+already), MACE's symmetric contraction :func:`eqk.symmetric_contraction`. Each file has ``fuse(module)``: None if the
+module is none of the framework's layers; else it changes the layer in place and returns the name of what it became; or
+raises ValueError with the reason why it cannot. A file is imported only where its framework has been.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from torch import nn
 
 # What a model that has such layers has imported -> the file here.
-_ADAPTERS = {"sevenn.nn.convolution": "sevennet"}
+_ADAPTERS = {"sevenn.nn.convolution": "sevennet", "mace.modules.symmetric_contraction": "mace"}
 
 
 def fuse(module: nn.Module) -> str | None:

@@ -1,7 +1,14 @@
 """Dense truth for every op: einsum on whole coefficient tensors, any dtype, no cleverness."""
 
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
+from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
 from eqk.reference.tensor_product_conv import tensor_product_conv
 
-__all__ = ["spherical_harmonics", "spherical_harmonics_backward", "tensor_product", "tensor_product_conv"]
+__all__ = [
+    "spherical_harmonics",
+    "spherical_harmonics_backward",
+    "symmetric_contraction",
+    "tensor_product",
+    "tensor_product_conv",
+]

@@ -1,0 +1,113 @@
+"""Time of eqk.symmetric_contraction against the einsums of MACE, on the CPU.
+
+    python bench/symmetric_contraction.py
+    python bench/symmetric_contraction.py --nodes 1000 --channels 64 --threads 1 --phases forward forces
+
+Layers of MACE models: --channels channels of 0e + 1o + 2e + 3o, polynomials of degree 3, --nodes nodes of --species
+species in turn. Provider einsum: the formula of mace.modules.symmetric_contraction (0.3.16), dense bases U contracted
+one factor of x after another by torch.einsum, which orders each contraction by opt_einsum where that is installed, as
+MACE does. Checks, --malloc, and how times are taken: as in bench/tensor_product.py.
+
+Phases: forward (no grad); forces = forward + gradient of x; backward = forward + gradients of x and w; double = force
+training, forward + gradients with create_graph + the gradients of those with respect to x, w and the cotangent.
+floor: x, g and their gradients move once for each node; multiply-adds of the sparse polynomial, that is one for each of
+its monomials (forward), two more for the gradient of x, one more for that of w, twice as many on duals.
+"""
+
+import argparse
+import sys
+
+import torch
+from tensor_product import add_arguments, keep_memory, phase_function, print_table, timed
+
+import eqk
+from eqk.o3._symmetric_contraction import basis_of
+from eqk.symmetric_contraction_plan import polynomial_of
+from eqk.testing import CONTRACTIONS, TOLERANCES, relative_error
+
+PHASES = ("forward", "forces", "backward", "double")
+STANDARD = ("mace-medium", "mace-large", "mace-last")
+CORRELATION = 3
+
+
+def einsum_contraction(plan: eqk.SymmetricContractionPlan, species: torch.Tensor, num_species: int):
+    bases = [
+        [basis_of(plan.irreps_in, ir, degree, torch.float32) for degree in range(CORRELATION, 0, -1)]
+        for _, ir in plan.irreps_out
+    ]
+    y = torch.nn.functional.one_hot(species, num_species).float()
+
+    def f(x, w):
+        outs, at = [], 0
+        for (_, ir), us in zip(plan.irreps_out, bases, strict=True):
+            out = None
+            for degree, u in zip(range(CORRELATION, 0, -1), us, strict=True):
+                part = w[:, at : at + u.shape[-1]]
+                at += u.shape[-1]
+                kept = "mpqr"[: degree - 1 + (ir.l > 0)]
+                if out is None:
+                    out = torch.einsum(f"{kept}ik,ekc,bci,be->bc{kept}", u, part, x, y)
+                else:
+                    c = torch.einsum(f"{kept}ik,ekc,be->bc{kept}i", u, part, y)
+                    out = torch.einsum(f"bc{kept}i,bci->bc{kept}", c + out, x)
+            outs.append(out.flatten(1))
+        return torch.cat(outs, 1)
+
+    return f
+
+
+def floors(plan, args, limits: tuple[float, float]) -> dict[str, float]:
+    monomials = sum(len(component) for component in polynomial_of(plan))
+    x, g = plan.irreps_in.dim, plan.irreps_out.dim
+    moved = {"forward": x + g, "forces": 2 * x + g, "backward": 2 * x + g, "double": 3 * x + 2 * g}
+    products = {"forward": 1, "forces": 2, "backward": 3, "double": 6}
+    result, total = {}, [0.0, 0.0]
+    numbers = args.nodes * args.channels
+    for phase in PHASES:
+        step = numbers * 4 * moved[phase], numbers * monomials * products[phase]
+        first = [numbers * 4 * moved["forward"], numbers * monomials] if phase in ("forces", "backward") else total
+        total = [a + b for a, b in zip(first, step, strict=True)]
+        result[phase] = max(total[0] / limits[0], total[1] / limits[1])
+    return result
+
+
+def run_of(phase: str, f, operands, g, directions):
+    if phase != "forces":
+        return phase_function(phase, f, operands, g, directions)
+    x, w = operands[0].clone().requires_grad_(), operands[1]
+    return lambda: torch.autograd.grad(f(x, w), x, g)
+
+
+def bench(name: str, args, clock, limits) -> list[list]:
+    plan, generator = CONTRACTIONS[name], torch.Generator().manual_seed(0)
+    x = torch.randn(args.nodes, args.channels, plan.irreps_in.dim, generator=generator)
+    w = torch.randn(args.species, len(plan.paths), args.channels, generator=generator)
+    species = torch.arange(args.nodes) % args.species
+    g = torch.randn(args.nodes, args.channels * plan.irreps_out.dim, generator=generator)
+    directions = [torch.randn(t.shape, generator=generator) for t in (x, w)]
+    functions = {"eqk": lambda x, w: eqk.symmetric_contraction(x, w, species, plan)}
+    if "einsum" in args.providers:
+        functions["einsum"] = einsum_contraction(plan, species, args.species)
+        for phase in PHASES[1:]:
+            pair = [run_of(phase, functions[n], (x, w), g, directions)() for n in ("eqk", "einsum")]
+            worst = max(relative_error(a, b) for a, b in zip(*pair, strict=True))
+            if worst > 2 * TOLERANCES[torch.float32][2]:
+                sys.exit(f"{name}: {phase} of eqk differs from the einsums by {worst:.1e}")
+    return timed(name, functions, (x, w), g, directions, floors(plan, args, limits), args, clock, run_of, "einsum")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, STANDARD, sorted(CONTRACTIONS), PHASES)
+    parser.add_argument("--nodes", type=int, default=64)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--species", type=int, default=4)
+    parser.add_argument("--providers", nargs="*", default=["einsum"], choices=["einsum"])
+    args = parser.parse_args()
+    args.device, args.calls = "cpu", 1
+    keep_memory(args.malloc)
+    print_table(args, bench, lambda name: name)
+
+
+if __name__ == "__main__":
+    main()
