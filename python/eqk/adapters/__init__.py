@@ -12,19 +12,41 @@ import sys
 
 from torch import nn
 
+from eqk import o3
+
 # What a model that has such layers has imported -> the file here.
-_ADAPTERS = {"sevenn.nn.convolution": "sevennet"}
+_ADAPTERS = {
+    "nequix.torch_impl.model": "nequix",
+    "sevenn.nn.convolution": "sevennet",
+}
 
 
 def fuse(module: nn.Module) -> str | None:
     """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""
     for framework, adapter in _ADAPTERS.items():
-        if framework not in sys.modules or not type(module).__module__.startswith(framework.split(".")[0]):
+        package = framework.partition(".")[0]
+        if framework not in sys.modules or type(module).__module__.partition(".")[0] != package:
             continue
         try:
             after = importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"a version of {framework.split('.')[0]} that eqk does not know: {error}") from error
+            raise ValueError(f"a version of {package} that eqk does not know: {error}") from error
         if after is not None:
             return after
     return None
+
+
+def require_fusable(layer: nn.Module, product: nn.Module) -> None:
+    """Raises ValueError, with the reason, where ``product.convolution`` does not do what ``layer`` does with it."""
+    if not isinstance(product, o3.TensorProduct):
+        raise ValueError(f"its product is no eqk.o3.TensorProduct but {type(product).__name__}")
+    if any("forward" in vars(m) for m in (layer, product)) or type(product).forward is not o3.TensorProduct.forward:
+        raise ValueError("a forward of its own, or of its product's")
+    if product._forward_hooks or product._forward_pre_hooks or product._backward_hooks or product._backward_pre_hooks:
+        raise ValueError("its product, which would not be called, has hooks")
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> str:
+    """Makes ``module`` a ``cls``, in place, and returns the name of that for the report."""
+    module.__class__ = cls
+    return f"{cls.__module__}.{cls.__name__}"
