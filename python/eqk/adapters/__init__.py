@@ -16,6 +16,7 @@ from eqk import o3
 
 # What a model that has such layers has imported -> the file here.
 _ADAPTERS = {
+    "mace.modules.blocks": "mace",
     "nequip.nn._tp_scatter_base": "nequip",
     "nequix.torch_impl.model": "nequix",
     "sevenn.nn.convolution": "sevennet",
