@@ -1,21 +1,24 @@
 """What NequIP loads where eqk is installed (entry point ``nequip.extension``): the model modifier ``enable_eqk``.
 
-A module of its own, since NequIP counts its extensions as code to be packaged with a model, and eqk's ops are none.
+A module of its own, since NequIP counts its extensions as code to be packaged with a model, and eqk's ops are none. It
+is loaded while nequip itself is half imported, so it imports no more of it than it must, and nothing of eqk.
 """
 
-from nequip.nn import model_modifier
-from nequip.nn._tp_scatter_base import TensorProductScatter
+from nequip.nn.graph_model import GraphModel
+from nequip.nn.model_modifier_utils import model_modifier
 
 
 @model_modifier(persistent=False, private=False, supported_compile_modes=["aotinductor", "torchscript"])
 @classmethod
 def enable_eqk(cls, model):
-    """Gather, tensor product and sum over edges as one op of eqk, differentiable to any order, on any device."""
-    from nequip.nn import replace_submodules
-
+    """:func:`eqk.convert`, for inference and training, on any device. RuntimeError where it finds no layer to fuse."""
     import eqk
 
-    return replace_submodules(model, cls, lambda layer: eqk.convert(layer).model)
+    report = eqk.convert(model)
+    if not any(row.after.startswith("eqk.adapters.") for row in report.swapped):
+        raise RuntimeError(f"enable_eqk: {report}")
+    return report.model
 
 
-TensorProductScatter.enable_eqk = enable_eqk
+# GraphModel is the root of every model, and NequIP finds modifiers as classmethods of a model's modules.
+GraphModel.enable_eqk = enable_eqk

@@ -16,6 +16,7 @@ from eqk import o3
 
 # What a model that has such layers has imported -> the file here.
 _ADAPTERS = {
+    "allegro.nn._strided._contract": "allegro",
     "mace.modules.blocks": "mace",
     "nequip.nn._tp_scatter_base": "nequip",
     "nequix.torch_impl.model": "nequix",
@@ -38,13 +39,18 @@ def fuse(module: nn.Module) -> str | None:
     return None
 
 
-def require_fusable(layer: nn.Module, product: nn.Module) -> None:
-    """Raises ValueError, with the reason, where ``product.convolution`` does not do what ``layer`` does with it."""
+def require_fusable(layer: nn.Module, product: nn.Module, *between: nn.Module) -> None:
+    """Raises ValueError, with the reason, where ``product.convolution`` does not do what ``layer`` does with it.
+
+    ``between``: other modules of the layer that would not be called any more, as the product would not.
+    """
     if not isinstance(product, o3.TensorProduct):
         raise ValueError(f"its product is no eqk.o3.TensorProduct but {type(product).__name__}")
-    if any("forward" in vars(m) for m in (layer, product)) or type(product).forward is not o3.TensorProduct.forward:
+    own = any("forward" in vars(module) for module in (layer, product, *between))
+    if own or type(product).forward is not o3.TensorProduct.forward:
         raise ValueError("a forward of its own, or of its product's")
-    if product._forward_hooks or product._forward_pre_hooks or product._backward_hooks or product._backward_pre_hooks:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, kind) for module in (product, *between) for kind in hooks):
         raise ValueError("its product, which would not be called, has hooks")
 
 

@@ -1,6 +1,6 @@
 """NequIP's convolution (``nequip.nn._tp_scatter_base.TensorProductScatter``, nequip 0.19).
 
-``eqk_nequip`` puts it into NequIP's own commands, as the model modifier ``enable_eqk``.
+The modifier ``enable_eqk`` of NequIP's own commands is in ``eqk_nequip``.
 """
 
 from __future__ import annotations
