@@ -1,12 +1,14 @@
-"""MACE's interaction blocks (``mace.modules.blocks.InteractionBlock``, mace-torch 0.3.11 to 0.3.16)."""
+"""MACE's interaction blocks (``mace.modules.blocks.InteractionBlock``, mace-torch 0.3.13 to 0.3.16)."""
 
-from __future__ import annotations
+import dataclasses
 
+import torch
 from mace.modules.blocks import InteractionBlock
 from torch import Tensor, nn
 
 from eqk import o3
 from eqk.adapters import become, require_fusable
+from eqk.tensor_product import tensor_product
 
 
 class ConvolutionProduct(o3.TensorProduct):
@@ -14,6 +16,33 @@ class ConvolutionProduct(o3.TensorProduct):
 
     def forward(self, node_feats: Tensor, edge_attrs: Tensor, tp_weights: Tensor, edge_index: Tensor) -> Tensor:
         return self.convolution(node_feats, edge_attrs, tp_weights, edge_index[0], edge_index[1], node_feats.shape[0])
+
+
+class SpeciesProduct(o3.FullyConnectedTensorProduct):
+    """``skip_tp``, whose y [atoms, species] is one-hot: on the CPU it leaves out the species that no atom has.
+
+    Their columns of y are zero, so nothing of them is in the product or its derivatives but that by y, which is not
+    asked for where y requires no gradient.
+    """
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        if weight is None and not torch.jit.is_scripting() and self._may_look_at(y):
+            return self._of_present_species(x, y)
+        return self._product(x, y, weight)
+
+    @torch.jit.unused
+    def _may_look_at(self, y: Tensor) -> bool:
+        # What is traced or mapped must not depend on the data, and a GPU would be waited for.
+        if torch.compiler.is_compiling() or type(y) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(y):
+            return False
+        return y.is_cpu and y.dim() == 2 and not y.requires_grad
+
+    @torch.jit.unused
+    def _of_present_species(self, x: Tensor, y: Tensor) -> Tensor:
+        present = y.any(0).nonzero().flatten()
+        weights = [view.index_select(1, present).flatten() for view in self.weight_views()]
+        plan = dataclasses.replace(self.plan, irreps_in2=[(len(present), (0, 1))])
+        return tensor_product(x, y.index_select(1, present), torch.cat(weights), plan)
 
 
 def fuse(module: nn.Module) -> str | None:
@@ -25,6 +54,10 @@ def fuse(module: nn.Module) -> str | None:
 def _fuse_interaction(block: InteractionBlock) -> str | None:
     if type(block.conv_tp) is ConvolutionProduct:
         return None
+    skip = getattr(block, "skip_tp", None)
+    is_product = type(skip) is o3.FullyConnectedTensorProduct and skip.internal_weights
+    if is_product and [ir.l for _, ir in skip.irreps_in2] == [0]:
+        become(skip, SpeciesProduct)
     require_fusable(block, block.conv_tp)
     # Blocks of earlier versions always gather.
     if "conv_fusion" not in type(block).forward.__code__.co_consts:
