@@ -26,7 +26,7 @@ class FusedContracter(Contracter):
         edges = x1.size(0)
         # [rows, mul, dim] is the transpose of what ir_mul calls rows. So is the result, which makes the one of the
         # next layer a view.
-        x1, x2 = (x.transpose(1, 2).reshape(x.size(0), -1) for x in (x1, x2))
+        x1, x2 = (x.transpose(1, 2).reshape(x.size(0), x.size(1) * x.size(2)) for x in (x1, x2))
         weights = self.weights.reshape(-1, self.num_paths).expand(self.mul, self.num_paths).t().reshape(-1)
         each = torch.arange(edges, device=idxs.device, dtype=idxs.dtype)
         out = tensor_product_conv(x2, x1, weights, idxs, each, edges, self._plan_text)
