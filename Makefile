@@ -8,23 +8,51 @@ EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA
 
 BIN := $(abspath $(VENV))/bin
-BENCHES ?= $(filter-out bench/gpu_report.py,$(wildcard bench/[a-z]*.py))
+BENCHES ?= $(filter-out bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo test sanitize bench gpu-report lint format clean
+.PHONY: demo test test-models sanitize bench bench-models gpu-report lint format clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sevennet_demo.py
 
+# Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
+# the tree that $(VENV) has built, its entry points too: one library serves every Python and torch.
+FRAMEWORKS ?= allegro e3tools mace nequip nequix
+MODEL_VENVS ?= .venv-models
+requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
+requires-e3tools := e3tools==0.1.3
+requires-mace := mace-torch==0.3.16
+requires-nequip := nequip==0.19.1
+# Without dependencies, since nequix asks for JAX with CUDA.
+requires-nequix := jax e3nn scipy
+alone-nequix := nequix==0.4.5
+models-allegro := allegro-l2 allegro-l3
+models-mace := mace-medium mace-large
+models-nequip := nequip-m nequip-l
+models-nequix := nequix-mp-1
+
 # Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py
 # loads the kernels once and asks at its end whether each has run.
 test: $(VENV)/.installed-test build/e3nn
 	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# A framework that is not there is an error: nothing in tests/models is skipped.
+test-models: $(FRAMEWORKS:%=test-model-%)
+
+test-model-%: $(MODEL_VENVS)/%/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath python) EQK_TEST_MODEL=$* $(MODEL_VENVS)/$*/bin/python -m pytest \
+		tests/models/test_$**.py $(PYTEST_ARGS)
+
+bench-models: $(patsubst models-%,bench-model-%,$(filter models-%,$(.VARIABLES)))
+
+bench-model-%: $(MODEL_VENVS)/%/.installed
+	PYTHONPATH=$(abspath python) $(MODEL_VENVS)/$*/bin/python bench/models.py $(models-$*) $(BENCH_ARGS)
 
 # 10 000 mutated calls under AddressSanitizer and UBSan; builds the library once more.
 sanitize: $(VENV)/.installed-test
@@ -49,7 +77,7 @@ format: $(VENV)/.linters
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist $(VENV) *.egg-info python/*.egg-info python/eqk/lib
+	rm -rf build dist $(VENV) $(MODEL_VENVS) *.egg-info python/*.egg-info python/eqk/lib
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("eqk needs Python 3.10 or newer, got " + sys.version if sys.version_info < (3, 10) else 0)'
@@ -62,6 +90,13 @@ $(VENV)/.linters: $(VENV)/.python Makefile
 
 $(VENV)/.torch: $(VENV)/.python Makefile
 	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" "cmake>=3.22" ninja
+	touch $@
+
+.PRECIOUS: $(MODEL_VENVS)/%/.installed
+$(MODEL_VENVS)/%/.installed: $(VENV)/.installed-test Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(TORCH) numpy ase pytest $(requires-$*)
+	$(if $(alone-$*),$(@D)/bin/python -m pip install --quiet --no-deps $(alone-$*))
 	touch $@
 
 # The demo runs on the CPU: it keeps a CUDA library that is there, and does not wait for one.

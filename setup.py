@@ -77,7 +77,8 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     packages=packages(),
-    package_dir={"eqk": "python/eqk", "eqk.triton_kernels": "triton_kernels"},
+    py_modules=["eqk_nequip"],
+    package_dir={"": "python", "eqk.triton_kernels": "triton_kernels"},
     # A name only: it makes the wheel one for a platform; CMakeBuild knows what is built.
     ext_modules=[Extension("eqk.lib", [])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},

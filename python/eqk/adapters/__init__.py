@@ -1,9 +1,8 @@
-"""Layers of other frameworks that become one op, one file for each framework.
+"""Layers of other frameworks whose gather, product and sum over edges become one op, one file for each framework.
 
-Gather, product and sum over edges become :meth:`eqk.o3.TensorProduct.convolution` (the layer's product is eqk's
-already), MACE's symmetric contraction :func:`eqk.symmetric_contraction`. Each file has ``fuse(module)``: None if the
-module is none of the framework's layers; else it changes the layer in place and returns the name of what it became; or
-raises ValueError with the reason why it cannot. A file is imported only where its framework has been.
+Each file has ``fuse(module)``: None if the module is none of the framework's layers; else it makes the layer, whose
+tensor product is eqk's already, call :meth:`eqk.o3.TensorProduct.convolution`, in place, and returns the name of what
+it became; or raises ValueError with the reason why it cannot. A file is imported only where its framework has been.
 """
 
 from __future__ import annotations
@@ -13,19 +12,57 @@ import sys
 
 from torch import nn
 
+from eqk import o3
+
 # What a model that has such layers has imported -> the file here.
-_ADAPTERS = {"sevenn.nn.convolution": "sevennet", "mace.modules.symmetric_contraction": "mace"}
+_ADAPTERS = {
+    "e3tools.nn._conv": "e3tools",
+    "allegro.nn._strided._contract": "allegro",
+    "mace.modules.blocks": "mace",
+    "nequip.nn._tp_scatter_base": "nequip",
+    "nequix.torch_impl.model": "nequix",
+    "sevenn.nn.convolution": "sevennet",
+}
 
 
 def fuse(module: nn.Module) -> str | None:
     """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""
     for framework, adapter in _ADAPTERS.items():
-        if framework not in sys.modules or not type(module).__module__.startswith(framework.split(".")[0]):
+        package = framework.partition(".")[0]
+        if framework not in sys.modules or type(module).__module__.partition(".")[0] != package:
             continue
         try:
             after = importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"a version of {framework.split('.')[0]} that eqk does not know: {error}") from error
+            raise ValueError(f"a version of {package} that eqk does not know: {error}") from error
         if after is not None:
             return after
     return None
+
+
+def require_fusable(layer: nn.Module, product: nn.Module, *between: nn.Module) -> None:
+    """Raises ValueError, with the reason, where ``product.convolution`` does not do what ``layer`` does with it.
+
+    ``between``: other modules of the layer that would not be called any more, as the product would not.
+    """
+    if not isinstance(product, o3.TensorProduct):
+        raise ValueError(f"its product is no eqk.o3.TensorProduct but {type(product).__name__}")
+    if type(product).forward is not o3.TensorProduct.forward:
+        raise ValueError("its product has a forward of its own")
+    require_plain(layer, product, *between)
+
+
+def require_plain(layer: nn.Module, *inside: nn.Module) -> None:
+    """Raises ValueError, with the reason, where modules ``inside`` a layer, or it, do more than their classes say."""
+    if any("forward" in vars(module) for module in (layer, *inside)):
+        raise ValueError("a forward of its own, or of a module in it")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = [type(module).__name__ for module in inside if any(getattr(module, kind) for kind in hooks)]
+    if hooked:
+        raise ValueError(f"{hooked[0]} in it, which would not be called, has hooks")
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> str:
+    """Makes ``module`` a ``cls``, in place, and returns the name of that for the report."""
+    module.__class__ = cls
+    return f"{cls.__module__}.{cls.__name__}"

@@ -8,7 +8,7 @@ from sevenn._const import AtomGraphDataType
 from sevenn.nn.convolution import IrrepsConvolution
 from torch import nn
 
-from eqk import o3
+from eqk.adapters import become, require_fusable
 
 
 class FusedConvolution(IrrepsConvolution):
@@ -33,12 +33,5 @@ class FusedConvolution(IrrepsConvolution):
 def fuse(module: nn.Module) -> str | None:
     if type(module) is not IrrepsConvolution:
         return None
-    if not isinstance(module.convolution, o3.TensorProduct):
-        raise ValueError(f"its product is no eqk.o3.TensorProduct but {type(module.convolution).__name__}")
-    product = module.convolution
-    if any("forward" in vars(m) for m in (module, product)) or type(product).forward is not o3.TensorProduct.forward:
-        raise ValueError("a forward of its own, or of its product's")
-    if product._forward_hooks or product._forward_pre_hooks or product._backward_hooks or product._backward_pre_hooks:
-        raise ValueError("its product, which would not be called, has hooks")
-    module.__class__ = FusedConvolution
-    return "eqk.adapters.sevennet.FusedConvolution"
+    require_fusable(module, module.convolution)
+    return become(module, FusedConvolution)

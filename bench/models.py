@@ -1,0 +1,273 @@
+"""Time of energy and forces of published models, as they are and after eqk.convert, on the CPU.
+
+    make bench-models                                 # all, each in an environment of its own
+    python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
+
+Weights are random, of a fixed seed. The structure is silicon of 64 atoms; the graph is made once. After a check that
+the forces are equal, the two run in turn, and printed are medians and their ratio. The allocator is as you set it:
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+
+import ase
+import ase.build
+import numpy as np
+import torch
+from ase.neighborlist import neighbor_list
+from torch import Tensor, nn
+
+import eqk
+
+
+def silicon(cells: int = 2) -> ase.Atoms:
+    atoms = ase.build.bulk("Si", cubic=True) * ((cells,) * 3)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+class Framework:
+    """How to build a model of a framework, give it a structure and read energy and forces.
+
+    Where the model is training, these are differentiable with respect to its parameters.
+    """
+
+    def build(self, dtype: torch.dtype, **options) -> nn.Module:
+        raise NotImplementedError
+
+    def inputs(self, atoms: ase.Atoms, model: nn.Module) -> dict:
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, inputs: dict) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class default_dtype:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_) -> None:
+        torch.set_default_dtype(self.before)
+
+
+class Nequix(Framework):
+    SPECIES, CUTOFF = 89, 6.0
+
+    def build(self, dtype, **options):
+        from nequix.torch_impl.model import NequixTorch
+
+        torch.manual_seed(0)
+        # configs/nequix-mp-1.yml
+        mp_1 = dict(
+            n_species=self.SPECIES, hidden_irreps="128x0e + 64x1o + 32x2e + 32x3o", lmax=3, cutoff=self.CUTOFF,
+            n_layers=4, radial_basis_size=8, radial_mlp_size=64, radial_mlp_layers=2, radial_polynomial_p=6.0,
+            layer_norm=True, avg_n_neighbors=57.4, atom_energies=[0.0] * self.SPECIES,
+        )  # fmt: skip
+        with default_dtype(dtype):
+            return NequixTorch(**{**mp_1, **options}).eval()
+
+    def inputs(self, atoms, model):
+        dtype = next(model.parameters()).dtype
+        receivers, senders, shifts = neighbor_list("ijS", atoms, self.CUTOFF)
+        return dict(
+            species=torch.tensor(atoms.numbers - 1),
+            positions=torch.tensor(atoms.positions, dtype=dtype),
+            edge_attr=torch.tensor(shifts, dtype=dtype).reshape(-1, 3),
+            edge_index=torch.tensor(np.stack([senders, receivers])),
+            cell=torch.tensor(atoms.cell.array, dtype=dtype)[None],
+            n_node=torch.tensor([len(atoms)]),
+            n_edge=torch.tensor([len(senders)]),
+            n_graph=torch.zeros(len(atoms), dtype=torch.long),
+        )
+
+    def evaluate(self, model, inputs):
+        energies, forces, _ = model(**inputs)
+        return energies.sum(), forces
+
+
+class NequIP(Framework):
+    SPECIES, CUTOFF = ("Si", "O"), 6.0
+
+    def common(self, dtype) -> dict:
+        from nequip.utils.global_state import set_global_state
+
+        # NequIP's default dtype, whatever the model's.
+        torch.set_default_dtype(torch.float64)
+        set_global_state()
+        return dict(
+            seed=0, model_dtype=str(dtype).removeprefix("torch."), r_max=self.CUTOFF, type_names=list(self.SPECIES),
+            avg_num_neighbors=45.0, per_type_energy_scales=1.0, per_type_energy_shifts=0.0,
+        )  # fmt: skip
+
+    def build(self, dtype, preset=None, **options):
+        common = self.common(dtype)
+        from nequip.model import nequip_models
+
+        if preset:
+            return nequip_models.PresetNequIPGNNModel(preset=preset, **common, **options).eval()
+        return nequip_models.NequIPGNNModel(**common, **options).eval()
+
+    def inputs(self, atoms, model):
+        from nequip.data.ase import from_ase
+        from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+
+        data = ChemicalSpeciesToAtomTypeMapper(list(self.SPECIES))(from_ase(atoms))
+        return NeighborListTransform(r_max=self.CUTOFF)(data)
+
+    def evaluate(self, model, inputs):
+        out = model(dict(inputs))
+        return out["total_energy"].sum(), out["forces"]
+
+
+class Allegro(NequIP):
+    CUTOFF = 5.0
+
+    def build(self, dtype, **options):
+        common = self.common(dtype)
+        from allegro.model import AllegroModel
+
+        embed = dict(
+            _target_="allegro.nn.TwoBodyBesselScalarEmbed", num_bessels=8, bessel_trainable=False,
+            polynomial_cutoff_p=6,
+        )  # fmt: skip
+        usual = dict(l_max=2, parity=True, num_layers=2, num_scalar_features=128, num_tensor_features=64)
+        return AllegroModel(radial_chemical_embed=embed, **common, **{**usual, **options}).eval()
+
+
+class MACE(Framework):
+    SPECIES, CUTOFF = 89, 6.0
+
+    def build(self, dtype, block="RealAgnosticResidualInteractionBlock", first=None, **options):
+        import mace.modules
+        from e3nn import o3
+
+        torch.manual_seed(0)
+        classes = mace.modules.interaction_classes
+        medium = dict(
+            r_max=self.CUTOFF, num_bessel=10, num_polynomial_cutoff=5, max_ell=3, num_interactions=2,
+            interaction_cls=classes[block], interaction_cls_first=classes[first or block],
+            num_elements=self.SPECIES, atomic_numbers=list(range(1, 1 + self.SPECIES)),
+            hidden_irreps="128x0e + 128x1o", MLP_irreps="16x0e", gate=torch.nn.functional.silu,
+            atomic_energies=np.zeros(self.SPECIES), avg_num_neighbors=45.0, correlation=3, radial_type="bessel",
+            atomic_inter_scale=1.0, atomic_inter_shift=0.0,
+        )  # fmt: skip
+        options = {**medium, **options}
+        for name in ("hidden_irreps", "MLP_irreps"):
+            options[name] = o3.Irreps(options[name])
+        with default_dtype(dtype):
+            return mace.modules.ScaleShiftMACE(**options).eval()
+
+    def inputs(self, atoms, model):
+        from mace import data, tools
+
+        table = tools.AtomicNumberTable(model.atomic_numbers.tolist())
+        with default_dtype(next(model.parameters()).dtype):
+            graph = data.AtomicData.from_config(data.config_from_atoms(atoms), z_table=table, cutoff=self.CUTOFF)
+            loader = tools.torch_geometric.dataloader.DataLoader([graph], batch_size=1, shuffle=False, drop_last=False)
+            return next(iter(loader)).to_dict()
+
+    def evaluate(self, model, inputs):
+        out = model(dict(inputs), training=model.training, compute_force=True)
+        return out["energy"].sum(), out["forces"]
+
+
+class SevenNet(Framework):
+    """SevenNet-0, pretrained, in float32."""
+
+    CUTOFF = 5.0
+
+    def build(self, dtype, **options):
+        import sevenn.util
+
+        model = sevenn.util.load_checkpoint("7net-0").build_model().eval()
+        model.set_is_batch_data(False)
+        return model
+
+    def inputs(self, atoms, model):
+        from sevenn.train.dataload import unlabeled_atoms_to_graph
+
+        return unlabeled_atoms_to_graph(atoms, self.CUTOFF)
+
+    def evaluate(self, model, inputs):
+        from sevenn.atom_graph_data import AtomGraphData
+
+        out = model(AtomGraphData.from_numpy_dict(dict(inputs)))
+        return out["inferred_total_energy"], out["inferred_force"]
+
+
+MODELS = {
+    "nequix-mp-1": (Nequix(), {}),
+    "nequip-m": (NequIP(), {"preset": "M"}),
+    "nequip-l": (NequIP(), {"preset": "L"}),
+    "allegro-l2": (Allegro(), {}),
+    "allegro-l3": (Allegro(), {"l_max": 3, "num_tensor_features": 32}),
+    "mace-medium": (MACE(), {}),
+    "mace-large": (MACE(), {"hidden_irreps": "128x0e + 128x1o + 128x2e"}),
+    "sevennet-0": (SevenNet(), {}),
+}
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def seconds(framework: Framework, model: nn.Module, inputs: dict, training: bool) -> float:
+    start = time.perf_counter()
+    energy, forces = framework.evaluate(model, inputs)
+    if training:
+        loss = energy.square() + forces.square().sum()
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    return time.perf_counter() - start
+
+
+def bench(name: str, args) -> None:
+    framework, options = MODELS[name]
+    models = [framework.build(torch.float32, **options).train(args.training) for _ in range(2)]
+    report = eqk.convert(models[1])
+    if args.report:
+        print(report)
+    inputs = framework.inputs(silicon(args.cells), models[0])
+    forces = [framework.evaluate(model, inputs)[1].detach() for model in models]
+    error = relative_error(forces[1], forces[0])
+    if not error < 1e-5:
+        raise SystemExit(f"{name}: forces differ by {error:.1e} of the largest")
+    times: list[list[float]] = [[], []]
+    for n in range(args.warmup + args.rounds):
+        for which, model in enumerate(models):
+            took = seconds(framework, model, inputs, args.training)
+            if n >= args.warmup:
+                times[which].append(took)
+    before, after = (1e3 * statistics.median(column) for column in times)
+    what = "training step" if args.training else "energy + forces"
+    print(
+        f"{name}: {what}, {torch.get_num_threads()} threads: {before:.1f} ms as it is, {after:.1f} ms converted, "
+        f"{before / after:.2f} times as fast; forces within {error:.1e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--cells", type=int, default=2, help="of 8 atoms, in each direction")
+    parser.add_argument("--training", action="store_true", help="add the gradient of a loss on energy and forces")
+    parser.add_argument("--report", action="store_true", help="print what was converted")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    for name in args.models:
+        bench(name, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What every converted model must keep; ``framework`` and ``options`` as in bench/models.py."""
+
+import copy
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+
+import eqk
+from eqk.convert import ConversionReport
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+from models import Framework, relative_error, silicon
+
+# Largest error relative to the largest magnitude.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def pair(framework: Framework, dtype: torch.dtype, options: dict, training: bool = False):
+    """A model as it is, its converted twin and the report."""
+    models = [framework.build(dtype, **options).train(training) for _ in range(2)]
+    report = eqk.convert(models[1])
+    assert report.model is models[1]
+    return *models, report
+
+
+def fused(report: ConversionReport) -> list[str]:
+    return [row.name for row in report.swapped if "eqk.adapters." in row.after]
+
+
+def ours(model) -> list[tuple[str, type]]:
+    return [(name, type(m)) for name, m in model.named_modules() if type(m).__module__.startswith("eqk.")]
+
+
+def assert_equal_forces(framework, model, twin, dtype, atoms=None, positive=True):
+    atoms = atoms if atoms is not None else silicon(1)
+    (energy, forces), (new_energy, new_forces) = (
+        framework.evaluate(m, framework.inputs(atoms, m)) for m in (model, twin)
+    )
+    if positive:
+        assert forces.abs().max() > 1e-5
+        assert relative_error(new_forces, forces) < TOLERANCES[dtype]
+    else:
+        assert torch.equal(new_forces, forces)
+    assert (new_energy - energy).abs() <= TOLERANCES[dtype] * max(1, energy.abs())
+    return new_forces.detach()
+
+
+def check_training(framework, options):
+    """Gradients of a loss on energy and forces with respect to every parameter: second derivatives of the ops."""
+    model, twin, report = pair(framework, torch.float64, options, training=True)
+    assert fused(report)
+    gradients = []
+    for m in (model, twin):
+        energy, forces = framework.evaluate(m, framework.inputs(silicon(1), m))
+        # Random models have energies far larger than their forces.
+        loss = (energy / energy.detach()).square() + (forces / forces.detach().abs().max()).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(m.parameters()), allow_unused=True))
+    largest = max(g.abs().max() for g in gradients[0] if g is not None)
+    for (name, _), old, new in zip(model.named_parameters(), *gradients, strict=True):
+        assert (old is None) == (new is None), name
+        if old is not None:
+            assert (new - old).abs().max() <= 1e-9 * largest, name
+
+
+def check_state(framework, options):
+    """Checkpoints load unchanged both ways; parameters stay themselves."""
+    model = framework.build(torch.float64, **options)
+    parameters = dict(model.named_parameters())
+    twin = framework.build(torch.float64, **options)
+    keys = list(model.state_dict())
+    eqk.convert(model)
+    assert list(model.state_dict()) == keys == list(twin.state_dict())
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    for source, target in ((model, twin), (twin, model)):
+        with torch.no_grad():
+            for p in source.parameters():
+                p.mul_(1.01)
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert_equal_forces(framework, model, twin, torch.float64)
+
+
+def check_copies(framework, options, pickles=True):
+    _, model, _ = pair(framework, torch.float64, options)
+    keys = list(model.state_dict())
+    copies = [copy.deepcopy(model)]
+    if pickles:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        copies += [pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)]
+    for other in copies:
+        assert list(other.state_dict()) == keys
+        assert ours(other) == ours(model)
+        assert_equal_forces(framework, model, other, torch.float64)
+    assert not fused(eqk.convert(model))
+
+
+def check_no_edges(framework, options):
+    """An atom without neighbours, alone and beside others."""
+    import ase
+
+    model, twin, _ = pair(framework, torch.float64, options)
+    alone = ase.Atoms("Si", positions=[[1.0, 2.0, 3.0]], cell=[40.0] * 3, pbc=True)
+    assert_equal_forces(framework, model, twin, torch.float64, alone, positive=False)
+    some = silicon(1)
+    some.cell[2, 2] += 30.0
+    some += ase.Atoms("Si", positions=[[1.0, 2.0, 20.0]])
+    assert_equal_forces(framework, model, twin, torch.float64, some)
+
+
+def check_left(framework, options, product: str):
+    """A product with a hook of its own is called as before, and the report says why."""
+    model, twin = (framework.build(torch.float64, **options) for _ in range(2))
+    layer = product.rpartition(".")[0]
+    calls = []
+    twin.get_submodule(product).register_forward_hook(lambda *_: calls.append("hook"))
+    report = eqk.convert(twin)
+    (reason,) = (row.reason for row in report.left if row.name == layer)
+    assert reason.endswith("which would not be called, has hooks")
+    assert layer not in fused(report)
+    assert_equal_forces(framework, model, twin, torch.float64)
+    assert calls
