@@ -15,7 +15,7 @@ from eqk import reference, testing
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b(x|y|w|g|tangent of [xywg]|t[xywg]|plan|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b(x|y|w|g|tangent (\d )?of [xywg]|t[xywg]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -282,12 +282,94 @@ def one_call(cases, rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
+def contraction_truth(slots, tangents, species, text, wanted):
+    """As :func:`truth`, of the symmetric contraction."""
+    slots = [s.detach().double().requires_grad_() for s in slots]
+    out = reference.symmetric_contraction(*slots[:2], species, text)
+    scalar = (out * slots[2]).sum()
+    for n in range(len(tangents) + 1):
+        found = [torch.zeros_like(s) for s in slots]
+        if scalar.requires_grad:
+            found = torch.autograd.grad(scalar, slots, create_graph=True, materialize_grads=True)
+        if n < len(tangents):
+            terms = [(a * b.double()).sum() for a, b in zip(found, tangents[n], strict=True) if b is not None]
+            scalar = sum(terms, torch.zeros(()))
+    return [r.detach() if w else torch.zeros(0) for r, w in zip(found, wanted, strict=True)]
+
+
+def one_contraction(rng, generator):
+    """As :func:`one_call`, of the symmetric contraction and its derivatives."""
+    plan = rng.choice([p for name, p in testing.CONTRACTIONS.items() if not name.startswith("mace")])
+    nodes, channels = rng.choice((0, 1, 2, 5, 9)), rng.choice((1, 3, 9))
+    num_species, text, species = rng.choice((None, 1, 3)), str(plan), None
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    groups, mutation = [], []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        x, w, index = testing.random_contraction_operands(plan, nodes, channels, num_species, dtype, generator)
+        g = torch.randn(nodes, channels * plan.irreps_out.dim, generator=generator).to(dtype)
+        groups.append([t / t.abs().max() if t.numel() else t for t in (x, w, g)])
+        species = index if len(groups) == 1 else species
+    public, wanted = rng.random() < 0.3, [rng.random() < 0.7 for _ in range(3)]
+    groups = groups[:1] if public else groups
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        kind = rng.random()
+        if kind < 0.3:
+            text = mutate_plan(text, rng) if text else "*"
+            mutation.append("plan")
+        elif kind < 0.4:
+            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            mutation.append("wanted")
+        else:
+            n, slot = rng.randrange(len(groups)), rng.randrange(2 if public else 3)
+            try:
+                if kind < 0.5 and isinstance(species, torch.Tensor) and species.dtype == torch.int64:
+                    species, slot = mutate_index(species, rng, generator, num_species), "species"
+                elif isinstance(groups[n][slot], torch.Tensor):
+                    groups[n][slot] = mutate_tensor(groups[n][slot], rng, generator)
+            except (RuntimeError, ValueError, IndexError):  # no such mutation, as in one_call
+                continue
+            mutation.append((n, slot))
+    flat = [t for group in groups for t in group]
+    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in (*flat, species)]
+    what = f"symmetric_contraction {mutation} {shapes} {text} {wanted}"
+    try:
+        if public:
+            results, wanted = [eqk.symmetric_contraction(*groups[0][:2], species, text)], [False, False, True]
+        else:
+            padding = [None] * (18 - len(flat))
+            results = OPS.symmetric_contraction_derivative(*flat, *padding, species, text, wanted)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        named = NAMED.search(str(error))
+        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    if any(r.device.type == "meta" for r in results):
+        return "accepted", None
+    parsed = eqk.SymmetricContractionPlan.parse(text)
+    if public or groups[0][2] is None:  # the reference wants a cotangent, of which the value does not depend
+        zeros = reference.symmetric_contraction(*[t.detach().double() for t in groups[0][:2]], species, text) * 0
+        groups[0][2] = zeros.nan_to_num(0)
+    while len(groups) > 1 and all(t is None for t in groups[-1]):
+        groups.pop()
+    sizes = [float(t.detach().double().abs().max()) for group in groups for t in group if t is not None and t.numel()]
+    if not all(size <= 1 for size in sizes):  # duals multiply such numbers by tangents that are zero, too
+        return "accepted", None
+    expected = contraction_truth(groups[0], groups[1:], species, text, wanted)
+    # What antisymmetric couplings of equal arguments leave in the reference, and nowhere else.
+    coefficients = [abs(c.coefficient) for path in parsed.paths for c in path.chains]
+    noise = 1e-13 * max(coefficients, default=0)
+    ok = all(
+        right(a, b) or bool(((a.double() - b).abs() <= noise).all())
+        for a, b in zip(results[-len(expected) :], expected[-len(results) :], strict=True)
+    )
+    return "accepted", None if ok else f"{what}: wrong numbers"
+
+
 def run(count):
     rng, generator = testing.generators("fuzz")
     cases = [case for case in testing.CASES.values() if not case.problem and not case.name.startswith("degree-")]
     outcomes, failures = collections.Counter(), []
     for _ in range(count):
-        outcome, failure = one_call(cases, rng, generator)
+        contraction = rng.random() < 0.3
+        outcome, failure = one_contraction(rng, generator) if contraction else one_call(cases, rng, generator)
         outcomes[outcome] += 1
         if failure:
             failures.append(failure)

@@ -56,8 +56,9 @@ struct Order {
 
 void launch(const Problem& problem, const Tensor& like) {
   static const Kernels& kernels = EQK_CHOOSE_KERNEL();
-  const auto lowered = cached_lowering(*problem.plan);
   Order order(problem);
+  if (std::none_of(problem.out.begin(), problem.out.end(), [](const void* out) { return out; })) return;
+  const auto lowered = cached_lowering(*problem.plan);
   auto& chunks = order.chunks;
   const std::int64_t row = static_cast<std::int64_t>(lowered->paths.size()) * problem.channels;
   const bool as_stored = problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64;

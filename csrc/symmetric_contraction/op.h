@@ -64,8 +64,7 @@ class Call {
     bool has_g = has_g_;
     for (const auto& tangent : problem_.tangents) has_g = has_g || tangent[kG].data;
     if ((problem_.out[kX] || problem_.out[kW]) && !has_g) fail("eqk::", op_, ": g: expected a tensor, got None");
-    for (const void* out : problem_.out)
-      if (out) return launcher(problem_, x_);
+    launcher(problem_, x_);
   }
 
  private:
