@@ -159,7 +159,7 @@ import json, sys
 import ase.io
 from nequip.integrations.ase import NequIPCalculator
 assert "eqk" not in sys.modules
-atoms = ase.io.read(sys.argv[2])
+atoms = ase.io.read(sys.argv[2], 0)
 atoms.calc = NequIPCalculator.from_compiled_model(sys.argv[1], device="cpu", chemical_species_to_atom_type_map=True)
 print(json.dumps([atoms.get_potential_energy(), atoms.get_forces().tolist()]))
 assert "eqk" in sys.modules
@@ -190,6 +190,7 @@ def test_commands(tmp_path):
     bin = Path(sys.executable).parent
     run(bin / "nequip-train", "-cp", tmp_path, "-cn", "train", f"hydra.run.dir={tmp_path}")
     # Accelerations are left out where a checkpoint is loaded: this is NequIP's own model.
+    NequIP().common(torch.float32)  # sets NequIP's global state
     model = load_saved_model(tmp_path / "best.ckpt")
     assert not any(type(m).__module__.startswith("eqk.") for m in model.modules())
     out = NequIP().evaluate(model, NequIP().inputs(frames[0], model))
