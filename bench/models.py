@@ -93,7 +93,7 @@ class Nequix(Framework):
 
 
 class NequIP(Framework):
-    SPECIES, CUTOFF = ("Si", "O"), 6.0
+    CUTOFF = 6.0
 
     def common(self, dtype) -> dict:
         from nequip.utils.global_state import set_global_state
@@ -102,7 +102,7 @@ class NequIP(Framework):
         torch.set_default_dtype(torch.float64)
         set_global_state()
         return dict(
-            seed=0, model_dtype=str(dtype).removeprefix("torch."), r_max=self.CUTOFF, type_names=list(self.SPECIES),
+            seed=0, model_dtype=str(dtype).removeprefix("torch."), r_max=self.CUTOFF, type_names=["Si", "O"],
             avg_num_neighbors=45.0, per_type_energy_scales=1.0, per_type_energy_shifts=0.0,
         )  # fmt: skip
 
@@ -118,8 +118,8 @@ class NequIP(Framework):
         from nequip.data.ase import from_ase
         from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 
-        data = ChemicalSpeciesToAtomTypeMapper(list(self.SPECIES))(from_ase(atoms))
-        return NeighborListTransform(r_max=self.CUTOFF)(data)
+        data = ChemicalSpeciesToAtomTypeMapper(model.metadata["type_names"].split())(from_ase(atoms))
+        return NeighborListTransform(r_max=float(model.metadata["r_max"]))(data)
 
     def evaluate(self, model, inputs):
         out = model(dict(inputs))

@@ -11,13 +11,21 @@ from nequip.nn.model_modifier_utils import model_modifier
 @model_modifier(persistent=False, private=False, supported_compile_modes=["aotinductor", "torchscript"])
 @classmethod
 def enable_eqk(cls, model):
-    """:func:`eqk.convert`, for inference and training, on any device. RuntimeError where it finds no layer to fuse."""
+    """NequIP's convolutions and Allegro's contracters as ops of eqk, for inference and training, on any device.
+
+    Other products, which a compiler fuses or a matrix product does, stay; eqk.convert swaps them too. RuntimeError
+    where there is no such layer, or where one cannot be fused.
+    """
     import eqk
 
-    report = eqk.convert(model)
-    if not any(row.after.startswith("eqk.adapters.") for row in report.swapped):
-        raise RuntimeError(f"enable_eqk: {report}")
-    return report.model
+    layers = [module for module in model.modules() if type(module).__name__ in ("TensorProductScatter", "Contracter")]
+    if not layers:
+        raise RuntimeError("enable_eqk: expected a model with TensorProductScatter or Contracter, found none")
+    for layer in layers:
+        report = eqk.convert(layer)
+        if not any(row.after.startswith("eqk.adapters.") for row in report.swapped):
+            raise RuntimeError(f"enable_eqk: {report}")
+    return model
 
 
 # GraphModel is the root of every model, and NequIP finds modifiers as classmethods of a model's modules.

@@ -89,6 +89,21 @@ def test_scripted(tmp_path):
     assert model_checks.relative_error(got, expected) < 1e-10
 
 
+def test_compiled():
+    """torch.compile of energy and forces in one graph, prepared as MACE does."""
+    from mace.tools.compile import prepare
+
+    import eqk
+
+    model = MACE().build(torch.float64, **SMALL)
+    twin = prepare(lambda: eqk.convert(MACE().build(torch.float64, **SMALL)).model)()
+    inputs = MACE().inputs(model_checks.silicon(1), model)
+    expected = MACE().evaluate(model, inputs)[1]
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    got = compiled(dict(inputs), training=True)["forces"]
+    assert model_checks.relative_error(got, expected) < 1e-10
+
+
 def test_ghosts():
     """A domain of a parallel run: rows of atoms that belong to others, whose sums are cut off."""
     model, twin, _ = model_checks.pair(MACE(), torch.float64, SMALL)

@@ -60,7 +60,7 @@ def plan_of(module: Contracter) -> Plan:
         at = tuple(irreps.slices()[n] for irreps, n in zip(operands, (i, j, k), strict=True))
         symbol[at] = wigner_3j(*degrees, dtype=torch.float64).transpose(0, 1)
         coefficient = float((path * symbol).sum())
-        if (path - coefficient * symbol).abs().max() > 1e-5 * path.abs().max():
+        if (path - coefficient * symbol).abs().max() > max(1e-5, torch.finfo(module.w3j.dtype).eps) * path.abs().max():
             raise ValueError(f"w3j: expected a multiple of the Wigner 3j symbol {degrees} in path {number}")
         instructions.append((j, i, k, "uuu", True, coefficient))
     in1, in2, out = ([(module.mul, (ir.l, ir.p)) for _, ir in irreps] for irreps in operands)
