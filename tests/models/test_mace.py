@@ -25,7 +25,8 @@ def test_version():
 def test_energy_and_forces(block, dtype):
     options = {**SMALL, "block": block}
     model, twin, report = model_checks.pair(MACE(), dtype, options)
-    assert model_checks.fused(report) == ["interactions.0", "interactions.1"]
+    layers = ["interactions.0", "interactions.1", *(f"products.{n}.symmetric_contractions" for n in range(2))]
+    assert model_checks.fused(report) == layers
     model_checks.assert_equal_forces(MACE(), model, twin, dtype)
 
 

@@ -12,6 +12,8 @@ from eqk.adapters import become, require_fusable, require_plain
 from eqk.o3._symmetric_contraction import contract, plan_of
 from eqk.tensor_product import tensor_product
 
+torch.fx.wrap("contract")  # a leaf of symbolic traces
+
 
 class ConvolutionProduct(o3.TensorProduct):
     """``conv_tp`` as a block calls it where it has ``conv_fusion``: the sum over edges, not the messages."""
@@ -53,6 +55,10 @@ class FusedSymmetricContraction(SymmetricContraction):
     _plan_text: str
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 TorchScript would compile the second condition
+            # MACE traces it symbolically before torch.compile: no branch may depend on x.
+            if isinstance(x, torch.fx.Proxy):
+                return self._traced(x, y)
         if not x.is_cpu:  # where there is no kernel, MACE's own einsums are faster than couplings one by one
             outs: list[Tensor] = []
             for contraction in self.contractions:
@@ -63,6 +69,11 @@ class FusedSymmetricContraction(SymmetricContraction):
             weights.append(contraction.weights_max)
             for w in contraction.weights:
                 weights.append(w)
+        return contract(x, y, weights, self._plan_text)
+
+    @torch.jit.unused
+    def _traced(self, x: Tensor, y: Tensor) -> Tensor:
+        weights = [w for c in self.contractions for w in (c.weights_max, *c.weights)]
         return contract(x, y, weights, self._plan_text)
 
 
