@@ -40,7 +40,7 @@ models-nequix := nequix-mp-1
 # Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py
 # loads the kernels once and asks at its end whether each has run.
 test: $(VENV)/.installed-test build/e3nn
-	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A framework that is not there is an error: nothing in tests/models is skipped.
 test-models: $(FRAMEWORKS:%=test-model-%)

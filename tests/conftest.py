@@ -19,7 +19,12 @@ def pytest_report_header():
     return ", ".join([f"EQK_SEED={testing.seed()}", *without])
 
 
+# Files of few and long tests, which start before the others so that no process ends with one of them alone.
+LONG = ("test_planted_faults.py", "test_cuda_host.py", "test_e3nn_suite.py", "test_gpu_report.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in LONG)
     impossible = [
         item for item in items if any(mark.name in NEEDS and not NEEDS[mark.name] for mark in item.iter_markers())
     ]
