@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sevennet_demo.py
 
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
-# the tree that $(VENV) has built, its entry points too: one library serves every Python and torch.
+# the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
 FRAMEWORKS ?= allegro e3tools mace nequip nequix
 MODEL_VENVS ?= .venv-models
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
@@ -97,6 +97,7 @@ $(MODEL_VENVS)/%/.installed: $(VENV)/.installed-test Makefile
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet $(TORCH) numpy ase pytest $(requires-$*)
 	$(if $(alone-$*),$(@D)/bin/python -m pip install --quiet --no-deps $(alone-$*))
+	$(BIN)/python setup.py --quiet egg_info
 	touch $@
 
 # The demo runs on the CPU: it keeps a CUDA library that is there, and does not wait for one.
