@@ -8,6 +8,7 @@ import pytest
 import torch
 from mace.modules import interaction_classes
 from models import MACE
+from torch.autograd import forward_ad
 
 SMALL = {
     "hidden_irreps": "16x0e + 16x1o", "max_ell": 2, "num_elements": 4, "atomic_numbers": [1, 6, 8, 14],
@@ -59,6 +60,12 @@ def test_species():
         torch.testing.assert_close(a, b)
     maps = [torch.func.vmap(m)(x[None], y[None]) for m in (old, new)]
     torch.testing.assert_close(*maps)
+    along = torch.randn_like(y)
+    tangents = []
+    with forward_ad.dual_level():
+        for m in (old, new):
+            tangents.append(forward_ad.unpack_dual(m(x, forward_ad.make_dual(y, along))).tangent)
+    torch.testing.assert_close(*tangents)
 
 
 def test_state():

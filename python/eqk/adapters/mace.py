@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eqk import o3
 from eqk.adapters import become, require_fusable, require_plain
-from eqk.o3._symmetric_contraction import contract, plan_of
+from eqk.o3._symmetric_contraction import contract, plan_of, varies
 from eqk.tensor_product import tensor_product
 
 torch.fx.wrap("contract")  # a leaf of symbolic traces
@@ -26,7 +26,7 @@ class SpeciesProduct(o3.FullyConnectedTensorProduct):
     """``skip_tp``, whose y [atoms, species] is one-hot: on the CPU it leaves out the species that no atom has.
 
     Their columns of y are zero, so nothing of them is in the product or its derivatives but that by y, which is not
-    asked for where y requires no gradient.
+    asked for where y is a constant.
     """
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -37,9 +37,9 @@ class SpeciesProduct(o3.FullyConnectedTensorProduct):
     @torch.jit.unused
     def _may_look_at(self, y: Tensor) -> bool:
         # What is traced or mapped must not depend on the data, and a GPU would be waited for.
-        if torch.compiler.is_compiling() or type(y) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(y):
+        if torch.compiler.is_compiling() or type(y) is not Tensor:
             return False
-        return y.is_cpu and y.dim() == 2 and not y.requires_grad
+        return y.is_cpu and y.dim() == 2 and not varies(y)
 
     @torch.jit.unused
     def _of_present_species(self, x: Tensor, y: Tensor) -> Tensor:

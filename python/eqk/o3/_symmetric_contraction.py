@@ -46,7 +46,7 @@ def plan_of(module: nn.Module) -> SymmetricContractionPlan:
     return SymmetricContractionPlan.from_basis(*irreps, basis)
 
 
-def _varies(node_attrs: Tensor) -> bool:
+def varies(node_attrs: Tensor) -> bool:
     """Whether anybody may ask for a derivative along the attributes, or maps over them."""
     if torch.compiler.is_compiling():
         return node_attrs.requires_grad  # the op refuses the rest
@@ -71,7 +71,7 @@ def contract(x: Tensor, node_attrs: Tensor, weights: list[Tensor], plan: str) ->
     if torch.jit.is_scripting():
         constant = node_attrs.is_cpu and not node_attrs.requires_grad
     else:
-        constant = node_attrs.is_cpu and not _varies(node_attrs)
+        constant = node_attrs.is_cpu and not varies(node_attrs)
     if not constant:
         return _op(x, torch.einsum("ne,epc->npc", node_attrs, torch.cat(weights, 1)), None, plan)
     species = torch.ops.eqk.one_hot_index(node_attrs)
