@@ -7,7 +7,7 @@
 // Each irrep of IN and OUT has multiplicity 1: channels are a dimension of their own. A path, from one ':' to the ';',
 // is a sum of chains, possibly of none, and has one weight for each channel. A chain multiplies x by itself from left
 // to right: 0*1>1*0>1 couples irrep 0 with irrep 1 to degree 1, and that with irrep 0 to degree 1, by Wigner 3j symbols
-// of unit norm. python/eqk/symmetric_contraction.py writes the same grammar.
+// of unit norm. python/eqk/symmetric_contraction_plan.py writes the same grammar.
 #include <algorithm>
 #include <array>
 #include <cmath>

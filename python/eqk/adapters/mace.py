@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eqk import o3
 from eqk.adapters import become, require_fusable, require_plain
-from eqk.o3._symmetric_contraction import contract, plan_of, varies
+from eqk.o3._symmetric_contraction import contract, use_buffers, varies
 from eqk.tensor_product import tensor_product
 
 torch.fx.wrap("contract")  # a leaf of symbolic traces
@@ -55,11 +55,11 @@ class FusedSymmetricContraction(SymmetricContraction):
     _plan_text: str
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # noqa: SIM102 TorchScript would compile the second condition
-            # MACE traces it symbolically before torch.compile: no branch may depend on x.
-            if isinstance(x, torch.fx.Proxy):
-                return self._traced(x, y)
-        if not x.is_cpu:  # where there is no kernel, MACE's own einsums are faster than couplings one by one
+        if torch.jit.is_scripting():
+            here = x.is_cpu
+        else:  # MACE traces it symbolically before torch.compile: no branch may depend on a proxy
+            here = isinstance(x, torch.fx.Proxy) or x.is_cpu
+        if not here:  # where there is no kernel, MACE's own einsums are faster than couplings one by one
             outs: list[Tensor] = []
             for contraction in self.contractions:
                 outs.append(contraction(x, y))
@@ -69,11 +69,6 @@ class FusedSymmetricContraction(SymmetricContraction):
             weights.append(contraction.weights_max)
             for w in contraction.weights:
                 weights.append(w)
-        return contract(x, y, weights, self._plan_text)
-
-    @torch.jit.unused
-    def _traced(self, x: Tensor, y: Tensor) -> Tensor:
-        weights = [w for c in self.contractions for w in (c.weights_max, *c.weights)]
         return contract(x, y, weights, self._plan_text)
 
 
@@ -86,21 +81,17 @@ def fuse(module: nn.Module) -> str | None:
 def _fuse_interaction(block: InteractionBlock) -> str | None:
     if type(block.conv_tp) is ConvolutionProduct:
         return None
-    skip = getattr(block, "skip_tp", None)
-    is_product = type(skip) is o3.FullyConnectedTensorProduct and skip.internal_weights
-    if is_product and [ir.l for _, ir in skip.irreps_in2] == [0]:
-        become(skip, SpeciesProduct)
     require_fusable(block, block.conv_tp)
     # Blocks of earlier versions always gather.
     if "conv_fusion" not in type(block).forward.__code__.co_consts:
         raise ValueError(f"{type(block).__name__}.forward does not ask for conv_fusion")
-    become(block.conv_tp, ConvolutionProduct)
+    parts = [become(block.conv_tp, ConvolutionProduct)]
     block.conv_fusion = True
-    return f"{type(block).__name__} with eqk.adapters.mace.ConvolutionProduct"
-
-
-def _use_buffers(module: nn.Module, incompatible_keys) -> None:
-    module._plan_text = str(plan_of(module))
+    skip = getattr(block, "skip_tp", None)
+    is_product = type(skip) is o3.FullyConnectedTensorProduct and skip.internal_weights
+    if is_product and [ir.l for _, ir in skip.irreps_in2] == [0]:
+        parts.append(become(skip, SpeciesProduct))
+    return f"{type(block).__name__} with {', '.join(parts)}"
 
 
 def _fuse_symmetric_contraction(module: nn.Module) -> str | None:
@@ -109,6 +100,6 @@ def _fuse_symmetric_contraction(module: nn.Module) -> str | None:
     require_plain(module, *module.contractions)
     if not module.internal_weights:
         raise ValueError("weights from outside")
-    module._plan_text = str(plan_of(module))
-    module.register_load_state_dict_post_hook(_use_buffers)
+    use_buffers(module)
+    module.register_load_state_dict_post_hook(use_buffers)
     return become(module, FusedSymmetricContraction)

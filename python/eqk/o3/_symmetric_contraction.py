@@ -46,6 +46,11 @@ def plan_of(module: nn.Module) -> SymmetricContractionPlan:
     return SymmetricContractionPlan.from_basis(*irreps, basis)
 
 
+def use_buffers(module: nn.Module, incompatible_keys: object = None) -> None:
+    """Makes the plan of a module from its buffers, as they are now; a hook for after load_state_dict too."""
+    module._plan_text = str(plan_of(module))
+
+
 def varies(node_attrs: Tensor) -> bool:
     """Whether anybody may ask for a derivative along the attributes, or maps over them."""
     if torch.compiler.is_compiling():
@@ -166,14 +171,10 @@ class SymmetricContraction(nn.Module):
         self.internal_weights, self.shared_weights = True, shared_weights
         single = Irreps([(1, ir) for _, ir in self.irreps_in])
         self.contractions = nn.ModuleList(
-            Contraction(single, ir, correlation, channels.copy().pop(), num_elements) for _, ir in self.irreps_out
+            Contraction(single, ir, correlation, self.irreps_in[0].mul, num_elements) for _, ir in self.irreps_out
         )
-        self._use_buffers()
-        self.register_load_state_dict_post_hook(_use_buffers)
-
-    @torch.jit.unused
-    def _use_buffers(self) -> None:
-        self._plan_text = str(plan_of(self))
+        use_buffers(self)
+        self.register_load_state_dict_post_hook(use_buffers)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [nodes, channels, dim_in], y [nodes, num_elements] one-hot, or a mixture -> [nodes, channels * dim_out]."""
@@ -183,7 +184,3 @@ class SymmetricContraction(nn.Module):
             for w in contraction.weights:
                 weights.append(w)
         return contract(x, y, weights, self._plan_text)
-
-
-def _use_buffers(module: nn.Module, incompatible_keys) -> None:
-    module._use_buffers()
