@@ -222,6 +222,36 @@ def _sample(t: Tensor, dim: int | None, index: int) -> Tensor:
     return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
 
 
+def _forward_function(n: int, product: Iterable[int], gradients: Callable, along: Callable):
+    """The autograd function of ``name(v_1, ..., v_n, *rest)``; its first argument is the op below this level.
+
+    ``product``: as for :func:`_save`. ``gradients(v, g, rest, needed)`` and ``along(v, t, rest)`` are its derivatives.
+    """
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, below, *args):
+            ctx.set_materialize_grads(False)
+            _save(ctx, args[:n], args[n:], [list(product)])
+            return below(*args)
+
+        @staticmethod
+        def backward(ctx, g):
+            without = (None,) * len(ctx.rest)
+            if g is None:
+                return (None,) * (n + 1) + without
+            v, rest = _saved(ctx, g)
+            return None, *gradients(v, g, rest, _needed(ctx)), *without
+
+        @staticmethod
+        @jvp_rule
+        def jvp(ctx, _, *tangents):
+            v, rest = _restored(ctx)
+            return along(v, tangents[:n], rest)
+
+    return Forward
+
+
 class Multilinear:
     """Registers the family of ``namespace::name``, whose schemas and kernels exist already.
 
@@ -319,31 +349,10 @@ class Multilinear:
     # The four autograd functions. Their first argument is the op below this level.
 
     def _forward_function(self):
-        n, family = self.n, self
+        def along(v, t, rest):
+            return self._tangents(v, rest, [self._jvp(v, t, rest)], [True])[0]
 
-        class Forward(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, below, *args):
-                v, rest = args[:n], args[n:]
-                ctx.set_materialize_grads(False)
-                _save(ctx, v, rest, [range(n)])
-                return below(*args)
-
-            @staticmethod
-            def backward(ctx, g):
-                without = (None,) * len(ctx.rest)
-                if g is None:
-                    return (None,) * (n + 1) + without
-                v, rest = _saved(ctx, g)
-                return None, *family._backward(v, g, rest, _needed(ctx)), *without
-
-            @staticmethod
-            @jvp_rule
-            def jvp(ctx, _, *tangents):
-                v, rest = _restored(ctx)
-                return family._tangents(v, rest, [family._jvp(v, tangents[:n], rest)], [True])[0]
-
-        return Forward
+        return _forward_function(self.n, range(self.n), self._backward, along)
 
     def _jvp_function(self):
         n, family = self.n, self
@@ -604,33 +613,16 @@ class Polynomial:
         return slots, tangents, rest
 
     def _forward_function(self):
-        n, family = self.n, self
+        n = self.n
 
-        class Forward(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, below, *args):
-                v, rest = args[:n], args[n:]
-                ctx.set_materialize_grads(False)
-                _save(ctx, v, rest, [[*range(n), *range(n - 1)]])
-                return below(*args)
+        def gradients(v, g, rest, needed):
+            return self._gradients((*v, g), (), rest, (*needed, False))[:n]
 
-            @staticmethod
-            def backward(ctx, g):
-                without = (None,) * len(ctx.rest)
-                if g is None:
-                    return (None,) * (n + 1) + without
-                v, rest = _saved(ctx, g)
-                return None, *family._gradients((*v, g), (), rest, (*_needed(ctx), False))[:n], *without
+        def along(v, t, rest):
+            tangent = self._gradients((*v, None), [(*t, None)], rest, (False,) * n + (True,))[n]
+            return v[0].new_zeros(self.shapes(v, rest)[n]) if tangent is None else tangent
 
-            @staticmethod
-            @jvp_rule
-            def jvp(ctx, _, *tangents):
-                v, rest = _restored(ctx)
-                along = (*tangents[:n], None)
-                tangent = family._gradients((*v, None), [along], rest, (False,) * n + (True,))[n]
-                return v[0].new_zeros(family.shapes(v, rest)[n]) if tangent is None else tangent
-
-        return Forward
+        return _forward_function(n, [*range(n), *range(n - 1)], gradients, along)
 
     def _derivative_function(self):
         n, count, family = self.n, self.count, self
