@@ -77,6 +77,24 @@ def _checked_weights(weight: Tensor | None, own: Tensor, numel: int, internal: b
     return weight
 
 
+def _op_weights(
+    weight: Tensor | None,
+    own: Tensor,
+    numel: int,
+    internal: bool,
+    shared: bool,
+    weighted: bool,
+    x: Tensor,
+    rows: int,
+) -> Tensor | None:
+    """The weights as the op takes them."""
+    weight = _checked_weights(weight, own, numel, internal, shared)
+    if not weighted:
+        return None
+    # A module without weights of its own keeps an empty buffer, of no leading dimension and of any dtype.
+    return weight if numel > 0 else x.new_empty([0] if shared else [rows, 0])
+
+
 def _module_product(
     x: Tensor,
     y: Tensor,
@@ -92,11 +110,7 @@ def _module_product(
     """What a module computes, as a function that torch.fx keeps whole and TorchScript compiles."""
     check_operand("x", x, dims[0])
     check_operand("y", y, dims[1])
-    weight = _checked_weights(weight, own, numel, internal, shared)
-    w: Tensor | None = None
-    if weighted:
-        # A module without weights of its own keeps an empty buffer, of no leading dimension and of any dtype.
-        w = weight if numel > 0 else x.new_empty([0] if shared else [1, 0])
+    w = _op_weights(weight, own, numel, internal, shared, weighted, x, 1)
     return broadcast_product(x, y, w, shared, plan)
 
 
@@ -114,10 +128,7 @@ def _module_convolution(
     plan: str,
 ) -> Tensor:
     """As :func:`_module_product`, summed over edges."""
-    weight = _checked_weights(weight, own, numel, internal, shared)
-    w: Tensor | None = None
-    if weighted:
-        w = weight if numel > 0 else x.new_empty([0] if shared else [y.shape[0], 0])
+    w = _op_weights(weight, own, numel, internal, shared, weighted, x, y.shape[0])
     if torch.jit.is_scripting():
         if not x.is_cpu:  # where no Python need be, and the op has no kernel
             messages = torch.ops.eqk.tensor_product(x[edges[0].long()], y, w, plan)
