@@ -773,23 +773,7 @@ def _prepared(
     for name, tensor in zip("xyw", v, strict=True):
         if tensor is None and not (name == "w" and weightless):
             raise RuntimeError(f"eqk_triton::{op}: {name}: expected a tensor, got None")
-    if weightless and v[2] is not None and v[2].numel():
-        raise RuntimeError(
-            f"eqk_triton::{op}: w: expected none, since no instruction of the plan is weighted,"
-            f" got shape {tuple(v[2].shape)}"
-        )
     operands = [*v, g, *t]
-    names = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
-    for name, tensor in zip(names, operands, strict=True):
-        if tensor is not None and (tensor.device != v[0].device or tensor.dtype != v[0].dtype or tensor.dim() > 2):
-            raise RuntimeError(
-                f"eqk_triton::{op}: {name}: expected dtype {v[0].dtype} and device {v[0].device} as x has,"
-                f" got {tensor.dtype} and {tensor.device}"
-            )
-    if t[0] is not None and t[0].shape != v[0].shape:
-        raise RuntimeError(
-            f"eqk_triton::{op}: tangent of x: expected shape {tuple(v[0].shape)}, got {tuple(t[0].shape)}"
-        )
     if weightless:
         operands[2] = operands[6] = None
     return [o if o is None or o.shape[-1] <= 1 or o.stride(-1) == 1 else o.contiguous() for o in operands]
