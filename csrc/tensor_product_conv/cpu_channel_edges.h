@@ -17,7 +17,6 @@ inline namespace EQK_ISA {
 using namespace tensor_product::EQK_ISA;
 using tensor_product::ChannelPath;
 using tensor_product::ChannelPlan;
-using tensor_product::kFew;
 using tensor_product::padded;
 
 template <class T>
