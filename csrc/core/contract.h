@@ -1,6 +1,6 @@
 #pragma once
-// The contraction of one path (l1, l2, l3) on register arrays, unrolled over the nonzero coefficients. g++ and nvcc
-// compile the same text: T may be a number, a SIMD vector or a Dual of either.
+// The contraction of one path (l1, l2, l3) on register arrays, unrolled over the nonzero coefficients, for the CPU's
+// kernels. T may be a number, a SIMD vector or a Dual of either.
 #include "cg_table.h"
 #include "core/macros.h"
 #include "core/scalar.h"

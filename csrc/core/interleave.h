@@ -10,6 +10,16 @@
 namespace eqk {
 inline namespace EQK_ISA {
 
+// f(constant<2 l + 1>) where degree l is unrolled, and whether it is.
+template <class F>
+bool with_components(int l, const F& f) {
+  bool found = false;
+  unroll<EQK_LMAX + 1>([&](auto degree) {
+    if (l == degree) f(constant<2 * degree + 1>{}), found = true;
+  });
+  return found;
+}
+
 // A store that bypasses the caches; p is aligned to the vector.
 template <class T, int W>
 EQK_HD void stream(T* p, Vector<T, W> v) {

@@ -139,16 +139,6 @@ class Tile {
     else
       typed(BFloat16{});
   }
-
-  // Whether l is one of the degrees that are unrolled.
-  template <class F>
-  static bool with_components(int l, const F& f) {
-    bool found = false;
-    unroll<EQK_LMAX + 1>([&](auto degree) {
-      if (l == degree) f(constant<2 * degree + 1>{}), found = true;
-    });
-    return found;
-  }
 };
 
 // Tangents: how many. TangentOfW: whether the weights may have one.

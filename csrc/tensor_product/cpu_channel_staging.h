@@ -48,13 +48,6 @@ const ChannelKernels<T>& kernels_of(const ChannelPath& p) {
   return *k;
 }
 
-template <class F>
-void with_components(int l, F&& f) {
-  unroll<EQK_LMAX + 1>([&](auto degree) {
-    if (l == degree) f(constant<2 * degree + 1>{});
-  });
-}
-
 template <class T>
 void stage(const std::vector<PaddedSegment>& segments, const T* from, bool mul_ir, T* to) {
   constexpr int W = kWidth<T>;
