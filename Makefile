@@ -23,6 +23,7 @@ demo: $(VENV)/.installed-demo
 
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
+# SevenNet's tests are in tests/test_convert.py: the demo installs it.
 FRAMEWORKS ?= allegro e3tools mace nequip nequix
 MODEL_VENVS ?= .venv-models
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
@@ -32,10 +33,12 @@ requires-nequip := nequip==0.19.1
 # Without dependencies, since nequix asks for JAX with CUDA.
 requires-nequix := jax e3nn scipy
 alone-nequix := nequix==0.4.5
+requires-sevennet := sevenn==0.13.0
 models-allegro := allegro-l2 allegro-l3
 models-mace := mace-medium mace-large
 models-nequip := nequip-m nequip-l
 models-nequix := nequix-mp-1
+models-sevennet := sevennet-0 sevennet-l3i5
 
 # Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py
 # loads the kernels once and asks at its end whether each has run.

@@ -3,7 +3,7 @@
     make bench-models                                 # all, each in an environment of its own
     python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
 
-Weights are random, of a fixed seed. The structure is silicon of 64 atoms; the graph is made once. After a check that
+Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms; the graph is made once. After a check that
 the forces are equal, the two run in turn, and printed are medians and their ratio. The allocator is as you set it:
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
 """
@@ -179,14 +179,14 @@ class MACE(Framework):
 
 
 class SevenNet(Framework):
-    """SevenNet-0, pretrained, in float32."""
+    """Pretrained, in float32."""
 
     CUTOFF = 5.0
 
-    def build(self, dtype, **options):
+    def build(self, dtype, checkpoint="7net-0"):
         import sevenn.util
 
-        model = sevenn.util.load_checkpoint("7net-0").build_model().eval()
+        model = sevenn.util.load_checkpoint(checkpoint).build_model().eval()
         model.set_is_batch_data(False)
         return model
 
@@ -198,7 +198,9 @@ class SevenNet(Framework):
     def evaluate(self, model, inputs):
         from sevenn.atom_graph_data import AtomGraphData
 
-        out = model(AtomGraphData.from_numpy_dict(dict(inputs)))
+        data = AtomGraphData.from_numpy_dict(dict(inputs)).to_dict()
+        data["pos"].requires_grad_()
+        out = model(data)
         return out["inferred_total_energy"], out["inferred_force"]
 
 
@@ -211,6 +213,7 @@ MODELS = {
     "mace-medium": (MACE(), {}),
     "mace-large": (MACE(), {"hidden_irreps": "128x0e + 128x1o + 128x2e"}),
     "sevennet-0": (SevenNet(), {}),
+    "sevennet-l3i5": (SevenNet(), {"checkpoint": "7net-l3i5"}),
 }
 
 
