@@ -3,8 +3,9 @@
     make bench-models                                 # all, each in an environment of its own
     python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
 
-Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms; the graph is made once. After a check that
-the forces are equal, the two run in turn, and printed are medians and their ratio. The allocator is as you set it:
+Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms; the graph is made
+once. After a check that the forces are equal, the two run in turn, and printed are medians and their ratio. The
+allocator is as you set it:
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
 """
 

@@ -54,11 +54,16 @@ def floors(case: Case, nodes: int, edges: int, limits: tuple[float, float]) -> d
     return result
 
 
+def random_graph(args, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """src, dst of --degree edges into each of --nodes nodes, by destination."""
+    dst = torch.arange(args.nodes).repeat_interleave(args.degree)
+    return torch.randint(args.nodes, dst.shape, generator=generator), dst
+
+
 def bench(case: Case, args, clock, limits) -> list[list]:
     generator = torch.Generator().manual_seed(0)
-    edges = args.nodes * args.degree
-    dst = torch.arange(args.nodes).repeat_interleave(args.degree)
-    src = torch.randint(args.nodes, (edges,), generator=generator)
+    src, dst = random_graph(args, generator)
+    edges = len(src)
     _, y, w = random_operands(case.plan, edges, torch.float32, generator)
     x, _, _ = random_operands(case.plan, args.nodes, torch.float32, generator)
     operands = (x, y, w)

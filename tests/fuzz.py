@@ -15,7 +15,7 @@ from eqk import reference, testing
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b(x|y|w|g|tangent (\d )?of [xywg]|t[xywg]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -139,8 +139,9 @@ def mutate_index(t, rng, generator, size):
     return mutate_tensor(t, rng, generator)
 
 
-def truth(op, v, t, text, wanted, graph=None):
-    """The results of the op by autograd through the dense reference, in float64; of the convolution on a ``graph``.
+def truth(op, v, t, text, wanted, graph=None, radial=False):
+    """The results of the op by autograd through the dense reference, in float64; of the convolution on a ``graph``,
+    with weights h a where ``v`` has h and a in place of w.
 
     A tangent of None is one of zeros, by which an infinite operand gives NaN.
     """
@@ -163,19 +164,21 @@ def truth(op, v, t, text, wanted, graph=None):
             found = iter(torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True))
         return [torch.zeros(0) if s is None else next(found) for s in slots]
 
+    operands = 3 + radial
     if graph is None:
         out = reference.tensor_product(*v[:3], plan)
     else:
-        out = reference.tensor_product_conv(*v[:3], *graph, plan)
+        w = v[2] @ v[3] if radial else v[2]
+        out = reference.tensor_product_conv(*v[:2], w, *graph, plan)
     if op == "":
         return [out.detach()]
     if op == "_jvp":
         c = torch.zeros_like(out, requires_grad=True)
-        first = gradient((out * c).sum(), v[:3], True)
+        first = gradient((out * c).sum(), v[:operands], True)
         return gradient(sum((a * b).sum() for a, b in zip(first, t, strict=False) if b is not None) + 0 * c.sum(), [c])
-    scalar = (out * v[3]).sum()
+    scalar = (out * v[operands]).sum()
     if op == "_backward":
-        results = gradient(scalar, v[:3])
+        results = gradient(scalar, v[:operands])
     else:
         first = gradient(scalar, v, True)
         terms = [(a * b).sum() for a, b in zip(first, t, strict=True) if b is not None]
@@ -207,6 +210,9 @@ def one_call(cases, rng, generator):
     case = rng.choice(cases)
     plan, edges = case.plan, rng.choice((0, 1, 2, 5, 33))
     convolution = rng.random() < 0.4
+    radial = convolution and plan.weights == "per_sample" and all(i.has_weight for i in plan.instructions)
+    radial = radial and rng.random() < 0.5
+    operands = 3 + radial
     num_src, num_dst = (rng.randint(1, 5), rng.randint(1, 5)) if convolution else (edges, edges)
     dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
 
@@ -214,11 +220,17 @@ def one_call(cases, rng, generator):
         x, y, w = testing.random_operands(plan, edges, dtype, generator)
         if convolution:
             x = testing.random_operands(plan, num_src, dtype, generator)[0]
-        return [x, y, w, torch.randn(num_dst, plan.irreps_out.dim, generator=generator).to(dtype)]
+        weights = [w]
+        if radial:
+            shapes = (edges, hidden), (hidden, plan.weight_numel)
+            weights = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        return [x, y, *weights, torch.randn(num_dst, plan.irreps_out.dim, generator=generator).to(dtype)]
 
+    hidden = rng.randint(1, 4)
     v, t, text, member = slots(), slots(), str(plan), rng.choice(MEMBERS)
-    wanted = [rng.random() < 0.7 for _ in range(4 if member == "_double_backward" else 3)]
-    tensors = {"": v[:3], "public": v[:3], "_jvp": v[:3] + t[:3], "_backward": v}.get(member, v + t)
+    wanted = [rng.random() < 0.7 for _ in range(operands + (member == "_double_backward"))]
+    values = v[:operands]
+    tensors = {"": values, "public": values, "_jvp": values + t[:operands], "_backward": v}.get(member, v + t)
     tensors, graph, orders = list(tensors), [], []
     if convolution:
         graph = [torch.randint(n, (edges,), generator=generator) for n in (num_src, num_dst)]
@@ -253,8 +265,9 @@ def one_call(cases, rng, generator):
             ):  # no such mutation: a huge value in an integer tensor, a range of nothing
                 continue
             mutation.append((which, n))
-    args = [*tensors, *graph, text, *orders, *([wanted] if "backward" in member else [])]
-    name = "tensor_product_conv" if convolution else "tensor_product"
+    bias = [None] if radial and member == "public" else []
+    args = [*tensors, *graph, text, *bias, *orders, *([wanted] if "backward" in member else [])]
+    name = "tensor_product" + "_conv" * convolution + "_radial" * radial
     what = f"{name}{member} {mutation} {[tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]}"
     try:
         result = (getattr(eqk, name) if member == "public" else getattr(OPS, name + member))(*args)
@@ -276,8 +289,8 @@ def one_call(cases, rng, generator):
     member = "" if member == "public" else member
     if all(r.device.type == "meta" for r in results):
         return "accepted", None
-    values = tensors[:3] if member in ("", "_jvp") else tensors[:4]
-    expected = truth(member, values, tensors[len(values) :], text, wanted, graph or None)
+    values = tensors[: operands + ("backward" in member)]
+    expected = truth(member, values, tensors[len(values) :], text, wanted, graph or None, radial)
     ok = all(right(a, b) for a, b in zip(results, expected, strict=True))
     return "accepted", None if ok else f"{what}: wrong numbers"
 

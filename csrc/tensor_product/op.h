@@ -2,7 +2,6 @@
 // Arguments of the four ops, checked and turned into a Problem. Every backend registers register_impls with its
 // launcher.
 #include <array>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -13,58 +12,52 @@
 
 namespace eqk::tensor_product {
 
-inline constexpr std::array<const char*, kSlots> kSlotNames{"x", "y", "w", "g"};
-inline constexpr std::array<const char*, kSlots> kTangentNames{"tangent of x", "tangent of y", "tangent of w",
-                                                               "tangent of g"};
+// What an operand or result of an op must be.
+struct Shape {
+  const char* name;
+  std::int64_t rows, columns;  // rows < 0: one dimension
+  bool absent = false;         // the plan has no such operand
+};
 
 inline void check_wanted(const char* op, const std::vector<bool>& wanted, std::size_t count) {
   if (wanted.size() != count) fail("eqk::", op, ": wanted: expected ", count, " flags, got ", wanted.size());
 }
 
 // A call of a member of the family: checks operands against the plan, owns what it had to make contiguous and what it
-// allocates for results. Description: the Problem of an op, whose operands and results this fills in.
+// allocates for results. Description: the Problem of an op, whose operands and results, the last one g, this fills in.
 template <class Description>
 class FamilyCall {
+  static constexpr std::size_t kCount = std::tuple_size_v<decltype(Description::in)>;
+
  public:
   using Launcher = void (*)(const Description&, const Tensor& like);
+  template <std::size_t N>
+  using Tensors = std::array<OptionalTensor, N>;
 
-  Tensor forward(Launcher launch, const OptionalTensor& y, const OptionalTensor& w) {
-    values({first_, y, w});
-    Tensor out = result(kG, true);
-    launch(problem_, first_);
-    return out;
+  // v: the operands behind the first one; t: tangents of all, in the double backward of g too.
+  Tensor forward(Launcher launch, const Tensors<kCount - 2>& v) {
+    values(v);
+    return finish<1>(launch, kCount - 1, {true})[0];
   }
 
-  Tensor jvp(Launcher launch, const OptionalTensor& y, const OptionalTensor& w, const OptionalTensor& tx,
-             const OptionalTensor& ty, const OptionalTensor& tw) {
-    values({first_, y, w});
-    tangents({tx, ty, tw});
-    Tensor out = result(kG, true);
-    launch(problem_, first_);
-    return out;
+  Tensor jvp(Launcher launch, const Tensors<kCount - 2>& v, const Tensors<kCount - 1>& t) {
+    values(v);
+    tangents(t);
+    return finish<1>(launch, kCount - 1, {true})[0];
   }
 
-  std::tuple<Tensor, Tensor, Tensor> backward(Launcher launch, const OptionalTensor& y, const OptionalTensor& w,
-                                              const OptionalTensor& g, const std::vector<bool>& wanted) {
-    check_wanted(op_, wanted, 3);
-    values({first_, y, w, g});
-    Tensor gx = result(kX, wanted[0]), gy = result(kY, wanted[1]), gw = result(kW, wanted[2]);
-    launch(problem_, first_);
-    return {gx, gy, gw};
+  auto backward(Launcher launch, const Tensors<kCount - 1>& v, const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, kCount - 1);
+    values(v);
+    return std::tuple_cat(finish<kCount - 1>(launch, 0, wanted));
   }
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(Launcher launch, const OptionalTensor& y,
-                                                             const OptionalTensor& w, const OptionalTensor& g,
-                                                             const OptionalTensor& tx, const OptionalTensor& ty,
-                                                             const OptionalTensor& tw, const OptionalTensor& tg,
-                                                             const std::vector<bool>& wanted) {
-    check_wanted(op_, wanted, 4);
-    values({first_, y, w, g});
-    tangents({tx, ty, tw, tg});
-    Tensor hx = result(kX, wanted[0]), hy = result(kY, wanted[1]), hw = result(kW, wanted[2]),
-           hg = result(kG, wanted[3]);
-    launch(problem_, first_);
-    return {hx, hy, hw, hg};
+  auto double_backward(Launcher launch, const Tensors<kCount - 1>& v, const Tensors<kCount>& t,
+                       const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, kCount);
+    values(v);
+    tangents(t);
+    return std::tuple_cat(finish<kCount>(launch, 0, wanted));
   }
 
  protected:
@@ -79,79 +72,82 @@ class FamilyCall {
     problem_.plan = plan_.get();
   }
 
+  // Those of x, y, the weights of rows, which the plan may share or lack, and g.
+  std::array<Shape, 4> shapes_of_plan(std::int64_t x_rows, std::int64_t rows, std::int64_t g_rows) const {
+    const bool shared = plan_->weights == Weights::shared;
+    return {{{"x", x_rows, plan_->dim[0]},
+             {"y", rows, plan_->dim[1]},
+             {"w", shared ? -1 : rows, plan_->weight_numel, plan_->weights == Weights::none},
+             {"g", g_rows, plan_->dim[2]}}};
+  }
+
   const char* op_;
   const Tensor& first_;
   std::shared_ptr<const Plan> plan_;
   Description problem_;
-  std::array<std::int64_t, kSlots> rows_{};  // of each operand and result
+  std::array<Shape, kCount> shapes_{};
 
  private:
   std::vector<Tensor> kept_;
 
-  void values(std::initializer_list<OptionalTensor> tensors) {
-    int slot = 0;
-    for (const auto& t : tensors) value(static_cast<Slot>(slot++), t);
+  template <std::size_t N>
+  void values(const Tensors<N>& tensors) {
+    value(0, first_);
+    for (std::size_t n = 0; n < N; ++n) value(n + 1, tensors[n]);
   }
 
-  void tangents(std::initializer_list<OptionalTensor> tensors) {
+  template <std::size_t N>
+  void tangents(const Tensors<N>& tensors) {
     problem_.dual = true;
-    int slot = 0;
-    for (const auto& t : tensors) tangent(static_cast<Slot>(slot++), t);
+    for (std::size_t n = 0; n < N; ++n) {
+      if (!tensors[n] || shapes_[n].absent) continue;
+      const Tensor& kept = accept(n, *tensors[n], "tangent of ");
+      problem_.in[n].tangent = kept.const_data_ptr();
+      problem_.in[n].tangent_stride = row_stride(n, kept);
+    }
   }
 
-  void value(Slot slot, const OptionalTensor& t) {
-    if (slot == kW && plan_->weights == Weights::none) {
+  void value(std::size_t slot, const OptionalTensor& t) {
+    const Shape& shape = shapes_[slot];
+    if (shape.absent) {
       if (t && t->numel() != 0)
-        fail("eqk::", op_, ": w: expected none, since no instruction of the plan is weighted, got shape ",
-             shape_string(*t));
+        fail("eqk::", op_, ": ", shape.name,
+             ": expected none, since no instruction of the plan is weighted, got shape ", shape_string(*t));
       return;
     }
-    if (!t || !t->defined()) fail("eqk::", op_, ": ", kSlotNames[slot], ": expected a tensor, got None");
-    const Tensor& kept = accept(kSlotNames[slot], slot, *t);
+    if (!t || !t->defined()) fail("eqk::", op_, ": ", shape.name, ": expected a tensor, got None");
+    const Tensor& kept = accept(slot, *t, "");
     problem_.in[slot].value = kept.const_data_ptr();
     problem_.in[slot].stride = row_stride(slot, kept);
   }
 
-  void tangent(Slot slot, const OptionalTensor& t) {
-    if (!t || (slot == kW && plan_->weights == Weights::none)) return;
-    const Tensor& kept = accept(kTangentNames[slot], slot, *t);
-    problem_.in[slot].tangent = kept.const_data_ptr();
-    problem_.in[slot].tangent_stride = row_stride(slot, kept);
-  }
-
-  Tensor result(Slot slot, bool wanted) {
-    if (slot == kW && plan_->weights == Weights::none) wanted = false;
-    if (!wanted) return empty(first_, {0});
-    const bool shared = slot == kW && plan_->weights == Weights::shared;
-    Tensor t = shared ? empty(first_, {columns(slot)}) : empty(first_, {rows_[slot], columns(slot)});
-    problem_.out[slot] = {t.mutable_data_ptr(), shared ? 0 : columns(slot)};
-    return t;
-  }
-
-  std::int64_t columns(Slot slot) const {
-    switch (slot) {
-      case kX:
-        return plan_->dim[0];
-      case kY:
-        return plan_->dim[1];
-      case kW:
-        return plan_->weight_numel;
-      default:
-        return plan_->dim[2];
+  // N results, that of slot `first` and those after it.
+  template <std::size_t N>
+  std::array<Tensor, N> finish(Launcher launch, std::size_t first, const std::vector<bool>& wanted) {
+    std::array<Tensor, N> results;
+    for (std::size_t n = 0; n < N; ++n) {
+      const Shape& shape = shapes_[first + n];
+      if (!wanted[n] || shape.absent) {
+        results[n] = empty(first_, {0});
+        continue;
+      }
+      results[n] = shape.rows < 0 ? empty(first_, {shape.columns}) : empty(first_, {shape.rows, shape.columns});
+      problem_.out[first + n] = {results[n].mutable_data_ptr(), shape.rows < 0 ? 0 : shape.columns};
     }
+    launch(problem_, first_);
+    return results;
   }
 
-  std::int64_t row_stride(Slot slot, const Tensor& t) const {
-    return slot == kW && plan_->weights == Weights::shared ? 0 : t.stride(0);
-  }
+  std::int64_t row_stride(std::size_t slot, const Tensor& t) const { return shapes_[slot].rows < 0 ? 0 : t.stride(0); }
 
-  Tensor accept(const char* name, Slot slot, const Tensor& t) {
-    const bool shared = slot == kW && plan_->weights == Weights::shared;
-    const bool fits = shared ? t.dim() == 1 && t.size(0) == columns(slot)
-                             : t.dim() == 2 && t.size(0) == rows_[slot] && t.size(1) == columns(slot);
+  const Tensor& accept(std::size_t slot, const Tensor& t, const char* what) {
+    const auto& [shape_name, rows, columns, absent] = shapes_[slot];
+    const std::string name = std::string(what) + shape_name;
+    const bool fits =
+        rows < 0 ? t.dim() == 1 && t.size(0) == columns : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
     if (!fits)
-      fail("eqk::", op_, ": ", name, ": expected shape [", shared ? "" : std::to_string(rows_[slot]) + ", ",
-           columns(slot), "], got ", shape_string(t));
+      fail("eqk::", op_, ": ", name, ": expected shape [", rows < 0 ? "" : std::to_string(rows) + ", ", columns,
+           "], got ", shape_string(t));
     if (t.scalar_type() != first_.scalar_type())
       fail("eqk::", op_, ": ", name, ": expected dtype ", first_.scalar_type(), " as x has, got ", t.scalar_type());
     if (t.device() != first_.device())
@@ -165,7 +161,7 @@ class Call : public FamilyCall<Problem> {
  public:
   Call(const char* op, const Tensor& x, const std::string& plan) : FamilyCall(op, x, plan, "rows") {
     problem_.rows = x.size(0);
-    rows_.fill(x.size(0));
+    shapes_ = shapes_of_plan(x.size(0), x.size(0), x.size(0));
   }
 };
 
@@ -173,19 +169,19 @@ using Launcher = Call::Launcher;
 
 template <Launcher launch>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const std::string& plan) {
-  return Call("tensor_product", x, plan).forward(launch, y, w);
+  return Call("tensor_product", x, plan).forward(launch, {y, w});
 }
 
 template <Launcher launch>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
            const OptionalTensor& ty, const OptionalTensor& tw, const std::string& plan) {
-  return Call("tensor_product_jvp", x, plan).jvp(launch, y, w, tx, ty, tw);
+  return Call("tensor_product_jvp", x, plan).jvp(launch, {y, w}, {tx, ty, tw});
 }
 
 template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
                                             const std::string& plan, const std::vector<bool>& wanted) {
-  return Call("tensor_product_backward", x, plan).backward(launch, y, w, g, wanted);
+  return Call("tensor_product_backward", x, plan).backward(launch, {y, w, g}, wanted);
 }
 
 template <Launcher launch>
@@ -194,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
                                                            const OptionalTensor& ty, const OptionalTensor& tw,
                                                            const OptionalTensor& tg, const std::string& plan,
                                                            const std::vector<bool>& wanted) {
-  return Call("tensor_product_double_backward", x, plan).double_backward(launch, y, w, g, tx, ty, tw, tg, wanted);
+  return Call("tensor_product_double_backward", x, plan).double_backward(launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
 }
 
 template <Launcher launch>

@@ -11,7 +11,9 @@
 #include "core/lanes.h"
 #include "tensor_product/cpu_sums.h"
 #include "tensor_product/cpu_weight_parts.h"
+#include "tensor_product_conv/cpu_edge_tiles.h"
 #include "tensor_product_conv/cpu_node_sums.h"
+#include "tensor_product_conv/cpu_radial.h"
 #include "tensor_product_conv/op.h"
 
 namespace eqk::tensor_product_conv {
@@ -41,7 +43,12 @@ class GatheredEdges {
 
  public:
   GatheredEdges(const Problem& problem, const Lowered& lowered, const Part& part)
-      : problem_(problem), lowered_(lowered), edges_(*problem.edges), part_(part), gx_(part) {
+      : problem_(problem),
+        lowered_(lowered),
+        edges_(*problem.edges),
+        part_(part),
+        gx_(part),
+        tiles_(part.weights, problem.edges->row[part.end]) {
     tile_.plan = problem.plan;
     tile_.dtype = sizeof(T) == 8 ? Dtype::float64 : Dtype::float32;
     tile_.dual = problem.dual;
@@ -57,6 +64,7 @@ class GatheredEdges {
       tile_.in[s].stride = tile_.in[s].tangent_stride = of_all_rows ? 0 : columns_[s];
       if (problem.out[s].data && !of_all_rows) tile_.out[s] = {take(results_[s], kTile * columns_[s]), columns_[s]};
     }
+    static_assert(EdgeWeights::kEdges % kTile == 0);
     if (shared) {
       if (problem.in[kW].value) gather(problem.in[kW].value, 0, 0, kW, values_[kW].get());
       if (problem.in[kW].tangent) gather(problem.in[kW].tangent, 0, 0, kW, tangents_[kW].get());
@@ -75,8 +83,10 @@ class GatheredEdges {
     const std::int64_t end = edges_.row[part_.end];
     for (std::int64_t place = edges_.row[part_.begin]; place < end; place += kTile) {
       const std::int64_t count = std::min(kTile, end - place);
+      tiles_.at(place);
       gather_tile(place, count, node);
       tile_.rows = count;
+      if (tiles_) use_weights(place);
       tensor_product::rows_kernel()(tile_, lowered_, 0, count, gw_ ? gw_->few() : nullptr);
       for (std::int64_t e = 0; e < count; ++e) {
         while (place + e == edges_.row[node + 1]) {
@@ -86,6 +96,7 @@ class GatheredEdges {
       }
       if (gw_) gw_->added(count);
     }
+    tiles_.finish();
     while (node < part_.end) close(node++);
     if (gw_) gw_->add_to(static_cast<T*>(part_.gw));
   }
@@ -114,6 +125,7 @@ class GatheredEdges {
   Sum<T> out_;
   NodeSums<T> gx_;
   std::optional<WeightSum<T>> gw_;
+  EdgeTiles<T> tiles_;
 
   static T* take(AlignedArray<T>& memory, std::int64_t count) {
     // One more, so that an operand without columns has an address.
@@ -138,6 +150,20 @@ class GatheredEdges {
         if (in.tangent) gather(in.tangent, in.tangent_stride, row[s], s, tangents_[s].get() + e * columns_[s]);
       }
     }
+  }
+
+  // Rows of weights and of their gradients, which are there as the kernels take them.
+  void use_weights(std::int64_t place) {
+    const std::int64_t pitch = part_.weights->pitch;
+    tile_.in[kW] = {tiles_.w(place), tiles_.w_tangent(place), pitch, pitch};
+    tile_.out[kW] = {tiles_.gw(place), pitch};
+    if (!tiles_.gw_value(place)) return;
+    tensor_product::Problem values = tile_;
+    values.dual = false;
+    values.out = {};
+    values.out[kW] = {tiles_.gw_value(place), pitch};
+    for (auto& in : values.in) in.tangent = nullptr;
+    tensor_product::rows_kernel()(values, lowered_, 0, tile_.rows, nullptr);
   }
 
   void add_edge(std::int64_t place, std::int64_t e) {
@@ -170,26 +196,31 @@ class GatheredEdges {
 // How many there are hangs on the graph alone, so that results are the same bits for any number of threads, and is a
 // power of two, which threads share out evenly. Of each level of sums the rows of all parts are at most half as many as
 // there are edges, or as there are nodes.
-std::int64_t count_parts(const Problem& problem, bool sums_gx, bool sums_gw) {
+// numel: of what the gradients of weights, or of a matrix, are summed in; 0: none.
+std::int64_t count_parts(const Problem& problem, bool sums_gx, std::int64_t numel) {
   constexpr std::int64_t kMaxParts = 16, kMaxTasks = 256, kEdges = 128, kNodes = 1024;
   const Edges& e = *problem.edges;
   const std::int64_t work = e.count / kEdges + e.num_dst / kNodes;
-  if (!sums_gx && !sums_gw) return std::clamp<std::int64_t>(work, 1, kMaxTasks);
+  if (!sums_gx && !numel) return std::clamp<std::int64_t>(work, 1, kMaxTasks);
   std::int64_t parts = std::min(work, kMaxParts);
   if (sums_gx) parts = std::min(parts, e.count / std::max<std::int64_t>(1, 2 * e.num_src));
-  if (sums_gw) parts = WeightParts::count(problem.dtype, problem.plan->weight_numel, parts);
+  if (numel) parts = WeightParts::count(problem.dtype, numel, parts);
   return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(1, parts))));
 }
 
-void launch(const Problem& problem, const Tensor& like) {
-  static const EdgeKernels& lanes = EQK_CHOOSE_KERNEL();
-  // Rows without columns take no memory: there may be more of them than anyone can wait for.
-  if (std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; })) return;
+const EdgeKernels& edge_kernels() {
+  static const EdgeKernels& kernels = EQK_CHOOSE_KERNEL();
+  return kernels;
+}
+
+// with_weights(part, f) calls f with what makes the weights of its edges, or with null where they are the problem's.
+template <class WithWeights>
+void run(const Problem& problem, const Tensor& like, std::int64_t parts, const WithWeights& with_weights) {
+  const EdgeKernels& lanes = edge_kernels();
   const auto lowering = cached_lowering(*problem.plan);
   const Edges& edges = *problem.edges;
   const bool in_lanes = lanes.can_run(problem, lowering->edges);
   const bool sums_gx = problem.out[kX].data, sums_gw = problem.out[kW].data && problem.plan->weights == Weights::shared;
-  const std::int64_t parts = count_parts(problem, sums_gx, sums_gw);
   const std::int64_t x_size = in_lanes ? lowering->edges.channels.c_size : problem.plan->dim[0];
   const ScalarType type = problem.dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
   const std::int64_t type_size = problem.dtype == Dtype::float64 ? 8 : 4;
@@ -224,11 +255,15 @@ void launch(const Problem& problem, const Tensor& like) {
 
   with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) {
     parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t p = begin; p < end; ++p)
-        if (in_lanes)
-          lanes.run(problem, lowering->edges, staged, all[p]);
-        else
-          GatheredEdges<T, Storage>(problem, lowering->rows, all[p]).run();
+      for (std::int64_t p = begin; p < end; ++p) {
+        with_weights(p, [&](const EdgeWeights* weights) {
+          all[p].weights = weights;
+          if (in_lanes)
+            lanes.run(problem, lowering->edges, staged, all[p]);
+          else
+            GatheredEdges<T, Storage>(problem, lowering->rows, all[p]).run();
+        });
+      }
     });
     if (sums_gx)
       parallel_for((edges.num_src + kNodes - 1) / kNodes, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -242,9 +277,47 @@ void launch(const Problem& problem, const Tensor& like) {
   if (gw) gw->reduce(problem.out[kW].data);
 }
 
+// Rows without columns take no memory: there may be more of them than anyone can wait for.
+template <class Description>
+bool wants_nothing(const Description& problem) {
+  return std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; });
+}
+
+void launch(const Problem& problem, const Tensor& like) {
+  if (wants_nothing(problem)) return;
+  const bool shared = problem.out[kW].data && problem.plan->weights == Weights::shared;
+  const std::int64_t parts = count_parts(problem, problem.out[kX].data, shared ? problem.plan->weight_numel : 0);
+  run(problem, like, parts, [](std::int64_t, const auto& f) { f(nullptr); });
+}
+
+void launch_radial(const RadialProblem& radial, const Tensor& like) {
+  if (wants_nothing(radial)) return;
+  Problem problem;
+  problem.plan = radial.plan, problem.dtype = radial.dtype, problem.dual = radial.dual, problem.edges = radial.edges;
+  problem.in = {radial.in[kRadialX], radial.in[kRadialY], {}, radial.in[kRadialG]};
+  problem.out = {radial.out[kRadialX], radial.out[kRadialY], {}, radial.out[kRadialG]};
+  const std::int64_t numel = radial.hidden * radial.plan->weight_numel;
+  const bool sums_matrix = radial.out[kMatrix].data;
+  const std::int64_t parts = count_parts(problem, problem.out[kX].data, sums_matrix ? numel : 0);
+  std::optional<WeightParts> matrix;
+  if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like);
+  with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
+    const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
+    const Operand& a = radial.in[kMatrix];
+    const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel.columns),
+        tangent(radial, a.tangent, a.tangent_stride, kernel.columns);
+    run(problem, like, parts, [&](std::int64_t part, const auto& f) {
+      const RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr);
+      f(&weights.tile());
+    });
+  });
+  if (matrix) matrix->reduce(radial.out[kMatrix].data);
+}
+
 }  // namespace
 }  // namespace eqk::tensor_product_conv
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
   eqk::tensor_product_conv::register_impls<&eqk::tensor_product_conv::launch>(m);
+  eqk::tensor_product_conv::register_radial_impls<&eqk::tensor_product_conv::launch_radial>(m);
 }

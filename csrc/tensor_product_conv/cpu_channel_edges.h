@@ -8,6 +8,7 @@
 
 #include "tensor_product/cpu_channel_staging.h"
 #include "tensor_product/cpu_sums.h"
+#include "tensor_product_conv/cpu_edge_tiles.h"
 #include "tensor_product_conv/cpu_kernels.h"
 #include "tensor_product_conv/cpu_node_sums.h"
 
@@ -65,7 +66,8 @@ class EdgeLanes {
         part_(part),
         x_(static_cast<const T*>(staged.x)),
         x_tangent_(static_cast<const T*>(staged.x_tangent)),
-        gx_(part) {
+        gx_(part),
+        tiles_(part.weights, problem.edges->row[part.end]) {
     const auto& dim = problem.plan->dim;
     const bool gy = problem.out[kY].data, out = problem.out[kG].data;
     const std::int64_t duals = problem.dual ? 2 : 1;
@@ -75,7 +77,7 @@ class EdgeLanes {
     steps_.reserve(plan_.paths.size());
     for (const auto& p : plan_.paths) {
       const ChannelKernels<T>& k = kernels_of<T>(p);
-      steps_.push_back({&p, k.couple, problem.dual ? k.dual : k.backward, k.forward_summed, pairs});
+      steps_.push_back({&p, k.couple, problem.dual ? k.dual : k.backward, k.backward, k.forward_summed, pairs});
       pairs += k.pairs;
     }
     T *ones, *zeros, *no_tangent, *sums;
@@ -124,6 +126,7 @@ class EdgeLanes {
     const std::int64_t end = edges_.row[part_.end];
     for (std::int64_t place = edges_.row[part_.begin]; place < end; place += kRows) {
       const int count = static_cast<int>(std::min<std::int64_t>(kRows, end - place));
+      tiles_.at(place);
       couple(place, count);
       for (int e = 0; e < count;) {
         while (place + e == edges_.row[node + 1]) {
@@ -141,6 +144,7 @@ class EdgeLanes {
       if (gy_) put_gy(place, count);
       if (gw_) gw_->added(count);
     }
+    tiles_.finish();
     close(node);
     while (++node < part_.end) {
       open(node);
@@ -154,7 +158,7 @@ class EdgeLanes {
   struct Step {
     const ChannelPath* path;
     Couple<T> couple;
-    ChannelKernel<T> kernel;
+    ChannelKernel<T> kernel, value;
     SummedRowsKernel<T> sum;
     std::int64_t m;  // its first pair
   };
@@ -176,6 +180,7 @@ class EdgeLanes {
   ChannelRow<T> row_{};
   SummedRows<T> block_{};
   std::optional<WeightSum<T>> gw_;
+  EdgeTiles<T> tiles_;
 
   static const T* row_of(const void* base, std::int64_t stride, std::int64_t row) {
     return base ? static_cast<const T*>(base) + row * stride : nullptr;
@@ -217,15 +222,21 @@ class EdgeLanes {
       for (std::int64_t q = 0; q < padded(kRows * y_dim_); ++q) gy_lanes_[q] = V{};
   }
 
+  const T* weights(std::int64_t place) const {
+    if (tiles_) return tiles_.w(place);
+    const Operand& w = problem_.in[kW];
+    return row_of(w.value, w.stride, edges_.edge_at(place));
+  }
+
   // Edges first to last of the block at `place`, which lead to one node.
   void sum(std::int64_t place, int first, int last) {
-    const Operand& w = problem_.in[kW];
     block_.first = first;
     block_.last = last;
+    const std::int64_t end = tiles_ ? tiles_.end() : edges_.count;
     for (int e = first; e < last; ++e) {
       block_.c[e] = x_ + edges_.src[place + e] * plan_.c_size;
-      block_.w[e] = row_of(w.value, w.stride, edges_.edge_at(place + e));
-      block_.w_ahead[e] = row_of(w.value, w.stride, edges_.edge_at(std::min(place + e + kRows, edges_.count - 1)));
+      block_.w[e] = weights(place + e);
+      block_.w_ahead[e] = weights(std::min(place + e + kRows, end - 1));
     }
     const T* const m = reinterpret_cast<const T*>(m_);
     for (const Step& s : steps_) s.sum(*s.path, block_, m + s.m * kRows);
@@ -233,17 +244,27 @@ class EdgeLanes {
 
   void edge(std::int64_t place, int e) {
     const std::int64_t edge = edges_.edge_at(place), src = edges_.src[place];
-    const Operand& w = problem_.in[kW];
     row_.c = x_ + src * plan_.c_size;
     row_.c_tangent = x_tangent_ ? x_tangent_ + src * plan_.c_size : no_tangent_;
-    row_.w = row_of(w.value, w.stride, edge);
-    row_.w_tangent = row_of(w.tangent, w.tangent_stride, edge);
-    if (!row_.add_gw && problem_.out[kW].data)
-      row_.gw = static_cast<T*>(problem_.out[kW].data) + edge * problem_.out[kW].stride;
+    row_.w = weights(place);
+    if (tiles_) {
+      row_.w_tangent = tiles_.w_tangent(place);
+      row_.gw = tiles_.gw(place);
+    } else {
+      row_.w_tangent = row_of(problem_.in[kW].tangent, problem_.in[kW].tangent_stride, edge);
+      if (!row_.add_gw && problem_.out[kW].data)
+        row_.gw = static_cast<T*>(problem_.out[kW].data) + edge * problem_.out[kW].stride;
+    }
     row_.gs = gy_lanes_ ? gy_lanes_ + e * y_dim_ : nullptr;
     row_.gc = gx_.row(src);
     const T *const m = reinterpret_cast<const T*>(m_) + e, *const mt = reinterpret_cast<const T*>(m_tangent_) + e;
     for (const Step& s : steps_) s.kernel(*s.path, row_, m + s.m * kRows, mt + s.m * kRows);
+    if (tiles_ && tiles_.gw_value(place)) {
+      ChannelRow<T> row = row_;
+      row.gw = tiles_.gw_value(place);
+      row.gc = nullptr, row.gs = nullptr;
+      for (const Step& s : steps_) s.value(*s.path, row, m + s.m * kRows, nullptr);
+    }
     gx_.added(src);
   }
 

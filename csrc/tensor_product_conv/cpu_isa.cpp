@@ -1,4 +1,5 @@
 // Compiled once per instruction set with EQK_ISA, EQK_VECTOR_BYTES and EQK_UNROLLED set by the build.
+#include "core/cpu_panel_product.h"
 #include "tensor_product_conv/cpu_kernels.h"
 #if EQK_UNROLLED
 #include "tensor_product_conv/cpu_channel_edges.h"
@@ -6,6 +7,9 @@
 
 namespace eqk::tensor_product_conv {
 inline namespace EQK_ISA {
+
+static constexpr std::tuple<PanelKernel<float>, PanelKernel<double>> kPanels{
+    {kPanelColumns<float>, multiply_panels<float>}, {kPanelColumns<double>, multiply_panels<double>}};
 
 #if EQK_UNROLLED
 template <class F>
@@ -34,9 +38,10 @@ static void collect(const Problem& problem, const Lowered& lowered, const std::v
   with_lanes(problem, [&]<class T>(T) { EdgeLanes<T>::collect(problem, lowered, parts, begin, end); });
 }
 
-static constexpr EdgeKernels kKernels{can_run, stage_nodes, run, collect};
+static constexpr EdgeKernels kKernels{can_run, stage_nodes, run, collect, kPanels};
 #else
-static constexpr EdgeKernels kKernels{[](const Problem&, const Lowered&) { return false; }, nullptr, nullptr, nullptr};
+static constexpr EdgeKernels kKernels{[](const Problem&, const Lowered&) { return false; }, nullptr, nullptr, nullptr,
+                                      kPanels};
 #endif
 
 }  // namespace EQK_ISA

@@ -2,8 +2,10 @@
 // What cpu.cpp needs of the kernels that are compiled once per instruction set.
 #include <array>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
+#include "core/panel_product.h"
 #include "tensor_product/lowered.h"
 #include "tensor_product_conv/problem.h"
 
@@ -16,15 +18,35 @@ struct Staged {
   const void *x = nullptr, *x_tangent = nullptr;
 };
 
+// Weights that are made for kEdges edges at a time, in the order of destinations, and whose gradients are used up at
+// once: rows, pitch apart, in the accumulation type, of the edges from a place on. Null: not wanted, or zero.
+struct EdgeWeights {
+  static constexpr std::int64_t kEdges = 64;
+  std::int64_t pitch = 0;
+  const void *w = nullptr, *w_tangent = nullptr;
+  void *gw = nullptr, *gw_value = nullptr;  // on duals the eps part of the gradient, and its value
+  // Called with `self` before the first edge, when w and w_tangent are to be made, and after the last one.
+  void* self = nullptr;
+  void (*begin)(void* self, std::int64_t place, std::int64_t count) = nullptr;
+  void (*end)(void* self, std::int64_t place, std::int64_t count) = nullptr;
+};
+
 // Destinations [begin, end), and where the sums over their edges go that other parts add to as well. Null: not wanted.
 struct Part {
   std::int64_t begin = 0, end = 0;
   // [num_src] rows, of this part alone: sums of few edges, and of more where a source has more.
   std::array<void*, 3> gx{};
-  void* gw = nullptr;  // gradient of shared weights, in the accumulation type
+  void* gw = nullptr;                    // gradient of shared weights, in the accumulation type
+  const EdgeWeights* weights = nullptr;  // instead of those of the problem
 };
 
-// The kernels whose lanes are channels. All act on problems that can_run accepts.
+template <class T>
+struct PanelKernel {
+  std::int64_t columns;  // of a panel
+  PanelMultiply<T> multiply;
+};
+
+// The kernels whose lanes are channels, on problems that can_run accepts, and products of matrices, which run anywhere.
 struct EdgeKernels {
   bool (*can_run)(const Problem&, const Lowered&);
   // Nodes [begin, end) of x and its tangent to scratch rows.
@@ -32,6 +54,7 @@ struct EdgeKernels {
   void (*run)(const Problem&, const Lowered&, const Staged&, const Part&);
   // Nodes [begin, end) of the gradient of x: the sum over parts of their rows, which it overwrites.
   void (*collect)(const Problem&, const Lowered&, const std::vector<Part>&, std::int64_t begin, std::int64_t end);
+  std::tuple<PanelKernel<float>, PanelKernel<double>> panels;
 };
 
 const EdgeKernels& kernel_of_baseline();

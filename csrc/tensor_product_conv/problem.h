@@ -24,4 +24,17 @@ struct Problem {
   std::array<Result, kSlots> out{};
 };
 
+// The same where weights are made of features h [edges, hidden] and a matrix a [hidden, weight_numel]: w = h a.
+enum RadialSlot { kRadialX, kRadialY, kHidden, kMatrix, kRadialG, kRadialSlots };
+
+struct RadialProblem {
+  const Plan* plan = nullptr;
+  Dtype dtype{};
+  bool dual = false;
+  const Edges* edges = nullptr;
+  std::int64_t hidden = 0;
+  std::array<Operand, kRadialSlots> in{};
+  std::array<Result, kRadialSlots> out{};
+};
+
 }  // namespace eqk::tensor_product_conv

@@ -14,4 +14,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) {
       "tensor_product_conv_double_backward(Tensor x, Tensor y, Tensor? w, Tensor g, Tensor? tx, Tensor? ty, Tensor? tw,"
       " Tensor? tg, Tensor src, Tensor dst, SymInt num_dst, str plan, Tensor? by_dst, Tensor? by_src, bool[] wanted)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
+  // The same with w = h a.
+  m.def(
+      "tensor_product_conv_radial(Tensor x, Tensor y, Tensor h, Tensor a, Tensor src, Tensor dst, SymInt num_dst,"
+      " str plan, Tensor? by_dst=None, Tensor? by_src=None) -> Tensor");
+  m.def(
+      "tensor_product_conv_radial_jvp(Tensor x, Tensor y, Tensor h, Tensor a, Tensor? tx, Tensor? ty, Tensor? th,"
+      " Tensor? ta, Tensor src, Tensor dst, SymInt num_dst, str plan, Tensor? by_dst=None, Tensor? by_src=None)"
+      " -> Tensor");
+  m.def(
+      "tensor_product_conv_radial_backward(Tensor x, Tensor y, Tensor h, Tensor a, Tensor g, Tensor src, Tensor dst,"
+      " SymInt num_dst, str plan, Tensor? by_dst, Tensor? by_src, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "tensor_product_conv_radial_double_backward(Tensor x, Tensor y, Tensor h, Tensor a, Tensor g, Tensor? tx,"
+      " Tensor? ty, Tensor? th, Tensor? ta, Tensor? tg, Tensor src, Tensor dst, SymInt num_dst, str plan,"
+      " Tensor? by_dst, Tensor? by_src, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

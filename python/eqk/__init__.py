@@ -15,6 +15,7 @@ from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
 from eqk.tensor_product import tensor_product  # noqa: E402
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
+from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "symmetric_contraction",
     "tensor_product",
     "tensor_product_conv",
+    "tensor_product_conv_radial",
     "wigner_3j",
 ]

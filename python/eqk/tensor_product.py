@@ -14,7 +14,6 @@ from eqk import dispatch, reference
 from eqk.plan import Plan
 from eqk.register import MaybeTensor, Multilinear, merged_rows
 
-_NAMES = ("x", "y", "w", "g")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -24,6 +23,7 @@ def check_operands(
     g: MaybeTensor,
     t: Sequence[MaybeTensor],
     shapes: Sequence[tuple | None],
+    names: Sequence[str] = ("x", "y", "w", "g"),
 ) -> None:
     """What FamilyCall in csrc/tensor_product/op.h checks, for tensors without data; t: tangents, if there are any.
 
@@ -36,8 +36,8 @@ def check_operands(
     x = v[0]
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
-    named = [*zip(_NAMES, (*v, g), shapes, strict=True)]
-    named += [(f"tangent of {name}", *rest) for name, *rest in zip(_NAMES, t, shapes, strict=False)]
+    named = [*zip(names, (*v, g), shapes, strict=True)]
+    named += [(f"tangent of {name}", *rest) for name, *rest in zip(names, t, shapes, strict=False)]
     for name, tensor, shape in named:
         if tensor is None:
             continue

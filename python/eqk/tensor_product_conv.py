@@ -21,18 +21,18 @@ from eqk.tensor_product import check_operands
 _INDICES = ("src", "dst", "by_dst", "by_src")
 
 
-def _split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
+def split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
     src, dst, num_dst, plan, by_dst, by_src = rest
     return dict(zip(_INDICES, (src, dst, by_dst, by_src), strict=True)), num_dst, plan
 
 
-def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence) -> None:
-    """What csrc/tensor_product_conv/op.h checks, for tensors without data."""
+def check_graph(op: str, x: Tensor, rest: Sequence) -> None:
+    """What GraphCall in csrc/tensor_product_conv/op.h checks of the graph, for tensors without data."""
 
     def require(ok, name: str, expected: object, got: object) -> None:
-        torch._check(ok, lambda: f"eqk::tensor_product_conv: {name}: expected {expected}, got {got}")
+        torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
-    indices, num_dst, _ = _split(rest)
+    indices, num_dst, _ = split(rest)
     require(num_dst >= 0, "num_dst", "at least 0", num_dst)
     for name, index in indices.items():
         if index is None:
@@ -41,12 +41,16 @@ def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], r
         edges = indices["src"].shape[0]
         require(index.shape[0] == edges, name, f"shape ({edges},)", tuple(index.shape))
         require(index.dtype in (torch.int32, torch.int64), name, "dtype int32 or int64", index.dtype)
-        require(index.device == v[0].device, name, f"device {v[0].device} as x has", index.device)
+        require(index.device == x.device, name, f"device {x.device} as x has", index.device)
+
+
+def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence) -> None:
+    check_graph("tensor_product_conv", v[0], rest)
     check_operands("tensor_product_conv", v, g, t, _shapes(v, rest))
 
 
 def _shapes(v: Sequence[MaybeTensor], rest: Sequence) -> tuple[tuple | None, ...]:
-    indices, num_dst, text = _split(rest)
+    indices, num_dst, text = split(rest)
     plan, edges = Plan.parse(text), indices["src"].shape[0]
     weights = {"none": None, "shared": (plan.weight_numel,), "per_sample": (edges, plan.weight_numel)}[plan.weights]
     return (v[0].shape[0], plan.irreps_in1.dim), (edges, plan.irreps_in2.dim), weights, (num_dst, plan.irreps_out.dim)
@@ -56,7 +60,7 @@ def _batch(
     tensors: Sequence[MaybeTensor], rest: Sequence, in_dims: Sequence[int | None], size: int
 ) -> tuple[list[MaybeTensor], Sequence] | None:
     """One graph of ``size`` parts that no edge connects. Only a loop keeps gradients of shared weights apart."""
-    indices, num_dst, text = _split(rest)
+    indices, num_dst, text = split(rest)
     if Plan.parse(text).weights == "shared":
         return None
     src_dim, dst_dim, _, _, by_dst_dim, by_src_dim = in_dims[len(tensors) :][:6]
@@ -149,6 +153,18 @@ for _op, _composite in _COMPOSITES.items():
     FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
 
 
+def checked_plan(op: str, operands: dict[str, MaybeTensor], optional: Sequence[str], plan: Plan | str) -> str:
+    """The plan's text, or an error of Python's kind: what is no tensor never reaches the dispatcher."""
+    for name, operand in operands.items():
+        if not isinstance(operand, Tensor) and not (operand is None and name in optional):
+            raise TypeError(f"eqk.{op}: {name}: expected a tensor, got {operand!r}")
+        if operand is not None and operand.layout != torch.strided:
+            raise RuntimeError(f"eqk.{op}: {name}: expected a dense tensor, got layout {operand.layout}")
+    if not isinstance(plan, (str, Plan)):
+        raise TypeError(f"eqk.{op}: plan: expected an eqk.Plan or its string, got {plan!r}")
+    return plan if isinstance(plan, str) else str(plan)
+
+
 def tensor_product_conv(
     x: Tensor,
     y: Tensor,
@@ -188,14 +204,7 @@ def tensor_product_conv(
         TypeError: naming the operand that is no tensor, or a plan that is neither Plan nor string.
     """
     operands = {"x": x, "y": y, "w": w, "src": src, "dst": dst, "by_dst": by_dst, "by_src": by_src}
-    for name, operand in operands.items():
-        if not isinstance(operand, Tensor) and not (operand is None and name in ("w", "by_dst", "by_src")):
-            raise TypeError(f"eqk.tensor_product_conv: {name}: expected a tensor, got {operand!r}")
-        if operand is not None and operand.layout != torch.strided:
-            raise RuntimeError(f"eqk.tensor_product_conv: {name}: expected a dense tensor, got layout {operand.layout}")
-    if not isinstance(plan, (str, Plan)):
-        raise TypeError(f"eqk.tensor_product_conv: plan: expected an eqk.Plan or its string, got {plan!r}")
-    text = plan if isinstance(plan, str) else str(plan)
+    text = checked_plan("tensor_product_conv", operands, ("w", "by_dst", "by_src"), plan)
     if dispatch.choose("tensor_product_conv", x.device) == "reference":
         return reference.tensor_product_conv(x, y, w, src, dst, num_dst, text)
     return torch.ops.eqk.tensor_product_conv(x, y, w, src, dst, num_dst, text, by_dst, by_src)

@@ -1,0 +1,81 @@
+#pragma once
+// PanelProduct on SIMD vectors. Compiled once per instruction set.
+#include <algorithm>
+#include <cstdint>
+
+#include "core/lanes.h"
+#include "core/panel_product.h"
+#include "core/scalar.h"
+
+namespace eqk {
+inline namespace EQK_ISA {
+
+// Accumulators, the vectors of a row of a panel and a broadcast fill the registers: 32 of AVX-512, 16 elsewhere.
+inline constexpr int kPanelVectors = 3, kPanelRows = EQK_VECTOR_BYTES == 64 ? 8 : 4;
+template <class T>
+inline constexpr int kPanelColumns = kPanelVectors * EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+namespace detail {
+
+template <class T, int Rows>
+void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t depth, std::int64_t columns,
+                    bool add) {
+  constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
+  using V = Vector<T, W>;
+  V sum[Rows][kPanelVectors];
+  const auto each = [](const auto& f) EQK_LAMBDA {
+    unroll<Rows>([&](auto r) EQK_LAMBDA { unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { f(r, v); }); });
+  };
+  // What is added to is read after the sums, when it has come.
+  unroll<Rows>([&](auto r) EQK_LAMBDA {
+    if (add) __builtin_prefetch(c + r * p.c_row, 1), __builtin_prefetch(c + r * p.c_row + columns - 1, 1);
+  });
+  each([&](auto r, auto v) EQK_LAMBDA { sum[r][v] = V{}; });
+  for (std::int64_t d = 0; d < depth; ++d, b += p.b_depth) {
+    V row[kPanelVectors];
+    unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { row[v] = load<T, W>(b + v * W); });
+    unroll<Rows>([&](auto r) EQK_LAMBDA {
+      const V s = splat<T, W>(a[r * p.a_row + d * p.a_depth]);
+      unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { sum[r][v] += s * row[v]; });
+    });
+  }
+  if (columns == kPanelColumns<T>)
+    each([&](auto r, auto v) EQK_LAMBDA {
+      T* const to = c + r * p.c_row + v * W;
+      store<T, W>(to, add ? load<T, W>(to) + sum[r][v] : sum[r][v]);
+    });
+  else
+    each([&](auto r, auto v) EQK_LAMBDA {
+      T* const to = c + r * p.c_row + v * W;
+      if (const std::int64_t n = columns - v * W; n > 0)
+        store_n<T, W>(to, add ? load_n<T, W>(to, n) + sum[r][v] : sum[r][v], n);
+    });
+}
+
+template <class T, int Rows>
+void multiply_rows(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t rows, std::int64_t depth,
+                   std::int64_t columns, bool add) {
+  for (; rows >= Rows; rows -= Rows, a += Rows * p.a_row, c += Rows * p.c_row)
+    multiply_panel<T, Rows>(p, a, b, c, depth, columns, add);
+  if constexpr (Rows > 1)
+    if (rows > 0) multiply_rows<T, Rows / 2>(p, a, b, c, rows, depth, columns, add);
+}
+
+}  // namespace detail
+
+template <class T>
+void multiply_panels(const PanelProduct<T>& p) {
+  constexpr std::int64_t kDepth = 128;  // of a panel, so that it stays in L1 while all rows use it
+  std::int64_t d = 0;
+  do {
+    const std::int64_t depth = std::min(kDepth, p.depth - d);
+    for (std::int64_t q = 0; q < p.columns; q += kPanelColumns<T>)
+      detail::multiply_rows<T, kPanelRows>(
+          p, p.a + d * p.a_depth, p.b + q / kPanelColumns<T> * p.b_panel + d * p.b_depth, p.c + q, p.rows, depth,
+          std::min<std::int64_t>(kPanelColumns<T>, p.columns - q), p.add || d > 0);
+    d += depth;
+  } while (d < p.depth);
+}
+
+}  // namespace EQK_ISA
+}  // namespace eqk

@@ -1,0 +1,153 @@
+#pragma once
+// Weights w = h a of some edges at a time, and what their gradient gives h and a. With the cotangent gw of w:
+// gh = gw a^T, ga = sum h^T gw. On duals each splits into two by the rule of Leibniz.
+#include <cstdint>
+
+#include "core/aligned.h"
+#include "core/lanes.h"
+#include "core/panel_product.h"
+#include "tensor_product_conv/cpu_kernels.h"
+#include "tensor_product_conv/problem.h"
+
+namespace eqk::tensor_product_conv {
+inline namespace EQK_ISA {
+
+// The matrix, or its tangent, in the accumulation type and in the panels of a product.
+template <class T, class Storage>
+class RadialMatrix {
+ public:
+  // data null: nothing is read of this matrix.
+  RadialMatrix(const RadialProblem& p, const void* data, std::int64_t stride, std::int64_t panel)
+      : depth_(p.hidden), columns_(p.plan->weight_numel), there_(data) {
+    const auto* const from = static_cast<const Storage*>(data);
+    if (data) plain_ = packed(from, stride, 1, depth_, columns_, panel);
+    if (data && p.out[kHidden].data) transposed_ = packed(from, 1, stride, columns_, depth_, panel);
+    panel_ = panel;
+  }
+
+  explicit operator bool() const { return there_; }
+
+  // c (+)= b a of rows of hidden features b; both with rows that are adjacent up to a stride.
+  void times(PanelMultiply<T> multiply, std::int64_t rows, const T* b, T* c, std::int64_t c_row, bool add) const {
+    multiply({rows, depth_, columns_, b, depth_, 1, plain_.get(), depth_ * panel_, panel_, c, c_row, add});
+  }
+
+  // c (+)= b a^T of rows of weights b.
+  void transposed_times(PanelMultiply<T> multiply, std::int64_t rows, const T* b, std::int64_t b_row, T* c,
+                        bool add) const {
+    multiply({rows, columns_, depth_, b, b_row, 1, transposed_.get(), columns_ * panel_, panel_, c, depth_, add});
+  }
+
+ private:
+  std::int64_t depth_, columns_, panel_;
+  bool there_;
+  AlignedArray<T> plain_, transposed_;
+
+  static AlignedArray<T> packed(const Storage* from, std::int64_t row, std::int64_t column, std::int64_t rows,
+                                std::int64_t columns, std::int64_t panel) {
+    AlignedArray<T> memory = aligned_array<T>((columns + panel - 1) / panel * panel * rows + 1);
+    T* to = memory.get();
+    for (std::int64_t first = 0; first < columns; first += panel)
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t q = first; q < first + panel; ++q)
+          *to++ = q < columns ? from_storage<T>(from[r * row + q * column]) : T{0};
+    return memory;
+  }
+};
+
+// Those of one part.
+template <class T, class Storage>
+class RadialWeights {
+ public:
+  // ga: [hidden, weight_numel], where this part adds to the gradient of the matrix; null: not wanted.
+  RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
+                const RadialMatrix<T, Storage>& matrix_tangent, void* ga)
+      : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
+    const bool gradient = problem.out[kHidden].data || ga;
+    w_tangent_ = problem.dual && (problem.in[kHidden].tangent || matrix_tangent);
+    // Whole panels, and lines of an odd number, so that a column of a tile spreads over the sets of a cache.
+    constexpr std::int64_t kLine = 64 / sizeof(T);
+    const std::int64_t panels = (columns() + kernel.columns - 1) / kernel.columns;
+    tile_.pitch = ((panels * kernel.columns + kLine - 1) / kLine | 1) * kLine;
+    take(h_, hidden(), true);
+    take(h_part_, hidden(), problem.in[kHidden].tangent);
+    take(gh_, hidden(), problem.out[kHidden].data);
+    tile_.w = take(w_, tile_.pitch, true);
+    tile_.w_tangent = take(w_part_, tile_.pitch, w_tangent_);
+    tile_.gw = take(gw_, tile_.pitch, gradient);
+    tile_.gw_value = take(gw_value_, tile_.pitch, gradient && w_tangent_);
+    tile_.self = this;
+    tile_.begin = [](void* self, std::int64_t place, std::int64_t count) {
+      static_cast<RadialWeights*>(self)->begin(place, count);
+    };
+    tile_.end = [](void* self, std::int64_t place, std::int64_t count) {
+      static_cast<RadialWeights*>(self)->end(place, count);
+    };
+  }
+
+  const EdgeWeights& tile() const { return tile_; }
+
+ private:
+  const RadialProblem& problem_;
+  const PanelKernel<T>& kernel_;
+  const RadialMatrix<T, Storage>&matrix_, &matrix_tangent_;
+  T* ga_;
+  bool w_tangent_;
+  EdgeWeights tile_;
+  AlignedArray<T> h_, h_part_, gh_, w_, w_part_, gw_, gw_value_;
+
+  std::int64_t hidden() const { return problem_.hidden; }
+  std::int64_t columns() const { return problem_.plan->weight_numel; }
+
+  static T* take(AlignedArray<T>& memory, std::int64_t columns, bool wanted) {
+    if (wanted) memory = aligned_array<T>(EdgeWeights::kEdges * columns + 1);
+    return memory.get();
+  }
+
+  void gather(const void* data, std::int64_t stride, std::int64_t place, std::int64_t count, T* to) const {
+    const auto* const from = static_cast<const Storage*>(data);
+    for (std::int64_t e = 0; e < count; ++e) {
+      const Storage* const row = from + problem_.edges->edge_at(place + e) * stride;
+      for (std::int64_t k = 0; k < hidden(); ++k) to[e * hidden() + k] = from_storage<T>(row[k]);
+    }
+  }
+
+  void begin(std::int64_t place, std::int64_t count) {
+    const Operand& h = problem_.in[kHidden];
+    gather(h.value, h.stride, place, count, h_.get());
+    if (h.tangent) gather(h.tangent, h.tangent_stride, place, count, h_part_.get());
+    matrix_.times(kernel_.multiply, count, h_.get(), w_.get(), tile_.pitch, false);
+    if (!w_tangent_) return;
+    if (h.tangent) matrix_.times(kernel_.multiply, count, h_part_.get(), w_part_.get(), tile_.pitch, false);
+    if (matrix_tangent_)
+      matrix_tangent_.times(kernel_.multiply, count, h_.get(), w_part_.get(), tile_.pitch, h.tangent != nullptr);
+  }
+
+  void end(std::int64_t place, std::int64_t count) {
+    if (gh_) {
+      matrix_.transposed_times(kernel_.multiply, count, gw_.get(), tile_.pitch, gh_.get(), false);
+      if (matrix_tangent_)
+        matrix_tangent_.transposed_times(kernel_.multiply, count, gw_value_.get(), tile_.pitch, gh_.get(), true);
+      scatter(place, count);
+    }
+    if (!ga_) return;
+    add_to_matrix(h_.get(), gw_.get(), count);
+    if (h_part_) add_to_matrix(h_part_.get(), gw_value_.get(), count);
+  }
+
+  void add_to_matrix(const T* h, const T* gw, std::int64_t count) const {
+    kernel_.multiply(
+        {hidden(), count, columns(), h, 1, hidden(), gw, kernel_.columns, tile_.pitch, ga_, columns(), true});
+  }
+
+  void scatter(std::int64_t place, std::int64_t count) const {
+    const Result& gh = problem_.out[kHidden];
+    for (std::int64_t e = 0; e < count; ++e) {
+      Storage* const to = static_cast<Storage*>(gh.data) + problem_.edges->edge_at(place + e) * gh.stride;
+      for (std::int64_t k = 0; k < hidden(); ++k) to[k] = as_storage<Storage>(gh_[e * hidden() + k]);
+    }
+  }
+};
+
+}  // namespace EQK_ISA
+}  // namespace eqk::tensor_product_conv
