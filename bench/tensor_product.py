@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="2000 on the CPU, 50000 on a GPU")
     parser.add_argument("--calls", type=int, help="in a round: 1 on the CPU, 20 on a GPU")
     choices = ["e3nn", "e3nn-compile", "cuet-mul_ir", "cuet-ir_mul"]
-    parser.add_argument("--providers", nargs="+", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
+    parser.add_argument("--providers", nargs="*", default=["e3nn", "e3nn-compile", "cuet-ir_mul"], choices=choices)
     args = parser.parse_args()
     on_cpu = args.device == "cpu"
     args.rows, args.calls = args.rows or (2000 if on_cpu else 50_000), args.calls or (1 if on_cpu else 20)

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--degree", type=int, default=20)
     choices = ["e3nn", "eqk-messages"]
-    parser.add_argument("--providers", nargs="+", default=choices, choices=choices)
+    parser.add_argument("--providers", nargs="*", default=choices, choices=choices)
     args = parser.parse_args()
     args.device, args.calls = "cpu", 1
     keep_memory(args.malloc)

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--degree", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--providers", nargs="+", default=["weights", "e3nn"], choices=["weights", "e3nn"])
+    parser.add_argument("--providers", nargs="*", default=["weights", "e3nn"], choices=["weights", "e3nn"])
     args = parser.parse_args()
     args.device, args.calls = "cpu", 1
     keep_memory(args.malloc)
