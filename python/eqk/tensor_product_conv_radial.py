@@ -108,13 +108,6 @@ for _op, _composite in _COMPOSITES.items():
     FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
 
 
-@torch.compiler.assume_constant_result
-def _plan_facts(text: str) -> tuple[str, int, bool]:
-    """Weights, weight_numel and whether each instruction has a weight, of a plan that torch.compile does not parse."""
-    plan = Plan.parse(text)
-    return plan.weights, plan.weight_numel, all(i.has_weight for i in plan.instructions)
-
-
 def tensor_product_conv_radial(
     x: Tensor,
     y: Tensor,
@@ -159,14 +152,15 @@ def tensor_product_conv_radial(
     operands = {"x": x, "y": y, "h": h, "a": a, "src": src, "dst": dst}
     operands |= {"bias": bias, "by_dst": by_dst, "by_src": by_src}
     text = checked_plan(_OP, operands, ("bias", "by_dst", "by_src"), plan)
-    weights, numel, all_weighted = _plan_facts(text)
-    if weights != "per_sample":
-        raise RuntimeError(f"eqk.{_OP}: plan: expected per_sample weights, got {weights}")
+    # Read, not parsed, so that torch.compile can follow.
+    head, _, instructions = text.partition("{")
+    if not head.endswith(" per_sample "):
+        raise RuntimeError(f"eqk.{_OP}: plan: expected per_sample weights, got {Plan.parse(text).weights}")
     if bias is not None:
-        if bias.shape != (numel,):
-            raise RuntimeError(f"eqk.{_OP}: bias: expected shape {(numel,)}, got {tuple(bias.shape)}")
+        if a.dim() == 2 and bias.shape != a.shape[1:]:
+            raise RuntimeError(f"eqk.{_OP}: bias: expected shape {tuple(a.shape[1:])}, got {tuple(bias.shape)}")
         h, a = torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
-    if not all_weighted:
+    if " - " in instructions:
         return tensor_product_conv(x, y, h @ a, src, dst, num_dst, text, by_dst, by_src)
     if dispatch.choose(_OP, x.device) == "reference":
         return reference.tensor_product_conv(x, y, h @ a, src, dst, num_dst, text)
