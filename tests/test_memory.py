@@ -123,3 +123,54 @@ def test_bad_limit(max_bytes):
         eqk.keep_memory(max_bytes)
     with pytest.raises(RuntimeError, match="max_bytes|max_bytes: expected"):
         torch.ops.eqk.keep_memory(max_bytes)
+
+
+MANY_CALLS = """
+import json, resource, torch, eqk
+from eqk.testing import CASES, CONTRACTIONS, random_contraction_operands
+
+case, rows = CASES["depthwise-3"], 8
+plan = str(case.plan)
+generator = torch.Generator().manual_seed(0)
+x, y, w = case.operands(rows, torch.float32, generator)
+g = torch.ones(rows, case.plan.irreps_out.dim)
+index = torch.zeros(rows, dtype=torch.int64)
+edges = (index, index, rows, plan, index.argsort(stable=True), None)
+contraction = CONTRACTIONS["quadratic-ir_mul"]
+operands = random_contraction_operands(contraction, rows, 4, 2, torch.float32, generator)
+vectors, degrees = torch.ones(rows, 3), "0,1,2,3,4,5,6,7,8 component"
+OPS = torch.ops.eqk
+calls = {
+    "tensor_product": lambda: OPS.tensor_product(x, y, w, plan),
+    "jvp": lambda: OPS.tensor_product_jvp(x, y, w, x, y, w, plan),
+    "backward": lambda: OPS.tensor_product_backward(x, y, w, g, plan, [True] * 3),
+    "double_backward": lambda: OPS.tensor_product_double_backward(x, y, w, g, x, y, w, g, plan, [True] * 4),
+    "conv": lambda: OPS.tensor_product_conv(x, y, w, *edges),
+    "conv_backward": lambda: OPS.tensor_product_conv_backward(x, y, w, g, *edges, [True] * 3),
+    "radial": lambda: OPS.tensor_product_conv_radial(x, y, torch.ones(rows, 2), torch.ones(2, w.shape[1]), *edges),
+    "symmetric_contraction": lambda: eqk.symmetric_contraction(*operands, contraction),
+    "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
+}
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+grown = {}
+for name, call in calls.items():
+    for _ in range(300):
+        call()
+    before = resident()
+    for _ in range(2500):
+        call()
+    grown[name] = (resident() - before) / 2500
+print(json.dumps(grown))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read where Linux has it")
+def test_calls_keep_nothing():
+    """Not even what a call was given by the dispatcher: a plan is some hundred bytes."""
+    result = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True)
+    grown = json.loads(result.stdout)
+    assert len(grown) == 9
+    assert max(grown.values()) < 40, f"bytes a call: {grown}"

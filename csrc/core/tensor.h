@@ -24,6 +24,23 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// A string as the dispatcher hands it to an op, to be read once: as a std::string parameter of a boxed function, whose
+// conversion in torch 2.13 never frees a copy (pytorch/pytorch#190493), each call of an op would lose memory, and what
+// lies between the lost pieces would keep freed results from being used again.
+struct StringArgument {
+  StringHandle handle;
+
+  operator std::string() const {  // NOLINT: in place of a std::string
+    std::size_t length = 0;
+    const char* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    std::string text(data, length);
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};
+
 // Checks read `if (!right) fail(...)`, so that a message is made only where it is needed.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {

@@ -50,9 +50,9 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   return out;
 }
 
-Tensor forward(const Tensor& x, const std::string& plan) { return launch("spherical_harmonics", x, nullptr, plan); }
+Tensor forward(const Tensor& x, StringArgument plan) { return launch("spherical_harmonics", x, nullptr, plan); }
 
-Tensor backward(const Tensor& x, const Tensor& g, const std::string& plan) {
+Tensor backward(const Tensor& x, const Tensor& g, StringArgument plan) {
   return launch("spherical_harmonics_backward", x, &g, plan);
 }
 

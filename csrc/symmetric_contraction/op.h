@@ -125,7 +125,7 @@ class Call {
 };
 
 template <Call::Launcher launch>
-Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& species, const std::string& plan) {
+Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& species, StringArgument plan) {
   Call call("symmetric_contraction", x, w, species, plan);
   Tensor out = call.result(kG, true);
   call.launch(launch);
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> derivative(
     const OptionalTensor& g1, const OptionalTensor& x2, const OptionalTensor& w2, const OptionalTensor& g2,
     const OptionalTensor& x3, const OptionalTensor& w3, const OptionalTensor& g3, const OptionalTensor& x4,
     const OptionalTensor& w4, const OptionalTensor& g4, const OptionalTensor& x5, const OptionalTensor& w5,
-    const OptionalTensor& g5, const OptionalTensor& species, const std::string& plan, const std::vector<bool>& wanted) {
+    const OptionalTensor& g5, const OptionalTensor& species, StringArgument plan, const std::vector<bool>& wanted) {
   const char* const op = "symmetric_contraction_derivative";
   if (wanted.size() != kSlots) fail("eqk::", op, ": wanted: expected 3 flags, got ", wanted.size());
   Call call(op, x, w, species, plan);

@@ -168,19 +168,19 @@ class Call : public FamilyCall<Problem> {
 using Launcher = Call::Launcher;
 
 template <Launcher launch>
-Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const std::string& plan) {
+Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, StringArgument plan) {
   return Call("tensor_product", x, plan).forward(launch, {y, w});
 }
 
 template <Launcher launch>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
-           const OptionalTensor& ty, const OptionalTensor& tw, const std::string& plan) {
+           const OptionalTensor& ty, const OptionalTensor& tw, StringArgument plan) {
   return Call("tensor_product_jvp", x, plan).jvp(launch, {y, w}, {tx, ty, tw});
 }
 
 template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
-                                            const std::string& plan, const std::vector<bool>& wanted) {
+                                            StringArgument plan, const std::vector<bool>& wanted) {
   return Call("tensor_product_backward", x, plan).backward(launch, {y, w, g}, wanted);
 }
 
@@ -188,7 +188,7 @@ template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, const Tensor& y, const OptionalTensor& w,
                                                            const Tensor& g, const OptionalTensor& tx,
                                                            const OptionalTensor& ty, const OptionalTensor& tw,
-                                                           const OptionalTensor& tg, const std::string& plan,
+                                                           const OptionalTensor& tg, StringArgument plan,
                                                            const std::vector<bool>& wanted) {
   return Call("tensor_product_double_backward", x, plan).double_backward(launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
 }

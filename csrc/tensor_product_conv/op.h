@@ -58,15 +58,14 @@ using Launcher = Call::Launcher;
 
 template <Launcher launch>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& src, const Tensor& dst,
-               std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst,
-               const OptionalTensor& by_src) {
+               std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
   return Call("tensor_product_conv", x, plan, {src, dst, num_dst, by_dst, by_src}).forward(launch, {y, w});
 }
 
 template <Launcher launch>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
            const OptionalTensor& ty, const OptionalTensor& tw, const Tensor& src, const Tensor& dst,
-           std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
+           std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
   return Call("tensor_product_conv_jvp", x, plan, {src, dst, num_dst, by_dst, by_src})
       .jvp(launch, {y, w}, {tx, ty, tw});
 }
@@ -74,18 +73,20 @@ Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Opti
 template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
                                             const Tensor& src, const Tensor& dst, std::int64_t num_dst,
-                                            const std::string& plan, const OptionalTensor& by_dst,
+                                            StringArgument plan, const OptionalTensor& by_dst,
                                             const OptionalTensor& by_src, const std::vector<bool>& wanted) {
   return Call("tensor_product_conv_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
       .backward(launch, {y, w, g}, wanted);
 }
 
 template <Launcher launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
-    const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g, const OptionalTensor& tx,
-    const OptionalTensor& ty, const OptionalTensor& tw, const OptionalTensor& tg, const Tensor& src, const Tensor& dst,
-    std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst, const OptionalTensor& by_src,
-    const std::vector<bool>& wanted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, const Tensor& y, const OptionalTensor& w,
+                                                           const Tensor& g, const OptionalTensor& tx,
+                                                           const OptionalTensor& ty, const OptionalTensor& tw,
+                                                           const OptionalTensor& tg, const Tensor& src,
+                                                           const Tensor& dst, std::int64_t num_dst, StringArgument plan,
+                                                           const OptionalTensor& by_dst, const OptionalTensor& by_src,
+                                                           const std::vector<bool>& wanted) {
   return Call("tensor_product_conv_double_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
       .double_backward(launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
 }
@@ -119,7 +120,7 @@ using RadialLauncher = RadialCall::Launcher;
 
 template <RadialLauncher launch>
 Tensor radial_forward(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& src,
-                      const Tensor& dst, std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst,
+                      const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                       const OptionalTensor& by_src) {
   return RadialCall("tensor_product_conv_radial", x, a, plan, {src, dst, num_dst, by_dst, by_src})
       .forward(launch, {y, h, a});
@@ -128,7 +129,7 @@ Tensor radial_forward(const Tensor& x, const Tensor& y, const Tensor& h, const T
 template <RadialLauncher launch>
 Tensor radial_jvp(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const OptionalTensor& tx,
                   const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const Tensor& src,
-                  const Tensor& dst, std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst,
+                  const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                   const OptionalTensor& by_src) {
   return RadialCall("tensor_product_conv_radial_jvp", x, a, plan, {src, dst, num_dst, by_dst, by_src})
       .jvp(launch, {y, h, a}, {tx, ty, th, ta});
@@ -137,9 +138,8 @@ Tensor radial_jvp(const Tensor& x, const Tensor& y, const Tensor& h, const Tenso
 template <RadialLauncher launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> radial_backward(const Tensor& x, const Tensor& y, const Tensor& h,
                                                            const Tensor& a, const Tensor& g, const Tensor& src,
-                                                           const Tensor& dst, std::int64_t num_dst,
-                                                           const std::string& plan, const OptionalTensor& by_dst,
-                                                           const OptionalTensor& by_src,
+                                                           const Tensor& dst, std::int64_t num_dst, StringArgument plan,
+                                                           const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
   return RadialCall("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
       .backward(launch, {y, h, a, g}, wanted);
@@ -149,7 +149,7 @@ template <RadialLauncher launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
     const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& g, const OptionalTensor& tx,
     const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const OptionalTensor& tg,
-    const Tensor& src, const Tensor& dst, std::int64_t num_dst, const std::string& plan, const OptionalTensor& by_dst,
+    const Tensor& src, const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
     const OptionalTensor& by_src, const std::vector<bool>& wanted) {
   return RadialCall("tensor_product_conv_radial_double_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
       .double_backward(launch, {y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
