@@ -2,17 +2,23 @@
 
     make bench-models                                 # all, each in an environment of its own
     python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
+    python bench/models.py nequip-l --training --memory
 
 Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms; the graph is made
 once. After a check that the forces are equal, the two run in turn, and printed are medians and their ratio. The
 allocator is as you set it:
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
+--memory prints instead by how much one step raises a process's peak of resident memory over what it had before it.
 """
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import ase
 import ase.build
@@ -231,6 +237,30 @@ def seconds(framework: Framework, model: nn.Module, inputs: dict, training: bool
     return time.perf_counter() - start
 
 
+def megabytes_of_a_step(name: str, convert: bool, args) -> float:
+    """In a process of its own, whose peak so far is that of a smaller structure."""
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    framework, options = MODELS[name]
+    model = framework.build(torch.float32, **options).train(args.training)
+    if convert:
+        eqk.convert(model)
+    seconds(framework, model, framework.inputs(silicon(1), model), args.training)
+    inputs = framework.inputs(silicon(args.cells), model)
+    with open("/proc/self/statm") as statm:
+        before = int(statm.read().split()[1]) * resource.getpagesize()
+    seconds(framework, model, inputs, args.training)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+
+
+def bench_memory(name: str, args) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        before, after = pool.map(partial(megabytes_of_a_step, name, args=args), (False, True))
+    what = "training step" if args.training else "energy + forces"
+    print(f"{name}: {what}: {before:.0f} MB as it is, {after:.0f} MB converted, {after / before:.2f} of it", flush=True)
+
+
 def bench(name: str, args) -> None:
     framework, options = MODELS[name]
     models = [framework.build(torch.float32, **options).train(args.training) for _ in range(2)]
@@ -265,12 +295,13 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--cells", type=int, default=2, help="of 8 atoms, in each direction")
     parser.add_argument("--training", action="store_true", help="add the gradient of a loss on energy and forces")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time (on Linux)")
     parser.add_argument("--report", action="store_true", help="print what was converted")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     for name in args.models:
-        bench(name, args)
+        (bench_memory if args.memory else bench)(name, args)
 
 
 if __name__ == "__main__":
