@@ -3,10 +3,10 @@
     python bench/tensor_product_conv.py
     python bench/tensor_product_conv.py --nodes 1000 --degree 60 --threads 1 --phases forward
 
-A random graph of --nodes nodes with --degree edges into each, sorted by destination. Providers: e3nn and
-eqk.tensor_product (eqk-messages), each between a gather and index_add. Checks, phases, --malloc, and how times are
-taken: as in bench/tensor_product.py. floor: weights, edges and their gradients move once for each edge, node features
-once for each node; the same multiply-adds as the product's.
+A random graph of --nodes nodes with --degree edges into each, sorted by destination or --shuffled. Providers: e3nn and
+eqk.tensor_product (eqk-messages), each between a gather and index_add; eqk-graph is eqk given the orders of edges by an
+eqk.Graph. Checks, phases, --malloc, and how times are taken: as in bench/tensor_product.py. floor: weights, edges and
+their gradients move once for each edge, node features once for each node; the same multiply-adds as the product's.
 """
 
 import argparse
@@ -32,6 +32,9 @@ def provider(name: str, case: Case, src: torch.Tensor, dst: torch.Tensor, nodes:
     plan = case.plan
     if name == "eqk":
         return lambda x, y, w: eqk.tensor_product_conv(x, y, w, src, dst, nodes, plan)
+    if name == "eqk-graph":
+        graph = eqk.Graph.from_edges(src, dst, nodes)
+        return lambda x, y, w: graph.conv(x, y, w, plan)
     product = e3nn_product(case, "script") if name == "e3nn" else lambda x, y, w: eqk.tensor_product(x, y, w, plan)
 
     def by_messages(x, y, w):
@@ -55,8 +58,10 @@ def floors(case: Case, nodes: int, edges: int, limits: tuple[float, float]) -> d
 
 
 def random_graph(args, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """src, dst of --degree edges into each of --nodes nodes, by destination."""
+    """src, dst of --degree edges into each of --nodes nodes, by destination unless --shuffled."""
     dst = torch.arange(args.nodes).repeat_interleave(args.degree)
+    if args.shuffled:
+        dst = dst[torch.randperm(len(dst), generator=generator)]
     return torch.randint(args.nodes, dst.shape, generator=generator), dst
 
 
@@ -80,8 +85,9 @@ def main() -> None:
     add_arguments(parser, STANDARD)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--degree", type=int, default=20)
-    choices = ["e3nn", "eqk-messages"]
-    parser.add_argument("--providers", nargs="*", default=choices, choices=choices)
+    parser.add_argument("--shuffled", action="store_true", help="edges in no order")
+    choices = ["e3nn", "eqk-messages", "eqk-graph"]
+    parser.add_argument("--providers", nargs="*", default=choices[:2], choices=choices)
     args = parser.parse_args()
     args.device, args.calls = "cpu", 1
     keep_memory(args.malloc)

@@ -62,6 +62,7 @@ def main() -> None:
     add_arguments(parser, STANDARD)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--degree", type=int, default=20)
+    parser.add_argument("--shuffled", action="store_true", help="edges in no order")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--providers", nargs="*", default=["weights", "e3nn"], choices=["weights", "e3nn"])
     args = parser.parse_args()

@@ -7,6 +7,7 @@ _library.load()
 from eqk import o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
 from eqk.convert import convert  # noqa: E402
+from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
@@ -19,6 +20,7 @@ from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E
 
 __version__ = "0.1.0"
 __all__ = [
+    "Graph",
     "Instruction",
     "Irrep",
     "Irreps",

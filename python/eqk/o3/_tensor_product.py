@@ -120,6 +120,7 @@ def _module_convolution(
     weight: Tensor | None,
     own: Tensor,
     edges: tuple[Tensor, Tensor],
+    orders: tuple[Tensor | None, Tensor | None],
     num_dst: int,
     numel: int,
     internal: bool,
@@ -134,8 +135,8 @@ def _module_convolution(
             messages = torch.ops.eqk.tensor_product(x[edges[0].long()], y, w, plan)
             out = messages.new_zeros([num_dst, messages.shape[1]])
             return torch.index_put(out, [edges[1].long()], messages, True)
-        return torch.ops.eqk.tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
-    return tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan)
+        return torch.ops.eqk.tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan, orders[0], orders[1])
+    return tensor_product_conv(x, y, w, edges[0], edges[1], num_dst, plan, orders[0], orders[1])
 
 
 torch.fx.wrap("_flat_weights")
@@ -362,12 +363,21 @@ class TensorProduct(E3nnModule):
         return self._product(x, y, weight)
 
     def convolution(
-        self, x: Tensor, y: Tensor, weight: Tensor | None, src: Tensor, dst: Tensor, num_dst: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        src: Tensor,
+        dst: Tensor,
+        num_dst: int,
+        by_dst: Tensor | None = None,
+        by_src: Tensor | None = None,
     ) -> Tensor:
         """:func:`eqk.tensor_product_conv` with this product: the sum of ``self(x[src], y, weight)`` into each node.
 
         x [num_src, dim1], y [edges, dim2], src and dst [edges] -> [num_dst, dim_out]. ``weight``: None for internal
-        weights; else [weight_numel] (shared) or [edges, weight_numel]. Raises RuntimeError where a shape does not fit.
+        weights; else [weight_numel] (shared) or [edges, weight_numel]. ``by_dst``, ``by_src``: the orders of the edges,
+        where they are known (:class:`eqk.Graph`). Raises RuntimeError where a shape does not fit.
         """
         return _module_convolution(
             x,
@@ -375,6 +385,7 @@ class TensorProduct(E3nnModule):
             weight,
             self.weight,
             (src, dst),
+            (by_dst, by_src),
             num_dst,
             self.weight_numel,
             self.internal_weights,
