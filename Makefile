@@ -14,12 +14,19 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo test test-models sanitize bench bench-models gpu-report lint format clean
+.PHONY: demo examples test test-models sanitize bench bench-models gpu-report lint format clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sevennet_demo.py
+
+# The others at their full size: some minutes each. The tests run them at a small one.
+examples: $(VENV)/.installed-demo
+	$(BIN)/python examples/sevennet_md.py --repeat
+	$(BIN)/python examples/train_nequip_style.py
+	$(BIN)/python examples/phonon_finetune.py
+	$(BIN)/torchrun --standalone --nproc-per-node 2 examples/ddp_train.py
 
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
@@ -41,8 +48,9 @@ models-nequix := nequix-mp-1
 models-sevennet := sevennet-0 sevennet-l3i5
 
 # Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py
-# loads the kernels once and asks at its end whether each has run.
-test: $(VENV)/.installed-test build/e3nn
+# loads the kernels once and asks at its end whether each has run. Examples are tests too; they are installed first, since
+# the installation that comes last decides whether there is a CUDA library.
+test: $(VENV)/.installed-demo $(VENV)/.installed-test build/e3nn
 	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A framework that is not there is an error: nothing in tests/models is skipped.

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -131,20 +132,50 @@ def compare(old: SevenNetCalculator, new: SevenNetCalculator) -> tuple[dict[str,
     return times, worst
 
 
-def dynamics(calc: SevenNetCalculator) -> tuple[np.ndarray, np.ndarray]:
-    """NVE on the silicon cell: total and potential energy [steps + 1] in meV/atom, relative to the first step."""
-    atoms = next(iter(structures().values()))
+@dataclass
+class Trajectory:
+    """Of a run of molecular dynamics, before the first step and after each: arrays of [steps + 1, ...]."""
+
+    total: np.ndarray  # energy, eV/atom
+    potential: np.ndarray  # energy, eV/atom
+    temperature: np.ndarray  # K
+    positions: np.ndarray  # [steps + 1, atoms, 3], A
+    momenta: np.ndarray  # [steps + 1, atoms, 3], ASE's units
+    seconds: float
+
+    def change(self) -> np.ndarray:
+        """Of the total energy since the start, in meV/atom."""
+        return 1e3 * (self.total - self.total[0])
+
+
+def dynamics(
+    calc: SevenNetCalculator,
+    atoms: ase.Atoms,
+    steps: int,
+    timestep: float = 1.0,
+    temperature: float = TEMPERATURE,
+    seed: int = 1,
+    name: str = "eqk",
+) -> Trajectory:
+    """NVE (velocity Verlet, ``timestep`` in fs) of a copy of ``atoms``, velocities drawn at ``temperature`` [K]."""
+    atoms = atoms.copy()
     atoms.calc = calc
-    normal = np.random.default_rng(1).standard_normal((len(atoms), 3))
-    atoms.set_momenta(normal * np.sqrt(atoms.get_masses() * kB * TEMPERATURE)[:, None])
+    normal = np.random.default_rng(seed).standard_normal((len(atoms), 3))
+    atoms.set_momenta(normal * np.sqrt(atoms.get_masses() * kB * temperature)[:, None])
     Stationary(atoms)
-    integrator = VelocityVerlet(atoms, timestep=1 * fs)
-    potential, total = [atoms.get_potential_energy()], [atoms.get_total_energy()]
-    for _ in tqdm(range(STEPS), desc="NVE, 1 fs steps, eqk", unit="step"):
+    integrator = VelocityVerlet(atoms, timestep=timestep * fs)
+    rows = []
+
+    def record() -> None:
+        energies = (atoms.get_total_energy() / len(atoms), atoms.get_potential_energy() / len(atoms))
+        rows.append((*energies, atoms.get_temperature(), atoms.get_positions(), atoms.get_momenta()))
+
+    start = time.perf_counter()
+    record()
+    for _ in tqdm(range(steps), desc=f"NVE, {timestep:g} fs steps, {name}", unit="step"):
         integrator.run(1)
-        potential.append(atoms.get_potential_energy())
-        total.append(atoms.get_total_energy())
-    return tuple((np.array(e) - e[0]) * 1e3 / len(atoms) for e in (total, potential))
+        record()
+    return Trajectory(*map(np.array, zip(*rows, strict=True)), seconds=time.perf_counter() - start)
 
 
 def draw(times: dict[str, tuple[float, float]], total: np.ndarray, potential: np.ndarray) -> None:
@@ -207,7 +238,8 @@ def main() -> None:
     for backend, m in memory.items():
         print(f"  {backend:5} {m['peak']:7.0f} MiB  ({m['loaded']:.0f} MiB)")
     print()
-    total, potential = dynamics(new)
+    run = dynamics(new, next(iter(structures().values())), STEPS)
+    total, potential = run.change(), 1e3 * run.potential
     print(
         f"Total energy over {STEPS} fs: largest drift {np.abs(total).max():.4f} meV/atom, at the end {total[-1]:+.4f};"
         f" the potential energy moved by {np.ptp(potential):.2f} meV/atom"

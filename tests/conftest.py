@@ -20,7 +20,7 @@ def pytest_report_header():
 
 
 # Files of few and long tests, which start before the others so that no process ends with one of them alone.
-LONG = ("test_planted_faults.py", "test_cuda_host.py", "test_e3nn_suite.py")
+LONG = ("test_planted_faults.py", "test_cuda_host.py", "test_e3nn_suite.py", "test_examples.py")
 
 
 def pytest_collection_modifyitems(config, items):
