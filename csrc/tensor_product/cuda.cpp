@@ -1,4 +1,3 @@
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <map>
@@ -7,31 +6,14 @@
 #include <tuple>
 #include <utility>
 
+#include "core/cuda_stream.h"
 #include "tensor_product/cuda_enqueue.h"
 #include "tensor_product/op.h"
 
 namespace eqk::tensor_product {
 namespace {
 
-void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail("eqk::tensor_product: ", what, ": ", cudaGetErrorString(error));
-}
-
-// The library is linked without libtorch_cuda, so that it builds beside a torch without CUDA; a process that holds CUDA
-// tensors has that library loaded.
-cudaStream_t current_stream(std::int32_t device) {
-  using Get = AOTITorchError (*)(std::int32_t, void**);
-  static const Get get = [] {
-    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
-    if (!library) fail("eqk::tensor_product: expected libtorch_cuda.so to be loaded, since x is on a CUDA device");
-    void* const symbol = dlsym(library, "aoti_torch_get_current_cuda_stream");
-    if (!symbol) fail("eqk::tensor_product: expected aoti_torch_get_current_cuda_stream in libtorch_cuda.so");
-    return reinterpret_cast<Get>(symbol);
-  }();
-  void* stream = nullptr;
-  if (get(device, &stream) != 0) fail("eqk::tensor_product: no current stream on cuda:", device);
-  return static_cast<cudaStream_t>(stream);
-}
+void check_cuda(cudaError_t error, const char* what) { eqk::check_cuda("tensor_product", error, what); }
 
 class RelaxedCapture {
  public:
@@ -82,7 +64,7 @@ void launch(const Problem& problem, const Tensor& like) {
   const torch::stable::accelerator::DeviceGuard guard(device);
   const bool is_double = problem.dtype == Dtype::float64;
   const DeviceTables& tables = device_tables(*problem.plan, is_double, device);
-  const cudaStream_t stream = current_stream(device);
+  const cudaStream_t stream = current_stream("tensor_product", device);
   std::optional<Tensor> partial;
   if (const std::int64_t bytes = scratch_bytes(problem))
     partial = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);

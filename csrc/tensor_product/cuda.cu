@@ -144,15 +144,7 @@ const void* kernel_of(const Launch& launch) {
 }  // namespace
 
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
-  const void* const kernel = kernel_of(launch);
-  constexpr int kWithoutAsking = 48 << 10;
-  if (launch.shared > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
-    if (error != cudaSuccess) return error;
-  }
-  void* arguments[] = {const_cast<void*>(launch.argument())};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(launch.grid)), dim3(static_cast<unsigned>(launch.block)),
-                          arguments, launch.shared, stream);
+  return enqueue_kernel(kernel_of(launch), launch.grid, launch.block, launch.shared, launch.argument(), stream);
 }
 
 }  // namespace eqk::tensor_product

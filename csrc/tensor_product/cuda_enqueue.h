@@ -1,6 +1,5 @@
 #pragma once
-#include <cuda_runtime_api.h>
-
+#include "core/cuda_enqueue.h"
 #include "tensor_product/cuda_launches.h"
 
 namespace eqk::tensor_product {

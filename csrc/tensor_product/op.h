@@ -35,16 +35,16 @@ class FamilyCall {
   using Tensors = std::array<OptionalTensor, N>;
 
   // v: the operands behind the first one; t: tangents of all, in the double backward of g too.
-  Tensor forward(Launcher launch, const Tensors<kCount - 2>& v) {
-    values(v);
-    return finish<1>(launch, kCount - 1, {true})[0];
-  }
 
-  Tensor jvp(Launcher launch, const Tensors<kCount - 2>& v, const Tensors<kCount - 1>& t) {
+  // Checks what the forward is of or, with tangents, the jvp.
+  void take(const Tensors<kCount - 2>& v) { values(v); }
+  void take(const Tensors<kCount - 2>& v, const Tensors<kCount - 1>& t) {
     values(v);
     tangents(t);
-    return finish<1>(launch, kCount - 1, {true})[0];
   }
+
+  // Of what was taken.
+  Tensor forward(Launcher launch) { return finish<1>(launch, kCount - 1, {true})[0]; }
 
   auto backward(Launcher launch, const Tensors<kCount - 1>& v, const std::vector<bool>& wanted) {
     check_wanted(op_, wanted, kCount - 1);
@@ -169,13 +169,17 @@ using Launcher = Call::Launcher;
 
 template <Launcher launch>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, StringArgument plan) {
-  return Call("tensor_product", x, plan).forward(launch, {y, w});
+  Call call("tensor_product", x, plan);
+  call.take({y, w});
+  return call.forward(launch);
 }
 
 template <Launcher launch>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
            const OptionalTensor& ty, const OptionalTensor& tw, StringArgument plan) {
-  return Call("tensor_product_jvp", x, plan).jvp(launch, {y, w}, {tx, ty, tw});
+  Call call("tensor_product_jvp", x, plan);
+  call.take({y, w}, {tx, ty, tw});
+  return call.forward(launch);
 }
 
 template <Launcher launch>

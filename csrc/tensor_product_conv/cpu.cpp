@@ -14,7 +14,9 @@
 #include "tensor_product_conv/cpu_edge_tiles.h"
 #include "tensor_product_conv/cpu_node_sums.h"
 #include "tensor_product_conv/cpu_radial.h"
+#include "tensor_product_conv/edge_order.h"
 #include "tensor_product_conv/op.h"
+#include "tensor_product_conv/problem.h"
 
 namespace eqk::tensor_product_conv {
 namespace {
@@ -314,10 +316,25 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   if (matrix) matrix->reduce(radial.out[kMatrix].data);
 }
 
+struct Cpu {
+  using Problem = tensor_product_conv::Problem;
+  using RadialProblem = tensor_product_conv::RadialProblem;
+  using Edges = tensor_product_conv::Edges;
+  static Edges edges(const char* op, const Graph& graph, std::int64_t num_src) {
+    return make_edges(op, graph.src, graph.dst, num_src, graph.num_dst, graph.by_dst);
+  }
+  static bool covers(const Problem&) { return true; }
+  static void launch(const Problem& problem, const Tensor& like) { tensor_product_conv::launch(problem, like); }
+  static void launch_radial(const RadialProblem& problem, const Tensor& like) {
+    tensor_product_conv::launch_radial(problem, like);
+  }
+};
+
 }  // namespace
 }  // namespace eqk::tensor_product_conv
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
-  eqk::tensor_product_conv::register_impls<&eqk::tensor_product_conv::launch>(m);
-  eqk::tensor_product_conv::register_radial_impls<&eqk::tensor_product_conv::launch_radial>(m);
+  eqk::tensor_product_conv::register_forward<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_gradients<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_radial<eqk::tensor_product_conv::Cpu>(m);
 }

@@ -1,9 +1,6 @@
 #pragma once
-// Arguments of the four ops, checked and turned into a Problem. Every backend registers register_impls with its
-// launcher.
+// Arguments of the ops, checked and turned into the Problem of a backend, which registers what it has.
 #include "tensor_product/op.h"
-#include "tensor_product_conv/edge_order.h"
-#include "tensor_product_conv/problem.h"
 
 namespace eqk::tensor_product_conv {
 
@@ -14,8 +11,10 @@ struct Graph {
   const OptionalTensor &by_dst, &by_src;
 };
 
-// A call of an op over the edges of a graph; Description: its Problem.
-template <class Description>
+// A call of an op over the edges of a graph; Description: its Problem. A backend has Edges, which it makes of a graph,
+// edges(op, graph, number of sources), its Problem and launch(problem, x), and RadialProblem and launch_radial. It may
+// leave the forward, or the jvp, of a problem to torch operations: covers(problem).
+template <class Backend, class Description>
 class GraphCall : public tensor_product::FamilyCall<Description> {
  protected:
   using Base = tensor_product::FamilyCall<Description>;
@@ -29,12 +28,12 @@ class GraphCall : public tensor_product::FamilyCall<Description> {
     check("dst", graph.dst, &graph.src);
     if (graph.by_dst) check("by_dst", *graph.by_dst, &graph.src);
     if (graph.by_src) check("by_src", *graph.by_src, &graph.src);
-    edges_ = make_edges(op, graph.src, graph.dst, x.size(0), graph.num_dst, graph.by_dst);
+    edges_ = Backend::edges(op, graph, x.size(0));
     problem_.edges = &edges_;
   }
 
  private:
-  Edges edges_;
+  typename Backend::Edges edges_;
 
   void check(const char* name, const Tensor& t, const Tensor* src) const {
     if (t.dim() != 1 || (src && t.size(0) != src->size(0)))
@@ -47,39 +46,59 @@ class GraphCall : public tensor_product::FamilyCall<Description> {
   }
 };
 
-class Call : public GraphCall<Problem> {
+template <class Backend>
+class Call : public GraphCall<Backend, typename Backend::Problem> {
  public:
-  Call(const char* op, const Tensor& x, const std::string& plan, const Graph& graph) : GraphCall(op, x, plan, graph) {
-    shapes_ = shapes_of_plan(x.size(0), graph.src.size(0), graph.num_dst);
+  Call(const char* op, const Tensor& x, const std::string& plan, const Graph& graph)
+      : Call::GraphCall(op, x, plan, graph) {
+    this->shapes_ = this->shapes_of_plan(x.size(0), graph.src.size(0), graph.num_dst);
   }
+
+  bool covered() const { return Backend::covers(this->problem_); }
 };
 
-using Launcher = Call::Launcher;
-
-template <Launcher launch>
-Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& src, const Tensor& dst,
-               std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
-  return Call("tensor_product_conv", x, plan, {src, dst, num_dst, by_dst, by_src}).forward(launch, {y, w});
+// The op of that name under `by_messages`, which torch operations make of any plan on any device.
+template <class... Arguments>
+Tensor by_messages(const char* member, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
+  const std::string name = std::string("eqk::tensor_product_conv_by_messages") + member;
+  if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != 0)
+    fail("eqk::tensor_product_conv", member,
+         ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-template <Launcher launch>
+template <class Backend>
+Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& src, const Tensor& dst,
+               std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
+  const std::string text = plan;
+  Call<Backend> call("tensor_product_conv", x, text, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, w});
+  if (!call.covered()) return by_messages("", x, y, w, src, dst, num_dst, text, by_dst, by_src);
+  return call.forward(&Backend::launch);
+}
+
+template <class Backend>
 Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const OptionalTensor& tx,
            const OptionalTensor& ty, const OptionalTensor& tw, const Tensor& src, const Tensor& dst,
            std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
-  return Call("tensor_product_conv_jvp", x, plan, {src, dst, num_dst, by_dst, by_src})
-      .jvp(launch, {y, w}, {tx, ty, tw});
+  const std::string text = plan;
+  Call<Backend> call("tensor_product_conv_jvp", x, text, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, w}, {tx, ty, tw});
+  if (!call.covered()) return by_messages("_jvp", x, y, w, tx, ty, tw, src, dst, num_dst, text, by_dst, by_src);
+  return call.forward(&Backend::launch);
 }
 
-template <Launcher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
                                             const Tensor& src, const Tensor& dst, std::int64_t num_dst,
                                             StringArgument plan, const OptionalTensor& by_dst,
                                             const OptionalTensor& by_src, const std::vector<bool>& wanted) {
-  return Call("tensor_product_conv_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
-      .backward(launch, {y, w, g}, wanted);
+  return Call<Backend>("tensor_product_conv_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
+      .backward(&Backend::launch, {y, w, g}, wanted);
 }
 
-template <Launcher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, const Tensor& y, const OptionalTensor& w,
                                                            const Tensor& g, const OptionalTensor& tx,
                                                            const OptionalTensor& ty, const OptionalTensor& tw,
@@ -87,80 +106,90 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
                                                            const Tensor& dst, std::int64_t num_dst, StringArgument plan,
                                                            const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
-  return Call("tensor_product_conv_double_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
-      .double_backward(launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
+  return Call<Backend>("tensor_product_conv_double_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
+      .double_backward(&Backend::launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
 }
 
-template <Launcher launch>
-void register_impls(torch::stable::detail::StableLibrary& m) {
-  m.impl("tensor_product_conv", TORCH_BOX(&forward<launch>));
-  m.impl("tensor_product_conv_jvp", TORCH_BOX(&jvp<launch>));
-  m.impl("tensor_product_conv_backward", TORCH_BOX(&backward<launch>));
-  m.impl("tensor_product_conv_double_backward", TORCH_BOX(&double_backward<launch>));
+template <class Backend>
+void register_forward(torch::stable::detail::StableLibrary& m) {
+  m.impl("tensor_product_conv", TORCH_BOX(&forward<Backend>));
+  m.impl("tensor_product_conv_jvp", TORCH_BOX(&jvp<Backend>));
 }
 
-class RadialCall : public GraphCall<RadialProblem> {
+template <class Backend>
+void register_gradients(torch::stable::detail::StableLibrary& m) {
+  m.impl("tensor_product_conv_backward", TORCH_BOX(&backward<Backend>));
+  m.impl("tensor_product_conv_double_backward", TORCH_BOX(&double_backward<Backend>));
+}
+
+template <class Backend>
+class RadialCall : public GraphCall<Backend, typename Backend::RadialProblem> {
  public:
   RadialCall(const char* op, const Tensor& x, const Tensor& a, const std::string& plan, const Graph& graph)
-      : GraphCall(op, x, plan, graph) {
-    if (plan_->weights != Weights::per_sample) fail("eqk::", op, ": plan: expected per_sample weights");
-    for (const auto& ins : plan_->instructions)
+      : RadialCall::GraphCall(op, x, plan, graph) {
+    if (this->plan_->weights != Weights::per_sample) fail("eqk::", op, ": plan: expected per_sample weights");
+    for (const auto& ins : this->plan_->instructions)
       if (!ins.weighted) fail("eqk::", op, ": plan: expected a weight in each instruction");
     if (a.dim() != 2)
-      fail("eqk::", op, ": a: expected 2 dimensions [hidden, ", plan_->weight_numel, "], got shape ", shape_string(a));
+      fail("eqk::", op, ": a: expected 2 dimensions [hidden, ", this->plan_->weight_numel, "], got shape ",
+           shape_string(a));
     const std::int64_t edges = graph.src.size(0);
-    const auto of_plan = shapes_of_plan(x.size(0), edges, graph.num_dst);
-    problem_.hidden = a.size(0);
-    shapes_ = {
-        of_plan[0], of_plan[1], {"h", edges, problem_.hidden}, {"a", problem_.hidden, plan_->weight_numel}, of_plan[3]};
+    const auto of_plan = this->shapes_of_plan(x.size(0), edges, graph.num_dst);
+    this->problem_.hidden = a.size(0);
+    this->shapes_ = {of_plan[0],
+                     of_plan[1],
+                     {"h", edges, this->problem_.hidden},
+                     {"a", this->problem_.hidden, this->plan_->weight_numel},
+                     of_plan[3]};
   }
 };
 
-using RadialLauncher = RadialCall::Launcher;
-
-template <RadialLauncher launch>
+template <class Backend>
 Tensor radial_forward(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& src,
                       const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                       const OptionalTensor& by_src) {
-  return RadialCall("tensor_product_conv_radial", x, a, plan, {src, dst, num_dst, by_dst, by_src})
-      .forward(launch, {y, h, a});
+  RadialCall<Backend> call("tensor_product_conv_radial", x, a, plan, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, h, a});
+  return call.forward(&Backend::launch_radial);
 }
 
-template <RadialLauncher launch>
+template <class Backend>
 Tensor radial_jvp(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const OptionalTensor& tx,
                   const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const Tensor& src,
                   const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                   const OptionalTensor& by_src) {
-  return RadialCall("tensor_product_conv_radial_jvp", x, a, plan, {src, dst, num_dst, by_dst, by_src})
-      .jvp(launch, {y, h, a}, {tx, ty, th, ta});
+  RadialCall<Backend> call("tensor_product_conv_radial_jvp", x, a, plan, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, h, a}, {tx, ty, th, ta});
+  return call.forward(&Backend::launch_radial);
 }
 
-template <RadialLauncher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> radial_backward(const Tensor& x, const Tensor& y, const Tensor& h,
                                                            const Tensor& a, const Tensor& g, const Tensor& src,
                                                            const Tensor& dst, std::int64_t num_dst, StringArgument plan,
                                                            const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
-  return RadialCall("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
-      .backward(launch, {y, h, a, g}, wanted);
+  return RadialCall<Backend>("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
+      .backward(&Backend::launch_radial, {y, h, a, g}, wanted);
 }
 
-template <RadialLauncher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
     const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& g, const OptionalTensor& tx,
     const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const OptionalTensor& tg,
     const Tensor& src, const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
     const OptionalTensor& by_src, const std::vector<bool>& wanted) {
-  return RadialCall("tensor_product_conv_radial_double_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
-      .double_backward(launch, {y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
+  return RadialCall<Backend>("tensor_product_conv_radial_double_backward", x, a, plan,
+                             {src, dst, num_dst, by_dst, by_src})
+      .double_backward(&Backend::launch_radial, {y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
 }
 
-template <RadialLauncher launch>
-void register_radial_impls(torch::stable::detail::StableLibrary& m) {
-  m.impl("tensor_product_conv_radial", TORCH_BOX(&radial_forward<launch>));
-  m.impl("tensor_product_conv_radial_jvp", TORCH_BOX(&radial_jvp<launch>));
-  m.impl("tensor_product_conv_radial_backward", TORCH_BOX(&radial_backward<launch>));
-  m.impl("tensor_product_conv_radial_double_backward", TORCH_BOX(&radial_double_backward<launch>));
+template <class Backend>
+void register_radial(torch::stable::detail::StableLibrary& m) {
+  m.impl("tensor_product_conv_radial", TORCH_BOX(&radial_forward<Backend>));
+  m.impl("tensor_product_conv_radial_jvp", TORCH_BOX(&radial_jvp<Backend>));
+  m.impl("tensor_product_conv_radial_backward", TORCH_BOX(&radial_backward<Backend>));
+  m.impl("tensor_product_conv_radial_double_backward", TORCH_BOX(&radial_double_backward<Backend>));
 }
 
 }  // namespace eqk::tensor_product_conv
