@@ -136,40 +136,79 @@ class Emulator:
         apart than their columns, with poison between them.
         """
         rows = values[0].shape[0]
-        columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
-        shared = plan.weights == "shared"
-
-        results = []
-        for slot, want in enumerate(wanted):
-            shape = (columns[slot],) if slot == 2 and shared else (rows, columns[slot])
-            results.append(poisoned(shape, dtype, values[0].dtype) if want else None)
-        strides = [c + pad for c in columns]
-        if shared:
-            strides[2] = 0
-        keep = [[spread(a, dtype, pad) for a in arrays] for arrays in (values, tangents)]
+        keep, strides, results = prepared(plan, dtype, values, tangents, wanted, pad, (rows,) * 4)
 
         def problem(address):
-            addresses = ([0 if a is None else address(a) for a in arrays] for arrays in (*keep, results))
-            *operands, outputs = addresses
-            return self.bindings.Problem(str(plan), dtype, rows, dual, *operands, strides, outputs)
+            operands = ([0 if a is None else address(a) for a in arrays] for arrays in (*keep, results))
+            values, tangents, outputs = operands
+            return self.bindings.Problem(str(plan), dtype, rows, dual, values, tangents, strides, outputs)
 
         somewhere = problem(lambda array: 16)
         tables = np.frombuffer(somewhere.tables(), np.uint8).copy()
         tables.flags.writeable = False
         scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
+        executed = self._execute(
+            lambda address: problem(address).launches(address(tables), address(scratch), listed), count
+        )
+        return results, executed
+
+    def covers_convolution(self, plan) -> bool:
+        """Whether there are kernels for its forward."""
+        columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+        indices, operands, nothing = [(16, 1, 8)] * 3, [16, 16, 16, 0], [0] * 4
+        return self.bindings.Convolution(
+            str(plan), "float32", (1, 1, 1), indices, False, operands, nothing, columns, [0, 0, 0, 16]
+        ).covered
+
+    def run_convolution(self, plan, dtype, graph, values, tangents, wanted, dual, pad=3, count=False):
+        """The same of the convolution; ``graph``: arrays src, dst and by_dst, and the number of destinations."""
+        *indices, num_dst = graph
+        rows = (values[0].shape[0], indices[0].shape[0], indices[0].shape[0], num_dst)
+        keep, strides, results = prepared(plan, dtype, values, tangents, wanted, pad, rows)
+
+        def problem(address):
+            operands = ([0 if a is None else address(a) for a in arrays] for arrays in (*keep, results))
+            values, tangents, outputs = operands
+            places = [(address(i), i.strides[0] // i.itemsize, i.itemsize) for i in indices]
+            sizes = (rows[1], rows[0], num_dst)
+            return self.bindings.Convolution(str(plan), dtype, sizes, places, dual, values, tangents, strides, outputs)
+
+        somewhere = problem(lambda array: 16)
+        assert somewhere.covered
+        scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
+        return results, self._execute(lambda address: problem(address).launches(address(scratch)), count)
+
+    def _execute(self, launches_at, count):
+        """``launches_at(address)``: the launches for arrays that lie where ``address`` says."""
         executed = []
-        for number, name in enumerate(launch["name"] for launch in somewhere.launches(16, 16, listed)):
+        for number, name in enumerate(launch["name"] for launch in launches_at(lambda array: 16)):
             # The addresses that a launch meets are those of the module of its kernel.
             module = self.module_of[name]
             with contextlib.ExitStack() as stack:
+                known = {}
 
-                def address(array, module=module, stack=stack):
-                    place = module.register(array)
-                    stack.callback(module.free, place)
-                    return place
+                def address(array, module=module, stack=stack, known=known):
+                    if id(array) not in known:
+                        known[id(array)] = module.register(array)
+                        stack.callback(module.free, known[id(array)])
+                    return known[id(array)]
 
-                launch = problem(address).launches(address(tables), address(scratch), listed)[number]
+                launch = launches_at(address)[number]
                 stats = execute(module, launch, count)
             executed.append((launch, stats))
             self.executed.add(name)
-        return results, executed
+        return executed
+
+
+def prepared(plan, dtype, values, tangents, wanted, pad, rows):
+    """(values, tangents) with poison between rows, the strides of rows, and poisoned results, of so many rows a slot."""
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    shared = plan.weights == "shared"
+    results = []
+    for slot, want in enumerate(wanted):
+        shape = (columns[slot],) if slot == 2 and shared else (rows[slot], columns[slot])
+        results.append(poisoned(shape, dtype, values[0].dtype) if want else None)
+    strides = [c + pad for c in columns]
+    if shared:
+        strides[2] = 0
+    return [[spread(a, dtype, pad) for a in arrays] for arrays in (values, tangents)], strides, results

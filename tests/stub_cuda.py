@@ -72,6 +72,7 @@ RELAXED = 2  # cudaStreamCaptureModeRelaxed
 HOST_TO_DEVICE = 1
 MAX_DYNAMIC_SHARED_MEMORY = 8  # cudaFuncAttributeMaxDynamicSharedMemorySize
 NON_BLOCKING = 1
+COMPUTE_CAPABILITY_MAJOR = 75  # cudaDevAttrComputeCapabilityMajor
 
 
 class Dim3(ctypes.Structure):
@@ -95,6 +96,7 @@ SIGNATURES = {
     "cudaMemcpyAsync": (P, P, SIZE, INT, P),
     "cudaThreadExchangeStreamCaptureMode": (P,),
     "cudaFuncSetAttribute": (P, INT, INT),
+    "cudaDeviceGetAttribute": (P, INT, INT),
     "cudaLaunchKernel": (P, Dim3, Dim3, P, SIZE, P),
 }
 NEEDS_NO_DRIVER = {"cudaGetErrorString", "cudaGetErrorName"}
@@ -123,6 +125,7 @@ class Runtime:
         self.faults: dict[str, int] = {}  # the error that the next call of a function returns
         self.broken: list[str] = []  # what no test may cause
         self.capturing = False  # a stream of torch is
+        self.capability = 9  # major compute capability of the GPUs
         self.execute = False
         self.memory: dict[int, tuple[int, np.ndarray]] = {}
         self.streams: dict[int, int] = {}
@@ -181,7 +184,8 @@ class Runtime:
         device, details, error = OPS.device(), {}, self.faults.pop(name, 0)
         try:
             relaxed = getattr(self.thread, "mode", 0) == RELAXED
-            touches_the_capture = name not in ("cudaLaunchKernel", "cudaThreadExchangeStreamCaptureMode")
+            harmless = ("cudaLaunchKernel", "cudaThreadExchangeStreamCaptureMode", "cudaDeviceGetAttribute")
+            touches_the_capture = name not in harmless
             if not error and self.capturing and touches_the_capture and not relaxed:
                 error = CAPTURE_UNSUPPORTED
             if not error:
@@ -239,6 +243,11 @@ class Runtime:
     def cudaFuncSetAttribute(self, device, details, function, attribute, value):
         details |= {"kernel": self.kernels[function], "attribute": attribute, "value": value}
         self.allowed_shared[device, self.kernels[function]] = value
+
+    def cudaDeviceGetAttribute(self, device, details, out, attribute, of_device):
+        if attribute != COMPUTE_CAPABILITY_MAJOR or of_device not in range(DEVICES):
+            return INVALID_VALUE
+        INT.from_address(out).value = self.capability
 
     def cudaLaunchKernel(self, device, details, function, grid, block, arguments, shared, stream):
         name = self.kernels[function]

@@ -152,6 +152,11 @@ void run_on_host(const c10::OperatorHandle& op, c10::Stack* stack) {
       std::vector<at::Tensor> list = value.toTensorVector();
       for (at::Tensor& t : list) t = moved(t);
       value = c10::IValue(list);
+    } else if (value.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> list;
+      for (const std::optional<at::Tensor>& t : value.toOptionalTensorVector())
+        list.push_back(t ? std::optional(moved(*t)) : std::nullopt);
+      value = c10::IValue(list);
     }
   }
   TORCH_CHECK(device, "stub_torch_cuda.cpp: ", op.operator_name(), " needs an implementation of its own");

@@ -541,3 +541,114 @@ def test_numbers(runtime, name, dtype, generator):
     for order, (results, expected) in enumerate(zip(got, truth, strict=True)):
         for result, want in zip(results, expected, strict=True):
             assert_close(result.cpu(), want, order)
+
+
+def edges_of(plan, edges, num_src, num_dst, dtype, generator, device="cuda:1"):
+    """Operands of the convolution in no order, scaled to 1."""
+    _, y, w = random_operands(plan, edges, dtype, generator)
+    x, _, _ = random_operands(plan, num_src, dtype, generator)
+    indices = (torch.randint(n, (edges,), generator=generator).to(device) for n in (num_src, num_dst))
+    return [None if t is None else (t / t.abs().max()).to(device) for t in (x, y, w)], *indices
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "capability", "by_kernels"),
+    [
+        ("depthwise-5", torch.float32, 9, True),
+        ("depthwise-5", torch.float32, 7, False),
+        ("depthwise-3", torch.float64, 9, False),
+        ("depthwise-3", torch.bfloat16, 9, False),
+        ("uuw-shared", torch.float32, 9, False),
+    ],
+)
+def test_convolution(runtime, name, dtype, capability, by_kernels, generator):
+    """The whole chain to third order, by kernels of its own or, what they do not cover, by torch operations."""
+    plan = CASES[name].plan
+    runtime.execute, runtime.capability = True, capability
+    operands, src, dst = edges_of(plan, 7, 3, 4, dtype, generator)
+    host = [t.cpu() for t in operands]
+    directions = random_directions(host, torch.empty(4, plan.irreps_out.dim, dtype=dtype), 3, generator)
+    OPS.set_stream(1, stream(1, 1))
+    moved = [[t.to("cuda:1") for t in d] for d in directions]
+    try:
+        got = derivatives(lambda *t: eqk.tensor_product_conv(*t, src, dst, 4, plan), operands, moved)
+    finally:
+        runtime.capability = 9
+    calls = runtime.take()
+    note_tables(runtime, plan, dtype, calls)
+    wide = [[t.double() for t in tensors] for tensors in (host, *directions)]
+    truth = derivatives(
+        lambda *t: reference.tensor_product_conv(*t, src.cpu(), dst.cpu(), 4, str(plan)), wide[0], wide[1:]
+    )
+    for order, (results, expected) in enumerate(zip(got, truth, strict=True)):
+        for result, want in zip(results, expected, strict=True):
+            assert_close(result.cpu(), want, order)
+    launched = [c for c in calls if c.name == "cudaLaunchKernel"]
+    assert {(c.device, c.details["stream"]) for c in launched} == {(1, stream(1, 1))}
+    names = {c.details["name"] for c in launched}
+    assert ("eqk_tensor_product_conv_forward_f32" in names) == by_kernels
+    assert any(n.startswith("eqk_tensor_product_backward") or "general" in n for n in names)
+
+
+def test_launches_of_the_convolution(runtime, generator):
+    """Each byte of them, for either width of indices, the order given or found; what is allocated; jvp; no edges."""
+    plan = CASES["even-parity"].plan
+    for edges, kind, given in ((9, torch.int64, True), (9, torch.int32, False), (0, torch.int64, False)):
+        operands, src, dst = edges_of(plan, edges, 3, 4, torch.float32, generator) if edges else (
+            [t[: 3 if n == 0 else 0].to("cuda:1") for n, t in enumerate(random_operands(plan, 3, torch.float32, generator))],
+            *(torch.empty(0, dtype=kind, device="cuda:1") for _ in range(2)),
+        )  # fmt: skip
+        src, dst = src.to(kind), dst.to(kind)
+        by_dst = dst.cpu().argsort(stable=True).to("cuda:1", kind) if given else None
+        for dual in (False, True):
+            runtime.take(), stub_cuda.allocated()
+            if dual:
+                out = EQK.tensor_product_conv_jvp(*operands, *operands, src, dst, 4, str(plan), by_dst, None)
+            else:
+                out = EQK.tensor_product_conv(*operands, src, dst, 4, str(plan), by_dst)
+            calls, blocks = runtime.take(), stub_cuda.allocated()
+            assert all(on == 1 for _, _, on in blocks)
+            # Without an order: the sorted indices and, as int64, their order.
+            order = (by_dst.data_ptr(), kind.itemsize) if given else (blocks[-2][0] if edges else 0, 8)
+            indices = [(src.data_ptr(), 1, kind.itemsize), (dst.data_ptr(), 1, kind.itemsize), (order[0], 1, order[1])]
+            addresses = [t.data_ptr() for t in operands] + [0]
+            strides = [t.stride(0) for t in operands] + [0]
+            problem = runtime.bindings.Convolution(
+                str(plan), "float32", (edges, 3, 4), indices, dual, addresses, addresses if dual else [0] * 4, strides,
+                [0, 0, 0, out.data_ptr()], strides if dual else [0] * 4,
+            )  # fmt: skip
+            assert problem.covered
+            assert blocks[-1][1] == problem.scratch_bytes
+            expected = problem.launches(blocks[-1][0])
+            found = launches(calls)
+            assert [launch["name"] for launch in found] == [launch["name"] for launch in expected]
+            assert found == expected
+
+
+def test_operands_of_the_convolution_that_do_not_fit(runtime, generator):
+    plan = CASES["depthwise-5"].plan
+    (x, y, w), src, dst = edges_of(plan, 7, 3, 4, torch.float32, generator)
+    for arguments, message in (
+        ((x, y[1:], w, src, dst, 4), r"y: expected shape \[7, 4\], got \[6, 4\]"),
+        ((x, y, w, src.cpu(), dst, 4), "src: expected device cuda:1 as x has, got cpu"),
+        ((x, y, w, src, dst.float(), 4), "dst: expected dtype int32 or int64"),
+        ((x, y, w, src, dst, -1), "num_dst: expected at least 0, got -1"),
+        ((x, y.double(), w, src, dst, 4), "y: expected dtype Float as x has"),
+    ):
+        with pytest.raises(RuntimeError, match=f"eqk::tensor_product_conv: {message}"):
+            eqk.tensor_product_conv(*arguments, plan)
+    assert not launches(runtime.take())
+
+
+def test_errors_of_the_convolution(runtime, generator):
+    plan = CASES["depthwise-5"].plan
+    operands, src, dst = edges_of(plan, 7, 3, 4, torch.float32, generator)
+    for step, what in (
+        ("cudaLaunchKernel", "eqk_tensor_product_conv_order"),
+        ("cudaDeviceGetAttribute", "compute capability"),
+    ):
+        runtime.faults[step] = stub_cuda.NO_KERNEL_IMAGE
+        with pytest.raises(RuntimeError, match=f"eqk::tensor_product_conv: {what}: no kernel image is available"):
+            eqk.tensor_product_conv(*operands, src, dst, 4, plan)
+    assert dispatch.choose("tensor_product_conv", src.device) == "cuda"
+    assert "torch: the op has a kernel there" in dispatch.explain("tensor_product_conv", src)

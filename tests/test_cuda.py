@@ -8,11 +8,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import ptxemu
 import pytest
 import torch
 from emulated_cuda import ROOT, Emulator, channel_degrees, cuobjdump, library_path
 
 import eqk
+from eqk.reference import tensor_product_conv as reference_conv
 from eqk.reference.tensor_product import tensor_product as reference
 from eqk.testing import CASES, relative_error
 
@@ -88,8 +90,8 @@ def from_storage(a: np.ndarray, dtype: str) -> torch.Tensor:
     return (t.view(torch.bfloat16) if dtype == "bfloat16" else t).double()
 
 
-def expected(plan, values, tangents, dual):
-    """The derivatives of Q = <g, T(x, y, w)> in float64, or with tangents the derivative of those along them."""
+def expected(plan, values, tangents, dual, product=reference):
+    """The derivatives of Q = <g, product(x, y, w, plan)> in float64, or with tangents the derivative of those along them."""
     v = [None if t is None else t.clone().requires_grad_() for t in values]
 
     def gradients(scalar, create_graph=False):
@@ -100,7 +102,7 @@ def expected(plan, values, tangents, dual):
             found = iter(torch.autograd.grad(scalar, slots, create_graph=create_graph, materialize_grads=True))
         return [None if s is None else next(found) for s in v]
 
-    first = gradients((reference(*v[:3], plan) * v[3]).sum(), dual)
+    first = gradients((product(*v[:3], plan) * v[3]).sum(), dual)
     if not dual:
         return first
     return gradients(
@@ -167,7 +169,7 @@ def test_wanted_and_missing(emulator, dual):
     check(emulator, plan, "float32", dual, missing=(0, 1, 2), rows=2, seed=seed())
 
 
-def channels_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample"):
+def channels_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample", own_outputs=False):
     """Every coupling up to lmax, multiplicities from 1 to more than a warp, a path without weight."""
     x = [f"{muls[a]}x{a}e" for a in range(lmax + 1)]
     y = [f"1x{b}e" for b in range(lmax + 1)]
@@ -177,8 +179,11 @@ def channels_plan(layouts, lmax, muls=(3, 1, 33, 2, 5), weights="per_sample"):
             for c in range(abs(a - b), min(lmax, a + b) + 1):
                 paths.append((a, b, len(out), "uvu" if b % 2 else "uvuv", c != 1, 0.3 + c))
                 out.append(f"{muls[a]}x{c}e")
+    if own_outputs:
+        paths = [(*path[:4], weights != "none", path[5]) for path in paths]
     # A second path into the last output of the same degrees.
-    paths.append((*paths[-1][:3], "uvu", True, -0.8))
+    else:
+        paths.append((*paths[-1][:3], "uvu", True, -0.8))
     return eqk.Plan("+".join(x), "+".join(y), "+".join(out), tuple(paths), *layouts, weights=weights)
 
 
@@ -312,6 +317,183 @@ def test_kernels_of_any_plan_where_a_listed_one_cannot_run(emulator):
     assert names(tangents=(at,) * 4, results=(at,) * 4) == own_dual + any_plan
 
 
+class Graph:
+    """Random edges between so many nodes, of which some have none; ``degrees``: of the destinations."""
+
+    def __init__(self, edges, num_src, num_dst, generator, degrees=None, index=np.int64):
+        self.num_dst = num_dst
+        src = torch.randint(max(1, num_src), (edges,), generator=generator)
+        dst = torch.randint(max(1, num_dst - 1), (edges,), generator=generator)
+        if degrees is not None:
+            dst = torch.arange(num_dst).repeat_interleave(torch.tensor(degrees))
+            dst = dst[torch.randperm(edges, generator=generator)]
+        self.src, self.dst = src, dst
+        self.arrays = [t.numpy().astype(index) for t in (src, dst, dst.argsort(stable=True))]
+
+    def product(self, x, y, w, plan):
+        return reference_conv(x, y, w, self.src, self.dst, self.num_dst, str(plan))
+
+
+def check_convolution(
+    emulator,
+    plan,
+    graph,
+    num_src,
+    dual=False,
+    missing=(),
+    seed=0,
+    pad=4,
+    dtype="float32",
+    changed=lambda arrays: arrays,
+):
+    """The forward or, along tangents, the jvp. ``changed``: what becomes of the indices."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = (num_src, len(graph.src), len(graph.src), graph.num_dst)
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    shapes = [(columns[2],) if s == 2 and plan.weights == "shared" else (rows[s], columns[s]) for s in range(4)]
+
+    def draw():
+        scales = [1e-2, 30, 1, 1]
+        t = [s * torch.randn(shape, generator=generator) for s, shape in zip(scales, shapes, strict=True)]
+        return [None if s == 2 and plan.weights == "none" else a for s, a in enumerate(t)]
+
+    values, tangents = draw(), draw() if dual else [None] * 4
+    tangents = [None if s in (*missing, 3) else t for s, t in enumerate(tangents)]
+    stored = [[to_storage(t, dtype) for t in ts] for ts in ([*values[:3], None], tangents)]
+    indices = (*changed(graph.arrays), graph.num_dst)
+    results, executed = emulator.run_convolution(plan, dtype, indices, *stored, (False,) * 3 + (True,), dual, pad)
+    wide = [[None if t is None else t.double() for t in ts] for ts in (values, tangents)]
+    truth = expected(plan, *wide, dual, graph.product)[3]
+    error = relative_error(from_storage(results[3], dtype), truth)
+    assert error < ACCURACY[dtype], f"{plan}, {rows}, dual {dual}: error {error:.1e}"
+    return results[3], executed
+
+
+CONVOLUTIONS = {case.name for case in SMALL if case.name.startswith("depthwise-")} | {
+    "inputs-without-path",
+    "even-parity",
+}
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
+def test_convolution_of_the_registry(emulator, case):
+    """What the kernels cover they compute; the rest is left to torch operations."""
+    covered = emulator.covers_convolution(case.plan)
+    assert covered == (case.name in CONVOLUTIONS)
+    if covered:
+        number = seed()
+        graph = Graph(23, 3, 5, torch.Generator().manual_seed(number))
+        for dual in (False, True):
+            check_convolution(emulator, case.plan, graph, 3, dual, seed=number)
+
+
+@pytest.mark.parametrize("dual", [False, True], ids=["forward", "jvp"])
+@pytest.mark.parametrize(
+    ("layouts", "muls", "pad"),
+    [
+        (MUL_IR, (32, 64, 132, 8), 4),
+        (MUL_IR, (3, 1, 33, 17), 3),
+        (IR_MUL, (8, 4, 36, 4), 4),
+        (MUL_IR, (16, 8, 4, 4), 3),
+    ],
+    ids=["vectors", "elements", "ir_mul", "rows-apart"],
+)
+def test_convolution_by_units(emulator, layouts, muls, pad, dual):
+    """Every unit; one and several slices of channels, one and several edges a warp; in vectors or not."""
+    number = seed()
+    graph = Graph(18, 6, 3, torch.Generator().manual_seed(number), index=np.int32)
+    plan = channels_plan(layouts, 3, muls, own_outputs=True)
+    check_convolution(emulator, plan, graph, 6, dual, seed=number, pad=pad)
+
+
+@pytest.mark.parametrize("dual", [False, True], ids=["forward", "jvp"])
+@pytest.mark.parametrize("weights", ["per_sample", "shared", "none"])
+def test_convolution_weights(emulator, weights, dual):
+    """Shared ones, none, and missing tangents, each and all."""
+    number = seed()
+    plan = channels_plan(MUL_IR, 1, (4, 8), weights=weights, own_outputs=True)
+    graph = Graph(19, 3, 3, torch.Generator().manual_seed(number))
+    for missing in [(0, 1, 2), (0,), (1,), (2,)] if dual else [()]:
+        check_convolution(emulator, plan, graph, 3, dual, missing, seed=number)
+
+
+GRAPHS = {
+    "one edge": (1, 1, 1, None), "no edges": (0, 3, 4, None), "no sources": (0, 0, 2, None),
+    "one destination": (33, 5, 1, None), "degrees": (71, 4, 7, (0, 1, 33, 0, 16, 17, 4)),
+    "tile's ends": (14, 2, 4, (2, 3, 4, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_convolution_graphs(emulator, graph):
+    number = seed()
+    generator = torch.Generator().manual_seed(number)
+    edges, num_src, num_dst, degrees = graph
+    plan = channels_plan(MUL_IR, 1, (16, 128), own_outputs=True)
+    of_int64, of_int32 = (Graph(edges, num_src, num_dst, generator, degrees, i) for i in (np.int64, np.int32))
+    check_convolution(emulator, plan, of_int64, num_src, seed=number)
+    check_convolution(emulator, plan, of_int32, num_src, True, seed=number)
+
+
+def test_long_sums_of_the_convolution(emulator):
+    """They have a second level, so that equal terms, whose rounding errors have one sign, lose no digits."""
+    edges = 4000
+    plan = eqk.Plan("4x0e", "1x0e", "4x0e", ((0, 0, 0, "uvu", True, 0.7),))
+    x, y, w = (
+        np.full((1, 4), 1.1, np.float32),
+        np.full((edges, 1), 0.3, np.float32),
+        np.full((edges, 4), 0.9, np.float32),
+    )
+    graph = (np.zeros(edges, np.int32), np.zeros(edges, np.int32), np.arange(edges, dtype=np.int32), 1)
+    wanted = (False, False, False, True)
+    results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, None), [None] * 4, wanted, False, 4)
+    want = edges * 0.7 * float(x[0, 0]) * float(y[0, 0]) * float(w[0, 0])
+    assert np.abs(results[3] / want - 1).max() < 5e-6
+
+
+def test_convolution_has_the_same_bits_for_any_other_edges(emulator):
+    """What other destinations there are, and how wide indices are, changes no bit of a row."""
+    number = seed()
+    plan = channels_plan(MUL_IR, 2, (32, 64, 4), own_outputs=True)
+    graph = Graph(30, 4, 3, torch.Generator().manual_seed(number))
+    first, _ = check_convolution(emulator, plan, graph, 4, seed=number)
+
+    def narrow(arrays):
+        return [a.astype(np.int32) for a in arrays]
+
+    again, _ = check_convolution(emulator, plan, graph, 4, seed=number, changed=narrow)
+    assert np.array_equal(first, again)
+
+
+def test_problems_of_the_convolution(emulator):
+    number = seed()
+    graph = Graph(11, 3, 2, torch.Generator().manual_seed(number))
+    check_convolution(emulator, CASES["sevennet-l3i5"].plan, graph, 3, seed=number)
+    check_convolution(emulator, CASES["mace-medium"].plan, graph, 3, True, seed=number)
+
+
+@pytest.mark.parametrize("index", [np.int64, np.int32])
+@pytest.mark.parametrize(
+    ("which", "position", "value"),
+    [(0, 3, 4), (0, 0, -1), (1, 2, 5), (1, 2, -1), (2, 1, 9), (2, 1, -1), (2, None, None)],
+)
+def test_indices_that_are_refused(emulator, which, position, value, index):
+    """By an assertion on the device, as torch's indexing on a GPU, before any memory is read by them."""
+    number = seed()
+    graph = Graph(9, 4, 5, torch.Generator().manual_seed(number), index=index)
+
+    def broken(arrays):
+        arrays = [a.copy() for a in arrays]
+        if position is None:
+            arrays[which] = arrays[which][::-1].copy()
+        else:
+            arrays[which][position] = value
+        return arrays
+
+    with pytest.raises(ptxemu.DeviceAssert):
+        check_convolution(emulator, channels_plan(MUL_IR, 1, own_outputs=True), graph, 4, seed=number, changed=broken)
+
+
 def test_partial_sums_of_shared_weights(emulator):
     """Enough rows for several partial sums of unequal length."""
     check(emulator, mixed_plan("shared", MUL_IR, ("uvu",)), "float32", False, rows=53, seed=seed())
@@ -361,10 +543,16 @@ def test_machine_code_of_every_architecture(library):
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "75"])
 def test_channel_kernels_in_float32_spill_nothing(library, architecture):
     usage = cuobjdump("--dump-resource-usage", "-arch", f"sm_{architecture}", library)
-    kernels = re.findall(r"Function (eqk_tensor_product_(?:for|back)ward\w*_f32_\w+):\s*REG:(\d+) STACK:(\d+)", usage)
+    kernels = re.findall(
+        r"Function (eqk_tensor_product_(?:conv_)?(?:for|back)ward\w*_f32\w*):\s*REG:(\d+) STACK:(\d+)", usage
+    )
     degrees = channel_degrees(library)
     assert len({name for name, _, _ in kernels if re.search(r"_l\d$", name)}) == 4 + 2 * (len(degrees) - 1)
     for name, registers, stack in kernels:
         assert int(stack) == 0, (name, architecture, registers, stack)
         # Sixteen warps a multiprocessor; twelve for the degrees that need more registers.
-        assert int(registers) <= (168 if name.endswith("_l4") else 128), (name, architecture, registers)
+        assert int(registers) <= (168 if name.endswith("_l4") or "_conv_" in name else 128), (
+            name,
+            architecture,
+            registers,
+        )

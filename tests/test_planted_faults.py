@@ -9,8 +9,9 @@ from pathlib import Path
 
 import ptxemu
 import pytest
+import torch
 from emulated_cuda import ROOT, Emulator, build_bindings, configure
-from test_cuda import IR_MUL, MUL_IR, channels_plan, check, mixed_plan, require_nvcc, seed
+from test_cuda import IR_MUL, MUL_IR, Graph, channels_plan, check, check_convolution, mixed_plan, require_nvcc, seed
 
 from eqk.testing import CASES
 
@@ -20,6 +21,8 @@ UNINITIALISED = (ptxemu.UninitialisedRead, "shared memory")
 RACE = (ptxemu.RaceError, "shared-memory race")
 FORWARD, BACKWARD, DOUBLE_BACKWARD = (f"eqk_cuda_{name}_f32_l1" for name in ("forward", "backward", "backward_dual"))
 GENERAL = "eqk_cuda_general"
+CONV_FORWARD, CONV_JVP = "eqk_cuda_conv_forward", "eqk_cuda_conv_forward_dual"
+CONV_ORDER = "eqk_cuda_conv_order"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Fault:
     plan: object = field(default_factory=lambda: channels_plan(MUL_IR, 1))
 
     def check(self, emulator, number):
+        if "_conv_" in self.kernel:
+            graph = Graph(23, 4, 3, torch.Generator().manual_seed(number))
+            check_convolution(emulator, self.plan, graph, 4, self.kernel == CONV_JVP, seed=number)
+            return
         forward = self.kernel == FORWARD
         # General kernels sum shared weights; enough rows for two parts of unequal length.
         shared = self.plan.weights == "shared"
@@ -43,7 +50,8 @@ class Fault:
         check(emulator, self.plan, "float32", dual, wanted, missing=(3,), rows=37 if shared else 5, seed=number)
 
 
-CHANNELS = "cuda_channels.h"
+CHANNELS, CONV = "cuda_channels.h", "../tensor_product_conv/"
+UNITS = channels_plan(MUL_IR, 1, (64, 128), own_outputs=True)
 FAULTS = {
     "off_by_one_index": Fault(
         FORWARD, CHANNELS, "for (int e = 0; e < count; ++e)", "for (int e = 1; e < count; ++e)", WRONG
@@ -86,6 +94,28 @@ FAULTS = {
         GENERAL, "cuda.cu", "begin + a.rows_of_part + (part < longer), column)", "begin + a.rows_of_part, column)", WRONG,
         mixed_plan("shared", MUL_IR, ("uvu", "uvw")),
     ),
+    "edge_left_out_at_the_end_of_a_row": Fault(
+        CONV_FORWARD, CONV + "cuda_forward.h", "t < count; t += this->edges_at_once_", "t < count - 1; t += this->edges_at_once_",
+        WRONG, UNITS,
+    ),
+    "tile_of_x_read_before_it_has_arrived": Fault(
+        CONV_FORWARD, CONV + "cuda_forward.h", "__syncthreads();  // x has arrived for all warps, and nobody reads the other buffer",
+        ";", UNINITIALISED, UNITS,
+    ),
+    "sums_of_edges_that_share_a_warp": Fault(
+        CONV_FORWARD, CONV + "cuda_forward.h", "add_pack(other);", ";", WRONG, UNITS,
+    ),
+    "output_beyond_the_last_channel": Fault(
+        CONV_FORWARD, CONV + "cuda_forward.h", "for (int c = this->lane_; c < slice; c += 32) {",
+        "for (int c = this->lane_; c < 32; c += 32) {", UNINITIALISED, channels_plan(MUL_IR, 1, own_outputs=True),
+    ),
+    "tangent_of_the_weights_dropped": Fault(
+        CONV_JVP, CONV + "cuda_forward.h", "w[c] = {weight_[q][0].template get<T>(c), weight_[q][1].template get<T>(c)};",
+        "w[c] = {weight_[q][0].template get<T>(c), T{0}};", WRONG, UNITS,
+    ),
+    "row_that_begins_an_edge_late": Fault(
+        CONV_ORDER, CONV + "cuda.cu", "(low);", "(low + (r > 0 && low < a.edges));", WRONG, UNITS,
+    ),
 }  # fmt: skip
 
 
@@ -104,14 +134,21 @@ class Build:
         self.sound = {}
 
     def emulator(self, kernel: str) -> Emulator:
-        """Of the source as it is now, compiled as the build compiles it, but to PTX alone."""
+        """Of the source as it is now; the convolution with the kernel that orders its edges, and one that sums them."""
+        kernels = [kernel]
+        if "_conv_" in kernel:
+            kernels = [CONV_ORDER, CONV_FORWARD if kernel == CONV_ORDER else kernel]
+        return Emulator([self.ptx(k) for k in kernels], self.bindings)
+
+    def ptx(self, kernel: str) -> str:
+        """Compiled as the build compiles it, but to PTX alone."""
         found = [c for c in self.commands if f"/{kernel}.dir/" in c["command"]]
         assert len(found) == 1, f"{kernel}: expected one source in the build, got {len(found)}"
         command = shlex.split(found[0]["command"])
         ptx = self.source / f"{kernel}.ptx"
         command[command.index("-c")], command[command.index("-o") + 1] = "-ptx", ptx
         subprocess.run(command, cwd=found[0]["directory"], check=True)
-        return Emulator([ptx.read_text()], self.bindings)
+        return ptx.read_text()
 
     def emulator_of(self, fault: Fault) -> Emulator:
         path = self.source / "csrc" / "tensor_product" / fault.file

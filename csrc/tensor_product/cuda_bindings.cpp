@@ -7,8 +7,10 @@
 #include <optional>
 
 #include "tensor_product/cuda_launches.h"
+#include "tensor_product_conv/cuda_launches.h"
 
 namespace py = pybind11;
+namespace conv = eqk::tensor_product_conv;
 using namespace eqk::tensor_product;
 using eqk::Dtype;
 
@@ -44,6 +46,43 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
   return p;
 }
 
+struct Convolution {
+  conv::DeviceProblem problem;
+  conv::DeviceEdges edges;
+
+  // indices: address, stride and bytes of src, dst and by_dst.
+  Convolution(const std::string& plan, const std::string& dtype, std::array<std::int64_t, 3> sizes,
+              const std::array<std::array<std::int64_t, 3>, 3>& indices, bool dual, const Addresses& values,
+              const Addresses& tangents, const Strides& strides, const Addresses& results,
+              const std::optional<Strides>& tangent_strides) {
+    const Problem p = ::problem(plan, dtype, sizes[0], dual, values, tangents, strides, results, tangent_strides);
+    edges = {sizes[0], sizes[1], sizes[2], of(indices[0]), of(indices[1]), of(indices[2])};
+    problem = {p.plan, p.dtype, dual, nullptr, p.in, p.out};
+  }
+
+  conv::DeviceProblem with_edges() const {
+    conv::DeviceProblem p = problem;
+    p.edges = &edges;
+    return p;
+  }
+
+ private:
+  static conv::DeviceIndices of(const std::array<std::int64_t, 3>& index) {
+    return {pointer(static_cast<std::uint64_t>(index[0])), index[1], index[2] == 8};
+  }
+};
+
+template <class L>
+py::dict described(const L& l) {
+  py::dict d;
+  d["name"] = l.name();
+  d["grid"] = l.grid;
+  d["block"] = l.block;
+  d["shared"] = l.shared;
+  d["argument"] = py::bytes(static_cast<const char*>(l.argument()), l.argument_size());
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(eqk_cuda_launches, m) {
@@ -68,18 +107,31 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
             py::list result;
             for (const Launch& l : Launches(p, layout, listed ? listed_plan(*p.plan) : nullptr, pointer(tables),
                                             const_cast<void*>(pointer(scratch)))
-                                       .all()) {
-              py::dict d;
-              d["name"] = l.name();
-              d["grid"] = l.grid;
-              d["block"] = l.block;
-              d["shared"] = l.shared;
-              d["argument"] = py::bytes(static_cast<const char*>(l.argument()), l.argument_size());
-              result.append(d);
-            }
+                                       .all())
+              result.append(described(l));
             return result;
           },
           py::arg("tables"), py::arg("scratch"), py::arg("listed") = true);
+  // sizes: edges, sources, destinations.
+  py::class_<Convolution>(m, "Convolution", py::module_local())
+      .def(py::init<const std::string&, const std::string&, std::array<std::int64_t, 3>,
+                    const std::array<std::array<std::int64_t, 3>, 3>&, bool, const Addresses&, const Addresses&,
+                    const Strides&, const Addresses&, const std::optional<Strides>&>(),
+           py::arg("plan"), py::arg("dtype"), py::arg("sizes"), py::arg("indices"), py::arg("dual"), py::arg("values"),
+           py::arg("tangents"), py::arg("strides"), py::arg("results"), py::arg("tangent_strides") = py::none())
+      .def_property_readonly("covered", [](const Convolution& c) { return conv::Launches::cover(c.with_edges()); })
+      .def_property_readonly("scratch_bytes",
+                             [](const Convolution& c) { return conv::Launches::scratch_bytes(c.with_edges()); })
+      .def(
+          "launches",
+          [](const Convolution& c, std::uint64_t scratch) {
+            const conv::DeviceProblem p = c.with_edges();
+            py::list result;
+            for (const conv::Launch& l : conv::Launches(p, const_cast<void*>(pointer(scratch))).all())
+              result.append(described(l));
+            return result;
+          },
+          py::arg("scratch"));
   m.def("listed_plans", [] {
     std::map<std::string, std::string> result;
     for (const ListedPlan& plan : kListedPlans) result[plan.name] = plan.text;

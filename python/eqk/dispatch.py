@@ -142,7 +142,8 @@ def can_run_reference(op: str, device: torch.device) -> str | None:
 
 def can_run_torch(op: str, device: torch.device) -> str | None:
     """None if ``op`` runs torch operations on tensors of ``device``, else the reason why not."""
-    return "the op has a kernel there" if device.type == "cpu" else None
+    has_kernel = device.type == "cpu" or (device.type == "cuda" and _has_cuda_kernel(op))
+    return "the op has a kernel there" if has_kernel else None
 
 
 _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
@@ -156,7 +157,7 @@ _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
 # The backends of each op, in the order in which auto tries them: all but the reference.
 _BACKENDS_OF = {
     "tensor_product": ("cpu", "cuda", "triton", "reference"),
-    "tensor_product_conv": ("cpu", "torch", "reference"),
+    "tensor_product_conv": ("cpu", "cuda", "torch", "reference"),
     "tensor_product_conv_radial": ("cpu", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),

@@ -84,8 +84,8 @@ def _batch(
 FAMILY = Multilinear("eqk", "tensor_product_conv", 3, 2, _check, _shapes, _batch)
 
 
-# On devices without a kernel: gather, the product's kernels, and a sum by indexing, which unlike index_add is
-# deterministic on GPUs.
+# On devices without a kernel, and for what the kernels of a device leave to the ops `by_messages`: gather, the
+# product's kernels, and a sum by indexing, which unlike index_add is deterministic on GPUs.
 
 
 def _by_messages(member: str, wanted: Sequence[bool], slots: Sequence[Sequence[MaybeTensor]], rest: Sequence):
@@ -151,6 +151,9 @@ _COMPOSITES = {
 for _op, _composite in _COMPOSITES.items():
     # A kernel of the device's own, where one is registered, goes before this.
     FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
+for _member in ("", "_jvp"):
+    _composite = _COMPOSITES[getattr(torch.ops.eqk, f"tensor_product_conv{_member}").default]
+    FAMILY.library.impl(f"tensor_product_conv_by_messages{_member}", _composite, "CompositeExplicitAutograd")
 
 
 def checked_plan(op: str, operands: dict[str, MaybeTensor], optional: Sequence[str], plan: Plan | str) -> str:
@@ -200,7 +203,9 @@ def tensor_product_conv(
 
     Raises:
         RuntimeError: naming the operand whose shape, dtype or device does not fit, or the index that is out of range;
-            or why the backend that was asked for (:mod:`eqk.dispatch`) cannot run.
+            or why the backend that was asked for (:mod:`eqk.dispatch`) cannot run. On a GPU, where nothing waits for
+            the device, an index that is out of range, or out of order in by_dst, is an assertion there that fails, as
+            of torch's own indexing: a later call raises, and the process can use the GPU no more.
         TypeError: naming the operand that is no tensor, or a plan that is neither Plan nor string.
     """
     operands = {"x": x, "y": y, "w": w, "src": src, "dst": dst, "by_dst": by_dst, "by_src": by_src}

@@ -1,0 +1,249 @@
+#pragma once
+// What the warps of a unit share in every kernel: the rows of x on their way through shared memory, and M of the edges.
+#include "core/cuda_pack.h"
+#include "core/scalar.h"
+#include "tensor_product_conv/cuda_units.h"
+
+namespace eqk::tensor_product_conv {
+
+// From global to shared memory, past the registers, if `present`.
+template <int kBytes, class T>
+__device__ __forceinline__ void copy_async(bool present, T* to, const T* from) {
+  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  const std::uint32_t wanted = present;
+  if constexpr (kBytes == 16)
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p cp.async.cg.shared.global [%0], [%1], 16;}" ::"r"(at),
+                 "l"(from), "r"(wanted)
+                 : "memory");
+  else
+    asm volatile("{.reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p cp.async.ca.shared.global [%0], [%1], %3;}" ::"r"(at),
+                 "l"(from), "r"(wanted), "n"(kBytes)
+                 : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+// A row of `stride` bytes, in one instruction, which the compiler would take apart.
+template <class T>
+__device__ __forceinline__ const T* row_of(const T* base, std::int32_t row, std::int32_t stride) {
+  const T* result;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(row), "r"(stride), "l"(base));
+  return result;
+}
+
+// Pairs of a path are sorted by i: whether one is the first, or the last, of its i.
+template <class C, int pair>
+__device__ __forceinline__ constexpr bool starts_i() {
+  return pair == 0 || C::pair_i[pair - (pair > 0)] != C::pair_i[pair];
+}
+template <class C, int pair>
+__device__ __forceinline__ constexpr bool ends_i() {
+  return pair + 1 == C::pairs || C::pair_i[pair + (pair + 1 < C::pairs)] != C::pair_i[pair];
+}
+
+// Whether a pair is the first of its k.
+template <class C, int pair>
+__device__ __forceinline__ constexpr bool starts_k() {
+  for (int p = 0; p < pair; ++p)
+    if (C::pair_k[p] == C::pair_k[pair]) return false;
+  return true;
+}
+
+// Where a warp works: destination, unit, slice of channels.
+struct Place {
+  const XRecord& x;
+  const UnitRecord& unit;
+  int warp, destination, first_channel;
+};
+
+template <class T, int kChannels, bool kDual, class U>
+class UnitWarp {
+ public:
+  static constexpr int N = kChannels, D1 = U::D1, kParts = kDual ? 2 : 1;
+  static constexpr int kXStep = 32 * N * D1;  // of the staged rows of a step, and between the lanes N D1
+
+  template <class Arguments>
+  __device__ __forceinline__ UnitWarp(const Arguments& a, const Place& at, T* x_stage, T* own)
+      : at_(at),
+        unit_(at.unit),
+        x_(a.in[kX]),
+        y_(a.in[kY]),
+        edge_(a.edge),
+        src_(a.src),
+        x_mul_ir_(a.x_mul_ir),
+        x_vectors_(a.x_vectors),
+        mul_(at.x.mul),
+        first_channel_(at.first_channel),
+        warp_(at.warp),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        log_lanes_(at.x.log_lanes),
+        edges_at_once_(32 >> log_lanes_),
+        turn_(lane_ >> log_lanes_),
+        channel_(static_cast<unsigned>(at.first_channel + (lane_ & ((1 << log_lanes_) - 1)) * N)),
+        x_stage_(x_stage),
+        m_(own) {}
+
+ protected:
+  const Place& at_;
+  const UnitRecord& unit_;
+  const Rows &x_, &y_;
+  const std::int32_t *const edge_, *const src_;
+  const int x_mul_ir_, x_vectors_, mul_, first_channel_;
+  const int warp_, lane_, log_lanes_;
+  const int edges_at_once_;  // those that share the warp
+  const int turn_;           // which of them is the lane's
+  const unsigned channel_;   // the lane's first; unsigned, so that pointers take no register for its sign
+  T *const x_stage_, *const m_;
+
+  __device__ __forceinline__ bool has(int q) const { return unit_.slots >> q & 1; }
+  // Channels of the warp.
+  __device__ __forceinline__ int slice() const { return min(N << opaque(log_lanes_), mul_ - first_channel_); }
+  __device__ __forceinline__ bool has_channels() const { return static_cast<int>(channel_) < mul_; }
+
+  // The block copies rows of x from edge t of the `count` on, of a tile's steps, into buffer 0 or 1. A warp copies all
+  // edges of a step, so that other warps neither read nor compute where its rows are.
+  __device__ __forceinline__ void copy_x(int first_place, int count, int t, int buffer) const {
+    static_assert(kStepsOfTile == 2);
+    const int warps = static_cast<int>(blockDim.x) / 32;
+#pragma unroll 1
+    for (int step = warp_; step < kStepsOfTile; step += warps) {
+      const int n = t + step * edges_at_once_ + turn_;
+      const bool present = n < count;
+      const int source = src_[first_place + min(n, count - 1)];
+      // Computed here, since the loops over edges have no register to keep it.
+      const auto column = static_cast<unsigned>(at_.x.column + opaque(first_channel_) * (x_mul_ir_ ? D1 : 1));
+      T* const to = x_stage_ + (buffer * kStepsOfTile + step) * kXStep + (turn_ * N * D1 << log_lanes_);
+      copy_row(present, to, row_of(static_cast<const T*>(x_.value) + column, source, x_.stride));
+      if constexpr (kDual)
+        if (x_.tangent)
+          copy_row(present, to + 2 * kStepsOfTile * kXStep,
+                   row_of(static_cast<const T*>(x_.tangent) + column, source, x_.tangent_stride));
+    }
+    commit_copies();
+  }
+
+  // Before all else: zeros where no channels of x will be, and for a tangent of x that is missing.
+  __device__ __forceinline__ void clear_x() const {
+    const bool all = slice() % N != 0;
+    if (!all && (!kDual || x_.tangent)) return;
+    for (int n = threadIdx.x; n < kParts * 2 * kStepsOfTile * kXStep; n += blockDim.x)
+      if (all || n >= 2 * kStepsOfTile * kXStep) x_stage_[n] = 0;
+  }
+
+  // The lane's channels of x in a step, [channel][component].
+  __device__ __forceinline__ void read_x(unsigned step, int part, T (&x)[D1 * N]) const {
+    const T* const from =
+        x_stage_ + part * 2 * kStepsOfTile * kXStep + step % (2 * kStepsOfTile) * kXStep + lane_ * (N * D1);
+#pragma unroll
+    for (int n = 0; n < D1; ++n) {
+      Pack<T, N> pack;
+      pack.load_shared(from + n * N);
+#pragma unroll
+      for (int c = 0; c < N; ++c) x[n * N + c] = pack.template get<T>(c);
+    }
+  }
+
+  // M of `count` edges, at most kEdgesOfM, from a place on; a lane forms that of one edge.
+  __device__ __forceinline__ void form_m(int first_place, int count) const {
+    const int lane = opaque(lane_);  // else the places of all numbers would be held in registers
+    T* const y = m_ + kParts * kEdgesOfM * U::m_stride;
+    const int mine = lane < count ? edge_[first_place + lane] : 0;
+    __syncwarp();  // nobody reads the M before
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const T* const base = static_cast<const T*>(part ? y_.tangent : y_.value);
+      const std::int32_t stride = part ? y_.tangent_stride : y_.stride;
+      eqk::unroll<U::last_l2 - U::first_l2 + 1>([&](auto segment) EQK_LAMBDA {
+        constexpr int l2 = U::first_l2 + decltype(segment)::value, D2 = 2 * l2 + 1;
+        const int column = unit_.y[decltype(segment)::value];
+        const bool present = base && column >= 0;
+#pragma unroll
+        for (int n = 0; n < kEdgesOfM * D2; n += 32) {
+          const int e = min((n + lane) / D2, kEdgesOfM - 1), j = (n + lane) % D2;
+          const std::int32_t row = __shfl_sync(~0u, mine, e);
+          if (e < count && (kEdgesOfM * D2 % 32 == 0 || n + lane < kEdgesOfM * D2))
+            y[(part * kEdgesOfM + e) * U::y_stride + U::y_columns(l2) + j] =
+                present ? *row_of(base + column + j, row, stride) : T{0};
+        }
+      });
+    }
+    __syncwarp();
+    const int part = lane / kEdgesOfM, e = lane % kEdgesOfM;
+    if (e < count && part < kParts) {
+      T components[U::y_size];
+#pragma unroll
+      for (int j = 0; j < U::y_size; ++j) components[j] = y[lane * U::y_stride + j];
+      T* const to = m_ + lane * U::m_stride;
+      eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
+        constexpr int q = decltype(slot)::value;
+        using C = typename U::template C<q>;
+        if (!has(q)) return;
+        const T coefficient = unit_.coefficient[q];
+        eqk::unroll<(C::pairs + 3) / 4>([&](auto four) EQK_LAMBDA {
+          Pack<T, 4> pack;
+          eqk::unroll<4>([&](auto r) EQK_LAMBDA {
+            constexpr int pair = 4 * decltype(four)::value + decltype(r)::value;
+            T sum = 0;
+            if constexpr (pair < C::pairs)
+              eqk::unroll<C::pair_terms[pair + 1] - C::pair_terms[pair]>([&](auto n) EQK_LAMBDA {
+                constexpr int term = C::pair_terms[pair] + decltype(n)::value,
+                              column = U::y_columns(C::l2) + C::term_j[term];
+                constexpr T c = static_cast<T>(C::term_c[term]);
+                sum += c * components[column];
+              });
+            pack.set(decltype(r)::value, coefficient * sum);
+          });
+          pack.store_shared(to + U::template numbers<q>() + 4 * decltype(four)::value);
+        });
+      });
+    }
+    __syncwarp();
+  }
+
+  // Calls f(pair, M of the pair) over the nonzero pairs of a slot, for the edge that is so far behind the first one of
+  // which there is M.
+  template <int q, class F>
+  __device__ __forceinline__ void for_pairs(int edge_of_m, F&& f) const {
+    using C = typename U::template C<q>;
+    using S = std::conditional_t<kDual, Dual<T>, T>;
+    const auto* const m = reinterpret_cast<const Four<T>*>(m_ + edge_of_m * U::m_stride + U::template numbers<q>());
+    eqk::unroll<(C::pairs + 3) / 4>([&](auto four) EQK_LAMBDA {
+      const Four<T> v = m[four];
+      Four<T> t;
+      if constexpr (kDual) t = m[kEdgesOfM * U::m_stride / 4 + four];
+      eqk::unroll<4>([&](auto r) EQK_LAMBDA {
+        constexpr int pair = 4 * decltype(four)::value + decltype(r)::value;
+        if constexpr (pair < C::pairs) {
+          if constexpr (kDual)
+            f(constant<pair>{}, S{v.s[r], t.s[r]});
+          else
+            f(constant<pair>{}, v.s[r]);
+        }
+      });
+    });
+  }
+
+ private:
+  // The lanes that share an edge copy its row.
+  __device__ __forceinline__ void copy_row(bool present, T* to, const T* from) const {
+    const int lanes = 1 << opaque(log_lanes_), lane = opaque(lane_) & (lanes - 1), slice = this->slice();
+    if (x_vectors_) {
+      constexpr int kVector = 16 / sizeof(T);
+      int n = lane * kVector;
+      const int apart = kVector * lanes;
+      to += n, from += n;
+#pragma unroll
+      for (int k = 0; k < (N * D1 + kVector - 1) / kVector; ++k, n += apart, to += apart, from += apart)
+        copy_async<kVector * sizeof(T)>(present && n < slice * D1, to, from);
+    } else {
+      const int of_channel = x_mul_ir_ ? D1 : 1, of_component = x_mul_ir_ ? 1 : opaque(mul_);
+#pragma unroll 1
+      for (int i = 0; i < D1; ++i, from += of_component)
+#pragma unroll 1
+        for (int c = lane; c < slice; c += lanes)
+          copy_async<sizeof(T)>(present, to + c * D1 + i, from + c * of_channel);
+    }
+  }
+};
+
+}  // namespace eqk::tensor_product_conv
