@@ -12,6 +12,9 @@ PTX instructions and memory accesses are counted in the emulator of tests/ptxemu
 Machine instructions (SASS) are estimated: each of the kernel's was made for a line of PTX and runs as often as it.
 Sectors of 32 bytes are those that the warps request; compulsory bytes are those of each operand and result once.
 
+Convolutions: the same of the fused convolution on graphs of two degrees and of very uneven ones, with the launch that
+brings edges in order. Compulsory bytes have each node's row once.
+
 Model: the time of an edge is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and launches are
 not modelled; measured times are printed beside it where there is a GPU.
     dram        compulsory bytes from memory                           the memory floor
@@ -63,7 +66,7 @@ DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
 ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
 MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.values()))
 PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
-COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems")}
+COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems", "convolutions")}
 
 # Duals or not, and the slots of the results.
 PHASES = {"forward": (False, "g"), "backward": (False, "xyw"), "double backward": (True, "xywg"), "jvp": (True, "g")}
@@ -73,6 +76,9 @@ PROBLEMS = {
     **{name: CASES[name].plan for name in ("mace-large", "nequip-benzene", "sevennet-l3i5")},
 }
 ROWS = 16  # a multiple of the rows of a block
+# Of the convolution, by the kernels of any plan: phases, and the degrees of as many destinations as there are sources.
+CONVOLUTION_PHASES = ("forward", "jvp")
+DEGREES = {"24": (24, 24), "32": (32, 32), "uneven": (0, 1, 2, 5, 14, 33)}
 EDGES = 50_000  # measured
 TOLERANCE = 0.05
 
@@ -80,7 +86,11 @@ TOLERANCE = 0.05
 ANY, OWN = "any", "own"
 
 SCHEDULERS = 4  # of a multiprocessor: each issues an instruction a cycle
-KEYS = {"kernels": ("kernel", "architecture"), "problems": ("problem", "phase", "of_plan")}
+KEYS = {
+    "kernels": ("kernel", "architecture"),
+    "problems": ("problem", "phase", "of_plan"),
+    "convolutions": ("problem", "phase", "degrees"),
+}
 # Of these more is better; of all other numbers less is.
 BETTER_MORE = re.compile(r"warps_?.*|store_width")
 NOT_COMPARED = ("compile_s", "threads")
@@ -221,7 +231,22 @@ def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
                 for of_plan in (ANY, OWN):
                     for launch in launches(bindings, plan, dtype, dual, wanted, of_plan):
                         found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
+        for dual, wanted in (PHASES[phase] for phase in CONVOLUTION_PHASES):
+            for launch in convolution_launches(bindings, plan, dual, wanted):
+                found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
     return found
+
+
+def convolution_launches(bindings, plan: eqk.Plan, dual: bool, wanted: str) -> list[dict]:
+    """The same of the convolution in float32, none where its kernels do not cover the plan."""
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    address, indices = 4096, [(4096, 1, 8)] * 3
+    values = [address, address, address if plan.weights != "none" else 0, address if wanted != "g" else 0]
+    tangents = [*values[:3], 0] if dual else [0] * 4
+    results = [address if slot in wanted and (slot != "w" or values[2]) else 0 for slot in "xywg"]
+    sizes = (ROWS, ROWS, ROWS)
+    problem = bindings.Convolution(str(plan), "float32", sizes, indices, dual, values, tangents, columns, results)
+    return problem.launches(address) if problem.covered else []
 
 
 def kernel_rows(codes: Mapping[str, Sequence[Code]], launched: Mapping[str, set[tuple[int, int]]]) -> list[dict]:
@@ -248,7 +273,7 @@ def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
     estimate = sass_estimate(code.ptx, kernel, code.instructions[kernel], stats.warps_by_line)
     found = sum(n for opcode, n in estimate.items() if arithmetic(opcode))
     counted = stats.warp_insts["fma.fp32"] + stats.warp_insts["fp32"]
-    if not 0.9 < found / counted < 1.1:
+    if counted and not 0.9 < found / counted < 1.1:
         raise RuntimeError(
             f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {counted} counted, got "
             f"{found:.0f}: the lines of PTX do not tell how often its machine code runs"
@@ -286,6 +311,37 @@ def problem_row(
         plan, "float32", values, tangents, wants, dual, pad=0, count=True, listed=of_plan == OWN
     )
     moved = sum(a.nbytes for a in (*values, *tangents, *results) if a is not None)
+    row = dict(zip(KEYS["problems"], (problem, phase, of_plan), strict=True))
+    return row | costs(executed, moved, ROWS, codes)
+
+
+def convolution_row(
+    emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem: str, phase: str, degrees: str
+) -> dict:
+    """What an edge costs of a graph whose destinations have such degrees, its edges in order."""
+    plan, (dual, wanted) = plan_of(problem), PHASES[phase]
+    nodes, edges = len(DEGREES[degrees]), sum(DEGREES[degrees])
+    generator = torch.Generator().manual_seed(0)
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
+    rows = (nodes, edges, edges, nodes)
+    draw = lambda: [torch.randn(*shape, generator=generator).numpy() for shape in zip(rows, columns, strict=True)]  # noqa: E731
+    values, tangents = draw(), [*draw()[:3], None] if dual else [None] * 4
+    if wanted == "g":
+        values[3] = None
+    src = torch.randint(nodes, (edges,), generator=generator)
+    dst = torch.arange(nodes).repeat_interleave(torch.tensor(DEGREES[degrees]))
+    graph = (src.numpy(), dst.numpy(), torch.arange(edges).numpy())
+    wants = [slot in wanted for slot in "xywg"]
+    results, executed = emulator.run_convolution(
+        plan, "float32", (*graph, nodes), values, tangents, wants, dual, pad=0, count=True
+    )
+    moved = sum(a.nbytes for a in (*values, *tangents, *results, *graph) if a is not None)
+    row = dict(zip(KEYS["convolutions"], (problem, phase, degrees), strict=True))
+    return row | costs(executed, moved, edges, codes)
+
+
+def costs(executed: Sequence[tuple], moved: int, rows: int, codes: Mapping[str, Sequence[Code]]) -> dict:
+    """Of launches and their counts, per row. ``moved``: the bytes of operands and results."""
     total = functools.reduce(add, (stats for _, stats in executed))
     sectors = {kind: total.mem.get(f"global.{kind}", {}).get("sectors", 0) for kind in ("load", "store")}
     counted = {
@@ -300,12 +356,11 @@ def problem_row(
         "shuffles": total.warp_insts["warp"],
         "atomics": sum(n for kind, n in total.warp_insts.items() if kind.startswith("atomic.")),
     }
-    row = dict(zip(KEYS["problems"], (problem, phase, of_plan), strict=True))
-    row |= {k: v / ROWS for k, v in counted.items()}
+    row = {k: v / rows for k, v in counted.items()}
     row["sectors"] = 32 * sum(sectors.values()) / moved
     row["store_width"] = total.mem["global.store"]["bytes"] / total.thread_insts["st.global"]
     for architecture, sources in codes.items():
-        row[f"sass_{architecture}"] = sum(sass_of(launch["name"], stats, sources) for launch, stats in executed) / ROWS
+        row[f"sass_{architecture}"] = sum(sass_of(launch["name"], stats, sources) for launch, stats in executed) / rows
     for architecture, limits in ARCHITECTURES.items():
         if limits["machine_code"] in codes:
             usage = {k: v for code in codes[limits["machine_code"]] for k, v in code.kernels.items()}
@@ -331,18 +386,20 @@ def model(row: Mapping, chip: Mapping) -> dict[str, float]:
     return terms
 
 
-def model_rows(problems: Iterable[Mapping], measured: Mapping[tuple[str, str], float]) -> list[dict]:
-    """``measured``: nanoseconds on this machine's GPU."""
+def model_rows(
+    problems: Iterable[Mapping], measured: Mapping[tuple, float], keys: Sequence[str] = KEYS["problems"]
+) -> list[dict]:
+    """``measured``: nanoseconds on this machine's GPU, by the values of ``keys``."""
     rows = []
     for name, chip in CHIPS.items():
         for row in problems:
             terms = model(row, chip)
             bound = max(terms, key=terms.get)
             rows.append({
-                "chip": name, **{key: row[key] for key in KEYS["problems"]},
+                "chip": name, **{key: row[key] for key in keys},
                 **{term: terms.get(term, "") for term in ("dram", "l2", "arithmetic", "issue", "l1")},
                 "modelled": terms[bound], "bound": bound,
-                "measured": measured.get(tuple(row[k] for k in KEYS["problems"]), "") if here(chip) else "",
+                "measured": measured.get(tuple(row[k] for k in keys), "") if here(chip) else "",
                 "warps": row[f"warps_{chip['architecture']}"],
             })  # fmt: skip
     return rows
@@ -496,9 +553,9 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def to_peer(row: Mapping) -> float | str:
+def to_peer(row: Mapping, of: Mapping) -> float | str:
     """Machine instructions over those of the peer; nothing where it has no such kernel."""
-    peer = PEER["sass"].get(row["problem"], {}).get(row["phase"])
+    peer = of["sass"].get(row["problem"], {}).get(row["phase"])
     return row[f"sass_{PEER['architecture']}"] / peer if peer else ""
 
 
@@ -537,26 +594,39 @@ def main() -> None:
         asked = problems(bindings, args.problems, args.phases)
         needed = {l["name"] for problem, phase, of_plan in asked
                   for l in launches(bindings, plan_of(problem), "float32", *PHASES[phase], of_plan)}  # fmt: skip
+        convolutions = [(problem, phase, degrees) for problem in args.problems if problem in PROBLEMS
+                        for phase in CONVOLUTION_PHASES if phase in args.phases for degrees in DEGREES]  # fmt: skip
+        needed |= {l["name"] for problem, phase, _ in convolutions
+                   for l in convolution_launches(bindings, plan_of(problem), *PHASES[phase])}  # fmt: skip
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
             "kernels": kernel_rows(codes, launched),
             "problems": [problem_row(emulator, codes, *names) for names in asked],
+            "convolutions": [convolution_row(emulator, codes, *names) for names in convolutions],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
     measured = {key: measure(*key[:2]) for key in fastest} if torch.cuda.is_available() else {}
     models = model_rows(counted["problems"], measured)
+    conv_models = model_rows(counted["convolutions"], {}, KEYS["convolutions"])
 
     print_table("Kernels", counted["kernels"])
+    for title, peer in (("problems", PEER), ("convolutions", PEER["convolution"])):
+        if not (rows := counted[title]):
+            continue
+        keys, name = KEYS[title], title.capitalize()
+        by_code = [c for c in rows[0] if c.startswith(("sass_", "warps_"))]
+        print_table(f"{name}, per edge", [{k: v for k, v in r.items() if k not in by_code} for r in rows])
+        of_peer = f"{peer['name']} on {PEER['architecture']} ({peer['warps']} warps)"
+        print_table(
+            f"{name}: machine instructions of warps, per edge, and resident warps; to_peer: over those of {of_peer}",
+            [{k: r[k] for k in (*keys, *by_code)} | {"to_peer": to_peer(r, peer)} for r in rows],
+        )
     keys = KEYS["problems"]
-    by_code = [c for c in counted["problems"][0] if c.startswith(("sass_", "warps_"))]
-    print_table("Problems, per edge", [{k: v for k, v in r.items() if k not in by_code} for r in counted["problems"]])
-    peer = f"{PEER['name']} on {PEER['architecture']} ({PEER['warps']} warps)"
-    print_table(
-        f"Problems: machine instructions of warps, per edge, and resident warps; to_peer: over those of {peer}",
-        [{k: r[k] for k in (*keys, *by_code)} | {"to_peer": to_peer(r)} for r in counted["problems"]],
-    )
     print_table("Model, ns an edge", models)
+    if conv_models:
+        floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in conv_models]
+        print_table("Model of the convolutions, ns an edge, and over the memory floor", floors)
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
         print_table(title, [dict(zip(keys, key, strict=True)) | {"measured": t} for key, t in measured.items()])

@@ -213,3 +213,21 @@ def test_the_committed_counts(tmp_path):
     assert row["read"] + row["written"] >= columns / 8
     assert row["multiply_adds"] > 128 * len(plan.instructions)
     assert row["sass_sm_90"] < row["ptx"]
+
+
+def test_the_committed_counts_of_the_convolution(tmp_path):
+    require_nvcc()
+    library = library_path()
+    problem, phase, degrees, architecture = "mace-medium-2e", "forward", "24", "sm_90"
+    bindings, plan = installed_bindings(), report.PROBLEMS[problem]
+    names = {launch["name"] for launch in report.convolution_launches(bindings, plan, *report.PHASES[phase])}
+    texts = [text for text in ptx_of(library) if names & set(report.kernels_of(text))]
+    codes = report.assemble(texts, [architecture], library, tmp_path)
+    row = report.convolution_row(Emulator(texts, bindings), codes, problem, phase, degrees)
+    committed = report.read_csv(report.COMMITTED["convolutions"])
+    assert report.growth([row], committed, report.KEYS["convolutions"]) == []
+    # Each operand and result once, the rows of nodes once for all of their edges, and three indices an edge.
+    nodes = plan.irreps_in1.dim + plan.irreps_out.dim
+    assert row["compulsory"] == pytest.approx(4 * (plan.irreps_in2.dim + plan.weight_numel + nodes / 24) + 24)
+    assert row["multiply_adds"] > 128 * len(plan.instructions)
+    assert report.to_peer(row, report.PEER["convolution"]) < 0.66
