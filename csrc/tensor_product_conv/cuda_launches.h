@@ -139,7 +139,8 @@ class Launches {
     for (const Operand& in : problem.in)
       if (std::max(in.stride, in.tangent_stride) > kMost / 4) return false;
     const auto units = cached_units(*problem.plan);
-    return units->covered && std::max(edges.count, edges.num_src) < kMost && units->most_tiles * edges.num_dst < kMost;
+    return units->covered && std::max(edges.count, edges.num_src) < kMost - kEdgesOfSum &&
+           units->most_tiles * edges.num_dst < kMost;
   }
 
   // Of the scratch memory that the launches share.

@@ -31,14 +31,10 @@ __device__ __forceinline__ const T* row_of(const T* base, std::int32_t row, std:
   return result;
 }
 
-// Pairs of a path are sorted by i: whether one is the first, or the last, of its i.
+// Pairs of a path are sorted by i: whether one is the first of its i.
 template <class C, int pair>
 __device__ __forceinline__ constexpr bool starts_i() {
   return pair == 0 || C::pair_i[pair - (pair > 0)] != C::pair_i[pair];
-}
-template <class C, int pair>
-__device__ __forceinline__ constexpr bool ends_i() {
-  return pair + 1 == C::pairs || C::pair_i[pair + (pair + 1 < C::pairs)] != C::pair_i[pair];
 }
 
 // Whether a pair is the first of its k.
