@@ -142,13 +142,13 @@ def ceilings(clock, device: str) -> tuple[float, float]:
     return 8 * a.numel() / copy, n**3 / product
 
 
-def checked(case: Case, functions: dict, operands, g, directions) -> None:
-    """Value and gradients of eqk against e3nn."""
+def checked(case: Case, functions: dict, operands, g, directions, peer: str = "e3nn") -> None:
+    """Value and gradients of eqk against the peer's."""
     for phase in PHASES[:2]:
-        results = [phase_function(phase, functions[n], operands, g, directions)() for n in ("eqk", "e3nn")]
+        results = [phase_function(phase, functions[n], operands, g, directions)() for n in ("eqk", peer)]
         worst = max(relative_error(a, b) for a, b in zip(*results, strict=True))
         if worst > 2 * TOLERANCES[torch.float32][1]:
-            sys.exit(f"{case.name}: {phase} of eqk differs from e3nn by {worst:.1e}")
+            sys.exit(f"{case.name}: {phase} of eqk differs from {peer} by {worst:.1e}")
 
 
 def timed(

@@ -12,8 +12,8 @@ duals five more).
 import argparse
 
 import torch
-from tensor_product import PHASES, STANDARD, add_arguments, checked, counts, keep_memory, print_table, timed
-from tensor_product_conv import provider, random_graph
+from tensor_product import PHASES, checked, counts, keep_memory, print_table, timed
+from tensor_product_conv import add_graph_arguments, provider, random_graph
 
 import eqk
 from eqk.testing import Case, random_operands
@@ -50,8 +50,8 @@ def bench(case: Case, args, clock, limits) -> list[list]:
 
     peers = {"weights": "eqk", "e3nn": "e3nn"}
     functions = {"eqk": fused} | {name: unfused(peers[name]) for name in args.providers}
-    if "e3nn" in functions:
-        checked(case, functions, (x, y, h, a), g, directions)
+    for peer in args.providers:
+        checked(case, functions, (x, y, h, a), g, directions, peer)
     return timed(
         case.name, functions, (x, y, h, a), g, directions, floors(case, args, limits), args, clock, peer="weights"
     )
@@ -59,10 +59,7 @@ def bench(case: Case, args, clock, limits) -> list[list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, STANDARD)
-    parser.add_argument("--nodes", type=int, default=100)
-    parser.add_argument("--degree", type=int, default=20)
-    parser.add_argument("--shuffled", action="store_true", help="edges in no order")
+    add_graph_arguments(parser)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--providers", nargs="*", default=["weights", "e3nn"], choices=["weights", "e3nn"])
     args = parser.parse_args()
