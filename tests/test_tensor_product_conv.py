@@ -377,7 +377,7 @@ def test_backends(generator):
 @pytest.mark.parametrize("name", ["depthwise-33", "mixed-mul_ir-ir_mul-mul_ir-shared", "uvu-none"])
 def test_devices_without_a_kernel(name, generator):
     """The composite of each member against its kernel, with what is not wanted and not there."""
-    from eqk.tensor_product_conv import _COMPOSITES, FAMILY
+    from eqk.tensor_product_conv import FAMILY
 
     plan = CASES[name].plan
     src, dst = graph(20, 6, 5, generator, ordered=False, dtype=torch.int32)
@@ -397,7 +397,7 @@ def test_devices_without_a_kernel(name, generator):
             (FAMILY.double_backward, (*v, g, *t[:3], None, *rest, [True, True, True, True])),
             (FAMILY.double_backward, (*v, g, None, *t[1:], *rest, [True, False, True, False])),
         ):
-            got, want = _COMPOSITES[op](*args), op(*args)
+            got, want = FAMILY.composites[op](*args), op(*args)
             for a, b in zip(
                 [got] if op in (FAMILY.forward, FAMILY.jvp) else got,
                 [want] if op in (FAMILY.forward, FAMILY.jvp) else want,
@@ -406,7 +406,7 @@ def test_devices_without_a_kernel(name, generator):
                 assert_close(a, b, 2)
         for bad in ((src - 6, dst), (src, dst - 5), (src + 6, dst)):
             with pytest.raises((RuntimeError, IndexError)):
-                _COMPOSITES[FAMILY.forward](*v, *bad, 5, str(plan))
+                FAMILY.composites[FAMILY.forward](*v, *bad, 5, str(plan))
 
 
 @pytest.mark.parametrize("weights", ["internal", "shared", "per_sample", "none"])

@@ -161,7 +161,7 @@ def test_bitwise_determinism(plan, dtype, generator):
 @pytest.mark.parametrize("plan", [FAST, WEIGHTED], ids=["lanes", "general"])
 def test_members(plan, generator):
     """Each member against the composite of other devices, with what is not wanted and not there."""
-    from eqk.tensor_product_conv_radial import _COMPOSITES, FAMILY
+    from eqk.tensor_product_conv_radial import FAMILY
 
     src, dst = graph(20, 6, 5, generator, ordered=False, dtype=torch.int32)
     v = radial_operands(plan, 20, 6, 3, torch.float64, generator)
@@ -178,7 +178,7 @@ def test_members(plan, generator):
             (FAMILY.double_backward, (*v, g, *[s if m == n else None for m, s in enumerate(t)], *rest, [True] * 5)),
         ]
     for op, args in calls:
-        got, want = (f(*args) for f in (_COMPOSITES[op], op))
+        got, want = (f(*args) for f in (FAMILY.composites[op], op))
         got, want = ([r] if isinstance(r, torch.Tensor) else r for r in (got, want))
         for a, b in zip(got, want, strict=True):
             assert_close(a, b, 2, what=str(op))

@@ -293,6 +293,16 @@ class Multilinear:
         ):
             register(self.library, op, function, fake, self._vmap_rule(op))
 
+    def on_other_devices(self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable) -> None:
+        """Registers functions for devices without a kernel; a kernel of a device's own goes before them.
+
+        ``self.composites`` then holds them by op.
+        """
+        ops = (self.forward, self.jvp, self.backward, self.double_backward)
+        self.composites = dict(zip(ops, (forward, jvp, backward, double_backward), strict=True))
+        for op, composite in self.composites.items():
+            self.library.impl(op, composite, "CompositeExplicitAutograd")
+
     # Results of the family with None for what was not computed.
 
     def _backward(self, v, g, rest, wanted) -> list[MaybeTensor]:

@@ -142,17 +142,10 @@ def _other_devices_double_backward(*args):
     return _by_messages("_double_backward", wanted, [(*v, g), t], rest)
 
 
-_COMPOSITES = {
-    FAMILY.forward: _other_devices_forward,
-    FAMILY.jvp: _other_devices_jvp,
-    FAMILY.backward: _other_devices_backward,
-    FAMILY.double_backward: _other_devices_double_backward,
-}
-for _op, _composite in _COMPOSITES.items():
-    # A kernel of the device's own, where one is registered, goes before this.
-    FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
-for _member in ("", "_jvp"):
-    _composite = _COMPOSITES[getattr(torch.ops.eqk, f"tensor_product_conv{_member}").default]
+FAMILY.on_other_devices(
+    _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
+)
+for _member, _composite in (("", _other_devices_forward), ("_jvp", _other_devices_jvp)):
     FAMILY.library.impl(f"tensor_product_conv_by_messages{_member}", _composite, "CompositeExplicitAutograd")
 
 

@@ -97,15 +97,9 @@ def _other_devices_double_backward(*args):
     return hx, hy, hh, ha, hg
 
 
-_COMPOSITES = {
-    FAMILY.forward: _other_devices_forward,
-    FAMILY.jvp: _other_devices_jvp,
-    FAMILY.backward: _other_devices_backward,
-    FAMILY.double_backward: _other_devices_double_backward,
-}
-for _op, _composite in _COMPOSITES.items():
-    # A kernel of the device's own, where one is registered, goes before this.
-    FAMILY.library.impl(_op, _composite, "CompositeExplicitAutograd")
+FAMILY.on_other_devices(
+    _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
+)
 
 
 def tensor_product_conv_radial(
