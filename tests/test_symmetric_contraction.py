@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.utils.checkpoint
-from test_tensor_product import DTYPES, cast, compare, run_python
+from test_tensor_product import DTYPES, assert_same_bits, cast, compare, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
@@ -120,22 +120,16 @@ def gradients(x, w, g, species, plan, wanted):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bitwise_determinism(dtype, generator):
     """The same bits in two runs, for any number of threads and either dtype of species."""
-    threads, results = torch.get_num_threads(), []
     x, w, species = random_contraction_operands(CUBIC, 1100, 11, 4, torch.float32, generator)
     g = torch.randn(1100, 11 * CUBIC.irreps_out.dim, generator=generator)
     slots = cast((x / x.abs().max(), w / w.abs().max(), g), dtype)
     tangents = [[torch.randn(t.shape, generator=generator).to(dtype) for t in slots] for _ in range(2)]
-    try:
-        for n, kind in ((1, torch.int64), (2, torch.int32), (5, torch.int64)):
-            torch.set_num_threads(n)
-            results.append([OPS.symmetric_contraction(*slots[:2], species.to(kind), str(CUBIC))])
-            for count in range(3):
-                results[-1] += derivative(slots, tangents[:count], species.to(kind), CUBIC, [True] * 3)
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+
+    def run(kind):
+        of_orders = (derivative(slots, tangents[:n], species.to(kind), CUBIC, [True] * 3) for n in range(3))
+        return [OPS.symmetric_contraction(*slots[:2], species.to(kind), str(CUBIC)), *itertools.chain(*of_orders)]
+
+    assert_same_bits(lambda: run(torch.int64), lambda: run(torch.int32), lambda: run(torch.int64))
 
 
 def test_strided_operands(generator):

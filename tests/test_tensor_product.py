@@ -876,6 +876,19 @@ def every_result(case, operands, generator):
     return [t for order in derivatives(bound(eqk.tensor_product, case.plan), operands, directions) for t in order]
 
 
+def assert_same_bits(*runs):
+    """Of the tensors that each of the calls gives, on 1, 2 and 5 threads in turn."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads, run in zip((1, 2, 5), runs, strict=True):
+            torch.set_num_threads(threads)
+            results.append(run())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bitwise_determinism(dtype, request):
     """The same bits for one to four threads and repeated runs; shared weights' gradient sums over rows."""

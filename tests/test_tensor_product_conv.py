@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.utils.checkpoint
-from test_tensor_product import CHECKED, DTYPES, PROBLEMS, SMALL, cast, compare, names, run_python
+from test_tensor_product import CHECKED, DTYPES, PROBLEMS, SMALL, assert_same_bits, cast, compare, names, run_python
 
 import eqk
 from eqk import reference, testing
@@ -130,33 +130,29 @@ def test_long_sums(name, generator):
 @pytest.mark.parametrize("name", ["depthwise-33", "mixed-mul_ir-ir_mul-mul_ir-shared"])
 def test_bitwise_determinism(name, dtype, generator):
     """The same bits in two runs, for any number of threads, for either dtype of indices, with the order given or not."""
-    plan, threads = CASES[name].plan, torch.get_num_threads()
+    plan = CASES[name].plan
     src, dst = graph(3000, 90, 50, generator, ordered=False)
     x, y, w = (t / t.abs().max() for t in operands_of(plan, 3000, 90, torch.float32, generator))
     g = torch.randn(50, plan.irreps_out.dim, generator=generator)
     slots = cast((x, y, w, g), dtype)
     tangents = [torch.randn(t.shape, generator=generator).to(dtype) for t in slots]
     orders = [t.argsort(stable=True) for t in (dst, src)]
-    results = []
-    try:
-        for n, kind, given in ((1, torch.int64, (None, None)), (2, torch.int32, orders), (5, torch.int64, orders[:1])):
-            torch.set_num_threads(n)
-            given = [*given, None][:2]
-            rest = (src.to(kind), dst.to(kind), 50, str(plan), *given)
-            results.append(
-                [
-                    OPS.tensor_product_conv(*slots[:3], *rest),
-                    OPS.tensor_product_conv_jvp(*slots[:3], *tangents[:3], *rest),
-                    *OPS.tensor_product_conv_backward(*slots, *rest, [True] * 3),
-                    *OPS.tensor_product_conv_double_backward(*slots, *tangents[:3], None, *rest, [True] * 4),
-                    *OPS.tensor_product_conv_double_backward(*slots, *tangents, *rest, [True] * 4),
-                ]
-            )
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+
+    def run(kind, by_dst, by_src):
+        rest = (src.to(kind), dst.to(kind), 50, str(plan), by_dst, by_src)
+        return [
+            OPS.tensor_product_conv(*slots[:3], *rest),
+            OPS.tensor_product_conv_jvp(*slots[:3], *tangents[:3], *rest),
+            *OPS.tensor_product_conv_backward(*slots, *rest, [True] * 3),
+            *OPS.tensor_product_conv_double_backward(*slots, *tangents[:3], None, *rest, [True] * 4),
+            *OPS.tensor_product_conv_double_backward(*slots, *tangents, *rest, [True] * 4),
+        ]
+
+    assert_same_bits(
+        lambda: run(torch.int64, None, None),
+        lambda: run(torch.int32, *orders),
+        lambda: run(torch.int64, orders[0], None),
+    )
 
 
 def test_strided_operands(generator):

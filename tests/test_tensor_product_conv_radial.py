@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_tensor_product import DTYPES, PROBLEMS, cast, compare, names, run_python
+from test_tensor_product import DTYPES, PROBLEMS, assert_same_bits, cast, compare, names, run_python
 from test_tensor_product_conv import graph, operands_of
 
 import eqk
@@ -132,30 +132,22 @@ def test_bias_and_paths_without_weights(generator):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("plan", [FAST, WEIGHTED], ids=["lanes", "general"])
 def test_bitwise_determinism(plan, dtype, generator):
-    threads = torch.get_num_threads()
     src, dst = graph(3000, 90, 50, generator, ordered=False)
     v = [t / t.abs().max() for t in radial_operands(plan, 3000, 90, 16, torch.float32, generator)]
     slots = cast((*v, torch.randn(50, plan.irreps_out.dim, generator=generator)), dtype)
     t = [torch.randn(s.shape, generator=generator).to(dtype) for s in slots]
-    results = []
-    try:
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            rest = (src, dst, 50, str(plan), None, None)
-            results.append(
-                [
-                    OPS.tensor_product_conv_radial(*slots[:4], *rest),
-                    OPS.tensor_product_conv_radial_jvp(*slots[:4], *t[:4], *rest),
-                    *OPS.tensor_product_conv_radial_backward(*slots, *rest, [True] * 4),
-                    *OPS.tensor_product_conv_radial_double_backward(*slots, *t[:4], None, *rest, [True] * 5),
-                    *OPS.tensor_product_conv_radial_double_backward(*slots, *t, *rest, [True] * 5),
-                ]
-            )
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+    rest = (src, dst, 50, str(plan), None, None)
+
+    def run():
+        return [
+            OPS.tensor_product_conv_radial(*slots[:4], *rest),
+            OPS.tensor_product_conv_radial_jvp(*slots[:4], *t[:4], *rest),
+            *OPS.tensor_product_conv_radial_backward(*slots, *rest, [True] * 4),
+            *OPS.tensor_product_conv_radial_double_backward(*slots, *t[:4], None, *rest, [True] * 5),
+            *OPS.tensor_product_conv_radial_double_backward(*slots, *t, *rest, [True] * 5),
+        ]
+
+    assert_same_bits(*[run] * 3)
 
 
 @pytest.mark.parametrize("plan", [FAST, WEIGHTED], ids=["lanes", "general"])
