@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
 
 import phonon_finetune as pft  # noqa: E402
+import sevennet_md as md  # noqa: E402
 import train_nequip_style as training  # noqa: E402
 
 NUMBER = r"([-+]?[\d.]+(?:e[-+]\d+)?)"
@@ -58,7 +59,6 @@ def trained(folder):
 
 
 def test_sevennet_md(folder):
-    pytest.importorskip("sevenn", reason="sevenn is not installed")
     # Hot and in long steps, so that the drift of few steps is far above the last digit of an energy.
     hot = ("--structure", "Si", "--cells", 1, "--steps", 10, "--timestep", 2, "--temperature", 1500, "--threads", 1)
     out = run(folder, EXAMPLES / "sevennet_md.py", *hot, "--compare", "--repeat", "--trajectory", "md.extxyz")
@@ -78,7 +78,6 @@ def test_sevennet_md(folder):
 
 
 def test_drift_and_bits():
-    md = pytest.importorskip("sevennet_md", reason="sevenn is not installed")
     steps = np.arange(1001)
     total = -3.5 + 2e-6 * steps + 1e-5 * np.sin(2 * np.pi * steps / 50)
     empty = np.zeros((1001, 1, 3))
