@@ -26,15 +26,7 @@ struct DeviceEdges {
   DeviceIndices src, dst, by_dst;
 };
 
-// As Problem, with the graph on the device.
-struct DeviceProblem {
-  const Plan* plan = nullptr;
-  Dtype dtype{};
-  bool dual = false;
-  const DeviceEdges* edges = nullptr;
-  std::array<Operand, kSlots> in{};
-  std::array<Result, kSlots> out{};
-};
+using DeviceProblem = GraphProblem<DeviceEdges, kSlots>;
 
 // A plan cut into units; a block a list of units of one segment of x.
 struct UnitPlan {

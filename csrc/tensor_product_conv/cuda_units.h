@@ -13,21 +13,13 @@
 #include "cg_table.h"
 #include "core/divisor.h"
 #include "core/macros.h"
-#include "tensor_product/problem.h"
+#include "tensor_product_conv/problem.h"
 
 #if !defined(EQK_LMAX)
 #error "the build defines EQK_LMAX"
 #endif
 
 namespace eqk::tensor_product_conv {
-
-using tensor_product::kG;
-using tensor_product::kSlots;
-using tensor_product::kW;
-using tensor_product::kX;
-using tensor_product::kY;
-using tensor_product::Operand;
-using tensor_product::Result;
 
 inline constexpr int kUnitDegree = std::min(3, EQK_LMAX);
 

@@ -15,26 +15,24 @@ using tensor_product::Operand;
 using tensor_product::Result;
 using tensor_product::Slot;
 
-struct Problem {
+// E: what a backend makes of the edges.
+template <class E, std::size_t slots>
+struct GraphProblem {
   const Plan* plan = nullptr;
   Dtype dtype{};
   bool dual = false;
-  const Edges* edges = nullptr;
-  std::array<Operand, kSlots> in{};
-  std::array<Result, kSlots> out{};
+  const E* edges = nullptr;
+  std::array<Operand, slots> in{};
+  std::array<Result, slots> out{};
 };
+
+using Problem = GraphProblem<Edges, kSlots>;
 
 // The same where weights are made of features h [edges, hidden] and a matrix a [hidden, weight_numel]: w = h a.
 enum RadialSlot { kRadialX, kRadialY, kHidden, kMatrix, kRadialG, kRadialSlots };
 
-struct RadialProblem {
-  const Plan* plan = nullptr;
-  Dtype dtype{};
-  bool dual = false;
-  const Edges* edges = nullptr;
+struct RadialProblem : GraphProblem<Edges, kRadialSlots> {
   std::int64_t hidden = 0;
-  std::array<Operand, kRadialSlots> in{};
-  std::array<Result, kRadialSlots> out{};
 };
 
 }  // namespace eqk::tensor_product_conv
