@@ -39,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
 from pathlib import Path
@@ -423,9 +423,26 @@ def operation(plan: eqk.Plan, phase: str, edges: int, device: str):
     }[phase]
 
 
-def measure(problem: str, phase: str) -> float:
+def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: str):
+    """The call that a phase of the convolution measures, on a graph of about so many edges, which come in order."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = DEGREES[degrees]
+    nodes = max(1, edges // sum(pattern)) * len(pattern)
+    dst = torch.arange(nodes).repeat_interleave(torch.tensor(pattern).repeat(nodes // len(pattern)))
+    src, by_dst = torch.randint(nodes, dst.shape, generator=generator), torch.arange(len(dst))
+    columns = (plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel)
+    shapes = list(zip((nodes, len(dst), len(dst)), columns, strict=True))
+    x, y, w, *t = (torch.randn(*shape, generator=generator).to(device) for shape in shapes * 2)
+    rest = (src.to(device), dst.to(device), nodes, str(plan), by_dst.to(device))
+    ops = torch.ops.eqk
+    return {
+        "forward": lambda: ops.tensor_product_conv(x, y, w, *rest),
+        "jvp": lambda: ops.tensor_product_conv_jvp(x, y, w, *t, *rest),
+    }[phase], len(dst)
+
+
+def measure(run: Callable, edges: int) -> float:
     """Nanoseconds an edge, the median of 20 runs."""
-    run = operation(plan_of(problem), phase, EDGES, "cuda")
     for _ in range(5):
         run()
     times = []
@@ -436,7 +453,7 @@ def measure(problem: str, phase: str) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return statistics.median(times) * 1e6 / EDGES
+    return statistics.median(times) * 1e6 / edges
 
 
 def spills(kernels: Iterable[Mapping]) -> list[str]:
@@ -606,9 +623,12 @@ def main() -> None:
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
-    measured = {key: measure(*key[:2]) for key in fastest} if torch.cuda.is_available() else {}
+    measured, of_convolutions = {}, {}
+    if torch.cuda.is_available():
+        measured = {key: measure(operation(plan_of(key[0]), key[1], EDGES, "cuda"), EDGES) for key in fastest}
+        of_convolutions = {key: measure(*convolution(plan_of(key[0]), *key[1:], EDGES, "cuda")) for key in convolutions}
     models = model_rows(counted["problems"], measured)
-    conv_models = model_rows(counted["convolutions"], {}, KEYS["convolutions"])
+    conv_models = model_rows(counted["convolutions"], of_convolutions, KEYS["convolutions"])
 
     print_table("Kernels", counted["kernels"])
     for title, peer in (("problems", PEER), ("convolutions", PEER["convolution"])):
@@ -622,17 +642,21 @@ def main() -> None:
             f"{name}: machine instructions of warps, per edge, and resident warps; to_peer: over those of {of_peer}",
             [{k: r[k] for k in (*keys, *by_code)} | {"to_peer": to_peer(r, peer)} for r in rows],
         )
-    keys = KEYS["problems"]
     print_table("Model, ns an edge", models)
     if conv_models:
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in conv_models]
         print_table("Model of the convolutions, ns an edge, and over the memory floor", floors)
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
-        print_table(title, [dict(zip(keys, key, strict=True)) | {"measured": t} for key, t in measured.items()])
+        for of, times in (("problems", measured), ("convolutions", of_convolutions)):
+            if times:
+                print_table(
+                    title, [dict(zip(KEYS[of], key, strict=True)) | {"measured": t} for key, t in times.items()]
+                )
     args.output.mkdir(parents=True, exist_ok=True)
-    for title, rows in (*counted.items(), ("model", models)):
-        write_csv(args.output / f"{title}.csv", rows)
+    for title, rows in (*counted.items(), ("model", models), ("model_of_convolutions", conv_models)):
+        if rows:  # no convolutions, where only phases or problems without were asked for
+            write_csv(args.output / f"{title}.csv", rows)
     roofline(counted["problems"], args.output / "roofline.png")
 
     complaints = spills(counted["kernels"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_tensor_product import PROBLEMS, SMALL, cast, compare, names
+from test_tensor_product_conv import graph, operands_of
 
 import eqk
 from eqk import dispatch, reference
@@ -62,6 +63,25 @@ def test_row_counts(name, rows, backend, generator):
     plan = CASES[name].plan
     operands = random_operands(plan, rows, torch.float32, generator)
     compare(plan, operands, generator, (torch.float32,), orders=2 if rows < 1000 else 1, op=on_gpu(plan, backend))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
+@pytest.mark.parametrize("name", ["depthwise-33", "even-parity", "mace-medium", MIXED])
+def test_convolution(name, given, generator):
+    """By its kernels or, what they do not cover, by torch operations; the order of edges found or given."""
+    plan = CASES[name].plan
+    src, dst = graph(300, 20, 30, generator, ordered=False)
+    by_dst = dst.argsort(stable=True).to(HERE) if given else None
+
+    def on_gpu(x, y, w):
+        x, y, w = (t if t is None else t.to(HERE) for t in (x, y, w))
+        return eqk.tensor_product_conv(x, y, w, src.to(HERE), dst.to(HERE), 30, plan, by_dst=by_dst).cpu()
+
+    def truth(x, y, w):
+        return reference.tensor_product_conv(x, y, w, src, dst, 30, plan)
+
+    operands = operands_of(plan, 300, 20, torch.float32, generator)
+    compare(plan, operands, generator, (torch.float64, torch.float32), 2, truth, on_gpu)
 
 
 def gradients(product, x, y, w, g, directions):
