@@ -131,7 +131,7 @@ def _module_convolution(
     """As :func:`_module_product`, summed over edges."""
     w = _op_weights(weight, own, numel, internal, shared, weighted, x, y.shape[0])
     if torch.jit.is_scripting():
-        if not x.is_cpu:  # where no Python need be, and the op has no kernel
+        if not x.is_cpu:  # elsewhere the op needs Python for what has no kernel, and here none need be
             messages = torch.ops.eqk.tensor_product(x[edges[0].long()], y, w, plan)
             out = messages.new_zeros([num_dst, messages.shape[1]])
             return torch.index_put(out, [edges[1].long()], messages, True)
