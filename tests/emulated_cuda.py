@@ -152,16 +152,17 @@ class Emulator:
         )
         return results, executed
 
-    def covers_convolution(self, plan) -> bool:
-        """Whether there are kernels for its forward."""
+    def covers_convolution(self, plan, gradients=False) -> bool:
+        """Whether there are kernels for its forward, or its gradients."""
         columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
-        indices, operands, nothing = [(16, 1, 8)] * 3, [16, 16, 16, 0], [0] * 4
+        indices, operands, nothing = [(16, 1, 8)] * 4, [16, 16, 16, 16 * gradients], [0] * 4
+        results = [16, 16, 16, 0] if gradients else [0, 0, 0, 16]
         return self.bindings.Convolution(
-            str(plan), "float32", (1, 1, 1), indices, False, operands, nothing, columns, [0, 0, 0, 16]
+            str(plan), "float32", (1, 1, 1), indices, False, operands, nothing, columns, results
         ).covered
 
     def run_convolution(self, plan, dtype, graph, values, tangents, wanted, dual, pad=3, count=False):
-        """The same of the convolution; ``graph``: arrays src, dst and by_dst, and the number of destinations."""
+        """The same of the convolution; ``graph``: arrays src, dst, by_dst and by_src, and the number of destinations."""
         *indices, num_dst = graph
         rows = (values[0].shape[0], indices[0].shape[0], indices[0].shape[0], num_dst)
         keep, strides, results = prepared(plan, dtype, values, tangents, wanted, pad, rows)

@@ -103,6 +103,12 @@ struct Pack {
   }
 
   template <class T>
+  __device__ __forceinline__ void add(const Pack& more) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) set(n, get<T>(n) + more.template get<T>(n));
+  }
+
+  template <class T>
   __device__ __forceinline__ void set(int n, T v) {
     if constexpr (std::is_same_v<Storage, float>) {
       word[n] = __float_as_uint(v);
@@ -124,6 +130,21 @@ template <class T>
 struct alignas(16) Four {
   T s[4];
 };
+
+// Sums values [0, N) over N adjacent lanes, N a power of two: at each step a lane hands half of them to its partner and
+// keeps the other half. A lane ends with value lane % N in the first place.
+template <int N, class T>
+__device__ __forceinline__ void sum_over_lanes(T* v, int lane) {
+  if constexpr (N > 1) {
+    const bool upper = lane & N / 2;
+#pragma unroll
+    for (int n = 0; n < N / 2; ++n) {
+      const T given = upper ? v[n] : v[n + N / 2], kept = upper ? v[n + N / 2] : v[n];
+      v[n] = kept + __shfl_xor_sync(~0u, given, N / 2);
+    }
+    sum_over_lanes<N / 2>(v, lane);
+  }
+}
 
 // The same value, of which the compiler knows nothing: what is computed from it stays where it is used. It would move
 // the addresses of all degrees out of the loops over paths, and spill them.

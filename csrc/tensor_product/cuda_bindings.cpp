@@ -50,13 +50,13 @@ struct Convolution {
   conv::DeviceProblem problem;
   conv::DeviceEdges edges;
 
-  // indices: address, stride and bytes of src, dst and by_dst.
+  // indices: address, stride and bytes of src, dst, by_dst and by_src.
   Convolution(const std::string& plan, const std::string& dtype, std::array<std::int64_t, 3> sizes,
-              const std::array<std::array<std::int64_t, 3>, 3>& indices, bool dual, const Addresses& values,
+              const std::array<std::array<std::int64_t, 3>, 4>& indices, bool dual, const Addresses& values,
               const Addresses& tangents, const Strides& strides, const Addresses& results,
               const std::optional<Strides>& tangent_strides) {
     const Problem p = ::problem(plan, dtype, sizes[0], dual, values, tangents, strides, results, tangent_strides);
-    edges = {sizes[0], sizes[1], sizes[2], of(indices[0]), of(indices[1]), of(indices[2])};
+    edges = {sizes[0], sizes[1], sizes[2], of(indices[0]), of(indices[1]), of(indices[2]), of(indices[3])};
     problem = {p.plan, p.dtype, dual, nullptr, p.in, p.out};
   }
 
@@ -115,7 +115,7 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
   // sizes: edges, sources, destinations.
   py::class_<Convolution>(m, "Convolution", py::module_local())
       .def(py::init<const std::string&, const std::string&, std::array<std::int64_t, 3>,
-                    const std::array<std::array<std::int64_t, 3>, 3>&, bool, const Addresses&, const Addresses&,
+                    const std::array<std::array<std::int64_t, 3>, 4>&, bool, const Addresses&, const Addresses&,
                     const Strides&, const Addresses&, const std::optional<Strides>&>(),
            py::arg("plan"), py::arg("dtype"), py::arg("sizes"), py::arg("indices"), py::arg("dual"), py::arg("values"),
            py::arg("tangents"), py::arg("strides"), py::arg("results"), py::arg("tangent_strides") = py::none())

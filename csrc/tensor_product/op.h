@@ -34,29 +34,28 @@ class FamilyCall {
   template <std::size_t N>
   using Tensors = std::array<OptionalTensor, N>;
 
-  // v: the operands behind the first one; t: tangents of all, in the double backward of g too.
-
-  // Checks what the forward is of or, with tangents, the jvp.
+  // Checks the operands of a member. v: those behind the first one; t: tangents of all, in the double backward of g too.
   void take(const Tensors<kCount - 2>& v) { values(v); }
   void take(const Tensors<kCount - 2>& v, const Tensors<kCount - 1>& t) {
+    values(v);
+    tangents(t);
+  }
+  void take(const Tensors<kCount - 1>& v, const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, kCount - 1);
+    values(v);
+  }
+  void take(const Tensors<kCount - 1>& v, const Tensors<kCount>& t, const std::vector<bool>& wanted) {
+    check_wanted(op_, wanted, kCount);
     values(v);
     tangents(t);
   }
 
   // Of what was taken.
   Tensor forward(Launcher launch) { return finish<1>(launch, kCount - 1, {true})[0]; }
-
-  auto backward(Launcher launch, const Tensors<kCount - 1>& v, const std::vector<bool>& wanted) {
-    check_wanted(op_, wanted, kCount - 1);
-    values(v);
+  auto backward(Launcher launch, const std::vector<bool>& wanted) {
     return std::tuple_cat(finish<kCount - 1>(launch, 0, wanted));
   }
-
-  auto double_backward(Launcher launch, const Tensors<kCount - 1>& v, const Tensors<kCount>& t,
-                       const std::vector<bool>& wanted) {
-    check_wanted(op_, wanted, kCount);
-    values(v);
-    tangents(t);
+  auto double_backward(Launcher launch, const std::vector<bool>& wanted) {
     return std::tuple_cat(finish<kCount>(launch, 0, wanted));
   }
 
@@ -185,7 +184,9 @@ Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Opti
 template <Launcher launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& g,
                                             StringArgument plan, const std::vector<bool>& wanted) {
-  return Call("tensor_product_backward", x, plan).backward(launch, {y, w, g}, wanted);
+  Call call("tensor_product_backward", x, plan);
+  call.take({y, w, g}, wanted);
+  return call.backward(launch, wanted);
 }
 
 template <Launcher launch>
@@ -194,7 +195,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
                                                            const OptionalTensor& ty, const OptionalTensor& tw,
                                                            const OptionalTensor& tg, StringArgument plan,
                                                            const std::vector<bool>& wanted) {
-  return Call("tensor_product_double_backward", x, plan).double_backward(launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
+  Call call("tensor_product_double_backward", x, plan);
+  call.take({y, w, g}, {tx, ty, tw, tg}, wanted);
+  return call.double_backward(launch, wanted);
 }
 
 template <Launcher launch>

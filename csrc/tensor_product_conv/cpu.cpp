@@ -334,7 +334,6 @@ struct Cpu {
 }  // namespace eqk::tensor_product_conv
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
-  eqk::tensor_product_conv::register_forward<eqk::tensor_product_conv::Cpu>(m);
-  eqk::tensor_product_conv::register_gradients<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cpu>(m);
   eqk::tensor_product_conv::register_radial<eqk::tensor_product_conv::Cpu>(m);
 }

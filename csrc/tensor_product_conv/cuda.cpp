@@ -26,7 +26,7 @@ struct Cuda {
 
   struct Edges : DeviceEdges {
     std::int32_t device = 0;
-    OptionalTensor dst_tensor, by_dst_tensor;
+    OptionalTensor src_tensor, dst_tensor, by_dst_tensor, by_src_tensor;
   };
 
   static Edges edges(const char*, const Graph& graph, std::int64_t num_src) {
@@ -34,8 +34,8 @@ struct Cuda {
     e.count = graph.src.size(0), e.num_src = num_src, e.num_dst = graph.num_dst;
     e.src = indices(graph.src), e.dst = indices(graph.dst);
     e.device = graph.src.device().index();
-    e.dst_tensor = graph.dst;
-    e.by_dst_tensor = graph.by_dst;
+    e.src_tensor = graph.src, e.dst_tensor = graph.dst;
+    e.by_dst_tensor = graph.by_dst, e.by_src_tensor = graph.by_src;
     return e;
   }
 
@@ -48,9 +48,14 @@ struct Cuda {
     const std::int32_t device = like.device().index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     const auto& given = static_cast<const Edges&>(*call.edges);
-    const Tensor by_dst = given.by_dst_tensor ? *given.by_dst_tensor : stable_order(*given.dst_tensor);
     DeviceEdges edges = given;
+    const Tensor by_dst = given.by_dst_tensor ? *given.by_dst_tensor : stable_order(*given.dst_tensor);
     edges.by_dst = indices(by_dst);
+    Tensor by_src;
+    if (Launches::need_sources(call)) {
+      by_src = given.by_src_tensor ? *given.by_src_tensor : stable_order(*given.src_tensor);
+      edges.by_src = indices(by_src);
+    }
     Problem problem = call;
     problem.edges = &edges;
     const cudaStream_t stream = current_stream(kOp, device);
@@ -73,5 +78,5 @@ struct Cuda {
 }  // namespace eqk::tensor_product_conv
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) {
-  eqk::tensor_product_conv::register_forward<eqk::tensor_product_conv::Cuda>(m);
+  eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m);
 }

@@ -6,6 +6,9 @@ namespace eqk::tensor_product_conv {
 
 template <bool dual>
 const void* forward_kernel();
+const void* backward_kernel();
+template <bool of_x>
+const void* sum_kernel();
 
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream);
 

@@ -1,11 +1,14 @@
 #pragma once
 // The launches that solve a problem on the edges of a graph, free of torch and of CUDA headers.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "core/cached.h"
@@ -23,10 +26,33 @@ struct DeviceIndices {
 
 struct DeviceEdges {
   std::int64_t count = 0, num_src = 0, num_dst = 0;
-  DeviceIndices src, dst, by_dst;
+  DeviceIndices src, dst, by_dst, by_src;  // by_src: for gradients of x
 };
 
 using DeviceProblem = GraphProblem<DeviceEdges, kSlots>;
+
+inline int log_lanes(std::int64_t mul, int channels) {
+  int log = kLeastLogLanes;
+  while (log < 5 && channels << log < mul) ++log;
+  return log;
+}
+
+inline std::int64_t slices(std::int64_t mul, int channels) {
+  const std::int64_t slice = channels << log_lanes(mul, channels);
+  return (mul + slice - 1) / slice;
+}
+
+// The rows of edges that the backward writes for gradients of x and of y, and what they add up to.
+struct GradientRows {
+  struct Range {
+    std::int64_t column, mul;
+    int dim;
+    std::vector<SumTerm> terms;
+  };
+  std::int64_t x_columns = 0, y_columns = 0;
+  std::vector<std::int32_t> of_block, of_unit;  // first columns, of x and of y
+  std::vector<Range> x, y;
+};
 
 // A plan cut into units; a block a list of units of one segment of x.
 struct UnitPlan {
@@ -39,6 +65,7 @@ struct UnitPlan {
   bool x_aligned = true, w_aligned = true, out_aligned = true;
   std::vector<Block> blocks;
   std::int64_t most_tiles = 0;  // of a launch, at most
+  std::array<GradientRows, 2> rows;  // of the backward, on duals or not
 
   // Of each path: mode uvu or uvuv with one channel of y, an output of its own.
   explicit UnitPlan(const Plan& plan) {
@@ -60,7 +87,7 @@ struct UnitPlan {
       std::stable_sort(units.begin(), units.end(), [](const auto& a, const auto& b) { return a.kind < b.kind; });
       const auto offset = static_cast<std::int32_t>(s.memory.offset), mul = static_cast<std::int32_t>(s.mul);
       for (std::size_t n = 0; n < units.size(); n += kWarpsOfBlock)
-        blocks.push_back({{offset, mul, s.l, 0, 0, 0},
+        blocks.push_back({{offset, mul, s.l, 0, 0, 0, 0},
                           {units.begin() + static_cast<std::ptrdiff_t>(n),
                            units.begin() + static_cast<std::ptrdiff_t>(std::min(n + kWarpsOfBlock, units.size()))}});
     }
@@ -68,10 +95,41 @@ struct UnitPlan {
     std::stable_sort(blocks.begin(), blocks.end(),
                      [](const Block& a, const Block& b) { return a.units.size() > b.units.size(); });
     for (const Block& block : blocks) most_tiles += (block.x.mul + 7) / 8;  // 8: the fewest channels of a warp
+    for (const bool dual : {false, true}) add_rows(plan, lowered, dual);
     covered = true;
   }
 
  private:
+  void add_rows(const Plan& plan, const tensor_product::ChannelPlan& lowered, bool dual) {
+    const int channels = channels_of_lane(dual);
+    GradientRows& r = rows[dual];
+    for (const tensor_product::PaddedSegment& s : lowered.c_segments)
+      r.x.push_back({s.memory.offset, s.mul, 2 * s.l + 1, {}});
+    for (const auto& [offset, size] : lowered.c_untouched) r.x.push_back({offset, size, 1, {}});
+    for (const Segment& s : plan.irreps[1])
+      if (s.mul > 0) r.y.push_back({s.offset, s.mul, s.dim(), {}});
+    const auto range_at = [](std::vector<GradientRows::Range>& ranges, std::int64_t column) -> GradientRows::Range& {
+      return *std::find_if(ranges.begin(), ranges.end(), [&](const auto& range) { return range.column == column; });
+    };
+    for (const Block& block : blocks) {
+      const std::int64_t mul = block.x.mul;
+      r.of_block.push_back(static_cast<std::int32_t>(r.x_columns));
+      range_at(r.x, block.x.column).terms.push_back({r.of_block.back(), 0, 1});
+      r.x_columns += (mul + 3) / 4 * 4 * (2 * block.x.l + 1);
+      for (const UnitRecord& unit : block.units) {
+        r.of_unit.push_back(static_cast<std::int32_t>(r.y_columns));
+        with_kind(unit.kind, [&](auto kind) {
+          using U = Unit<decltype(kind)::value>;
+          const auto count = static_cast<std::int32_t>(slices(mul, channels));
+          for (int l2 = U::first_l2; l2 <= U::last_l2; ++l2)
+            if (const std::int32_t column = unit.y[l2 - U::first_l2]; column >= 0)
+              range_at(r.y, column).terms.push_back({r.of_unit.back() + U::y_columns(l2), U::y_size, count});
+          r.y_columns += count * U::y_size;
+        });
+      }
+    }
+  }
+
   static void add(std::vector<UnitRecord>& units, const tensor_product::ChannelPath& path) {
     int kind = 0, slot = 0;
     const auto is_of = [&](const UnitKind& k) {
@@ -86,7 +144,7 @@ struct UnitPlan {
     auto unit = std::find_if(units.begin(), units.end(), [&](const UnitRecord& u) {
       return u.kind == kind && !(u.slots >> slot & 1) && (u.y[segment] < 0 || u.y[segment] == column);
     });
-    if (unit == units.end()) unit = units.insert(unit, {kind, 0, 0, {-1, -1, -1, -1}, {}, {}, {}});
+    if (unit == units.end()) unit = units.insert(unit, {kind, 0, 0, {-1, -1, -1, -1}, {}, {}, {}, 0});
     unit->slots |= 1 << slot;
     unit->weighted |= path.weighted << slot;
     unit->y[segment] = column;
@@ -101,88 +159,122 @@ inline std::shared_ptr<const UnitPlan> cached_units(const Plan& plan) {
   return cached(&plan, [&] { return UnitPlan(plan); });
 }
 
-enum class Kernel { order, forward };
+enum class Kernel { order, forward, forward_dual, backward, sum_x, sum_y };
 
 struct Launch {
   Kernel kernel;
-  bool dual;
   std::int64_t grid;
   int block, shared;
-  OrderArguments order;
-  ForwardArguments forward;
+  std::variant<OrderArguments, ForwardArguments, BackwardArguments, SumArguments> arguments;
 
   std::string name() const {
-    const std::string prefix = "eqk_tensor_product_conv_";
-    if (kernel == Kernel::order) return prefix + "order";
-    return prefix + "forward_" + (dual ? "dual_" : "") + "f32";
+    static constexpr const char* kNames[] = {"order", "forward_f32", "forward_dual_f32",
+                                             "backward_f32", "sum_x_f32", "sum_y_f32"};
+    return std::string("eqk_tensor_product_conv_") + kNames[static_cast<int>(kernel)];
   }
-  const void* argument() const { return kernel == Kernel::order ? static_cast<const void*>(&order) : &forward; }
-  std::size_t argument_size() const { return kernel == Kernel::order ? sizeof(order) : sizeof(forward); }
+  const void* argument() const {
+    return std::visit([](const auto& a) { return static_cast<const void*>(&a); }, arguments);
+  }
+  std::size_t argument_size() const {
+    return std::visit([](const auto& a) { return sizeof(a); }, arguments);
+  }
 };
 
 // Chooses the launches of a problem.
 class Launches {
  public:
-  // Whether there are kernels for the forward, or on duals the jvp, of a problem.
+  // Whether there are kernels for a member of the family; of a backward, for whichever gradients are wanted.
   static bool cover(const DeviceProblem& problem) {
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
     const DeviceEdges& edges = *problem.edges;
+    const Plan& plan = *problem.plan;
     if (problem.dtype != Dtype::float32) return false;
     for (const Operand& in : problem.in)
       if (std::max(in.stride, in.tangent_stride) > kMost / 4) return false;
-    const auto units = cached_units(*problem.plan);
-    return units->covered && std::max(edges.count, edges.num_src) < kMost - kEdgesOfSum &&
-           units->most_tiles * edges.num_dst < kMost;
+    const auto units = cached_units(plan);
+    if (!units->covered || std::max(edges.count, edges.num_src) >= kMost - kEdgesOfSum ||
+        units->most_tiles * edges.num_dst >= kMost)
+      return false;
+    if (!problem.in[kG].value) return true;
+    // Gradients of shared weights would be one more sum over all edges.
+    if (problem.dual || plan.weights == Weights::shared) return false;
+    const GradientRows& rows = units->rows[problem.dual];
+    const auto too_many = [](const GradientRows::Range& range) { return range.terms.size() > kTermsOfSum; };
+    return std::max({rows.x_columns, rows.y_columns, plan.weight_numel}) <= kMost / 4 &&
+           (plan.dim[0] + 3 * static_cast<std::int64_t>(rows.x.size())) * edges.num_src / kThreads < kMost &&
+           plan.dim[1] * edges.count / kThreads < kMost && std::none_of(rows.x.begin(), rows.x.end(), too_many) &&
+           std::none_of(rows.y.begin(), rows.y.end(), too_many);
   }
 
+  // Whether edges are to be given in the order of sources too.
+  static bool need_sources(const DeviceProblem& problem) { return problem.in[kG].value && problem.out[kX].data; }
+
   // Of the scratch memory that the launches share.
-  static std::int64_t scratch_bytes(const DeviceProblem& problem) {
-    return 4 * (2 * problem.edges->count + problem.edges->num_dst + 1);
-  }
+  static std::int64_t scratch_bytes(const DeviceProblem& problem) { return Launches(problem, nullptr).bytes_; }
 
   Launches(const DeviceProblem& problem, void* scratch)
       : problem_(problem),
         edges_(*problem.edges),
         units_(cached_units(*problem.plan)),
-        edge_(static_cast<std::int32_t*>(scratch)),
-        src_(edge_ + edges_.count),
-        row_(src_ + edges_.count) {}
+        rows_(units_->rows[problem.dual]),
+        scratch_(static_cast<unsigned char*>(scratch)),
+        edge_(take<std::int32_t>(edges_.count)),
+        src_(take<std::int32_t>(edges_.count)),
+        row_(take<std::int32_t>(edges_.num_dst + 1)) {
+    if (!problem.in[kG].value) return;
+    if (problem.out[kX].data) {
+      edge_by_src_ = take<std::int32_t>(edges_.count);
+      row_by_src_ = take<std::int32_t>(edges_.num_src + 1);
+      x_rows_ = take<float>(edges_.count * rows_.x_columns);
+    }
+    if (problem.out[kY].data) y_rows_ = take<float>(edges_.count * rows_.y_columns);
+  }
 
   // In stream order.
   std::vector<Launch> all() {
-    order();
-    if (problem_.out[kG].data && edges_.num_dst > 0) forward();
+    order({edges_.dst.data, edges_.by_dst.data, edges_.src.data, edges_.dst.stride, edges_.by_dst.stride,
+           edges_.src.stride, edges_.count, edges_.num_dst, edges_.num_src, edges_.dst.wide, edges_.by_dst.wide,
+           edges_.src.wide, 0, row_, edge_, src_});
+    if (problem_.in[kG].value)
+      backward();
+    else if (problem_.out[kG].data && edges_.num_dst > 0)
+      forward();
     return std::move(result_);
   }
 
  private:
+  static constexpr int kThreads = 128;  // of a block of kernels but those of units
+
   const DeviceProblem& problem_;
   const DeviceEdges& edges_;
   const std::shared_ptr<const UnitPlan> units_;
+  const GradientRows& rows_;
+  unsigned char* const scratch_;
+  std::int64_t bytes_ = 0;
   std::int32_t *const edge_, *const src_, *const row_;
+  std::int32_t *edge_by_src_ = nullptr, *row_by_src_ = nullptr;
+  float *x_rows_ = nullptr, *y_rows_ = nullptr;
   std::vector<Launch> result_;
 
-  void order() {
-    constexpr int kThreads = 128;
+  // The next part of scratch memory; vectors of it are aligned.
+  template <class T>
+  T* take(std::int64_t count) {
+    T* const part = scratch_ ? reinterpret_cast<T*>(scratch_ + bytes_) : nullptr;
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+    return part;
+  }
+
+  template <class Arguments>
+  Arguments& launch(Kernel kernel, std::int64_t threads) {
     Launch& launch = result_.emplace_back();
-    launch.kernel = Kernel::order;
+    launch.kernel = kernel;
     launch.block = kThreads;
-    launch.grid = (std::max(edges_.count, edges_.num_dst + 1) + kThreads - 1) / kThreads;
-    launch.order = {edges_.src.data,
-                    edges_.dst.data,
-                    edges_.by_dst.data,
-                    edges_.src.stride,
-                    edges_.dst.stride,
-                    edges_.by_dst.stride,
-                    edges_.count,
-                    edges_.num_src,
-                    edges_.num_dst,
-                    edges_.src.wide,
-                    edges_.dst.wide,
-                    edges_.by_dst.wide,
-                    row_,
-                    edge_,
-                    src_};
+    launch.grid = (threads + kThreads - 1) / kThreads;
+    return launch.arguments.template emplace<Arguments>();
+  }
+
+  void order(const OrderArguments& arguments) {
+    launch<OrderArguments>(Kernel::order, std::max(edges_.count, arguments.num_end + 1)) = arguments;
   }
 
   static bool fits(const void* base, std::int64_t stride) {
@@ -193,20 +285,79 @@ class Launches {
   }
 
   void forward() {
+    const bool vectors = problem_.plan->layout[2] == Layout::mul_ir && units_->out_aligned &&
+                         fits(problem_.out[kG].data, problem_.out[kG].stride);
+    launch_units<ForwardArguments>(problem_.dual ? Kernel::forward_dual : Kernel::forward, [&](ForwardArguments& a) {
+      a.out = problem_.out[kG].data;
+      a.out_stride = problem_.out[kG].stride;
+      a.out_vectors = vectors;
+    });
+  }
+
+  void backward() {
+    const Result &x = problem_.out[kX], &y = problem_.out[kY], &w = problem_.out[kW];
+    if (edges_.count > 0) {
+      launch_units<BackwardArguments>(Kernel::backward, [&](BackwardArguments& a) {
+        a.w = w.data, a.x_rows = x_rows_, a.y_rows = y_rows_;
+        a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+        a.x_rows_stride = static_cast<std::int32_t>(4 * rows_.x_columns);
+        a.y_rows_stride = static_cast<std::int32_t>(4 * rows_.y_columns);
+        a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem_.in[kG]);
+        a.gw_vectors = units_->w_aligned && fits(w.data, w.stride);
+      });
+    }
+    if (x.data) {
+      order({edges_.src.data, edges_.by_src.data, nullptr, edges_.src.stride, edges_.by_src.stride, 0, edges_.count,
+             edges_.num_src, 0, edges_.src.wide, edges_.by_src.wide, 0, 1, row_by_src_, edge_by_src_, nullptr});
+      sum(Kernel::sum_x, x, rows_.x, x_rows_, rows_.x_columns, edges_.num_src, problem_.plan->layout[0]);
+    }
+    if (y.data) sum(Kernel::sum_y, y, rows_.y, y_rows_, rows_.y_columns, edges_.count, problem_.plan->layout[1]);
+  }
+
+  // In as few launches as hold the ranges and their terms.
+  void sum(Kernel kernel, const Result& out, const std::vector<GradientRows::Range>& ranges, const float* rows,
+           std::int64_t columns, std::int64_t count, Layout layout) {
+    if (count == 0) return;
+    const bool of_x = kernel == Kernel::sum_x;
+    for (auto range = ranges.begin(); range != ranges.end();) {
+      SumArguments& a = launch<SumArguments>(kernel, 0);
+      a.rows = rows;
+      a.out = out.data;
+      a.rows_stride = columns;
+      a.out_stride = out.stride;
+      a.count = count;
+      if (of_x) a.row = row_by_src_, a.order = edge_by_src_;
+      a.mul_ir = layout == Layout::mul_ir;
+      a.vectors = a.mul_ir && fits(out.data, out.stride);
+      std::int32_t packs = 0;
+      std::size_t terms = 0;
+      for (; range != ranges.end() && a.ranges < kRangesOfSum && terms + range->terms.size() <= kTermsOfSum; ++range) {
+        const auto first = static_cast<std::int32_t>(terms);
+        for (const SumTerm& term : range->terms) a.term[terms++] = term;
+        a.range[a.ranges++] = {static_cast<std::int32_t>(range->column), static_cast<std::int32_t>(range->mul),
+                               range->dim, packs, first, static_cast<std::int32_t>(terms)};
+        a.vectors = a.vectors && range->column % 4 == 0 && range->mul % 4 == 0;
+        packs += static_cast<std::int32_t>(of_x ? (range->mul + 3) / 4 * range->dim : range->mul * range->dim);
+      }
+      a.packs = Divisor(packs);
+      result_.back().grid = (packs * count + kThreads - 1) / kThreads;
+    }
+  }
+
+  // The launches of a kernel of units, whose arguments `fill` completes.
+  template <class Arguments, class Fill>
+  void launch_units(Kernel kernel, Fill&& fill) {
+    constexpr bool kBackward = std::is_same_v<Arguments, BackwardArguments>;
     const int channels = channels_of_lane(problem_.dual);
     const auto& blocks = units_->blocks;
+    std::size_t unit_of_plan = 0;
     for (std::size_t n = 0; n < blocks.size();) {
-      Launch launch{};
-      launch.kernel = Kernel::forward;
-      launch.dual = problem_.dual;
-      ForwardArguments& a = launch.forward;
-      for (const int slot : {kX, kY, kW}) {
+      Arguments& a = launch<Arguments>(kernel, 0);
+      for (const int slot : {kX, kY, kW, kG}) {
         const Operand& in = problem_.in[slot];
         a.in[slot] = {in.value, in.tangent, static_cast<std::int32_t>(4 * in.stride),
                       static_cast<std::int32_t>(4 * in.tangent_stride)};
       }
-      a.out = problem_.out[kG].data;
-      a.out_stride = problem_.out[kG].stride;
       a.row = row_, a.edge = edge_, a.src = src_;
       a.destinations = Divisor(edges_.num_dst);
       a.x_mul_ir = problem_.plan->layout[0] == Layout::mul_ir;
@@ -214,29 +365,30 @@ class Launches {
       const Operand& w = problem_.in[kW];
       a.x_vectors = a.x_mul_ir && units_->x_aligned && fits(problem_.in[kX]);
       a.w_vectors = units_->w_aligned && fits(w) && (!problem_.dual || w.tangent);
-      a.out_vectors = a.out_mul_ir && units_->out_aligned && fits(a.out, a.out_stride);
+      fill(a);
       const std::size_t warps = blocks[n].units.size();
       std::int32_t tiles = 0, units = 0, x_bytes = 0;
       for (; n < blocks.size() && blocks[n].units.size() == warps && units + warps <= kUnitsOfLaunch; ++n) {
         XRecord& x = a.x[a.segments++] = blocks[n].x;
-        x.log_lanes = kLeastLogLanes;
-        while (x.log_lanes < 5 && channels << x.log_lanes < x.mul) ++x.log_lanes;
+        x.log_lanes = log_lanes(x.mul, channels);
         x.first_tile = tiles;
         x.first_unit = units;
-        const std::int32_t slice = channels << x.log_lanes;
-        tiles += (x.mul + slice - 1) / slice;
-        x_bytes = std::max(x_bytes, 4 * x_stage_size(x.l, channels, problem_.dual));
+        x.rows_column = rows_.of_block[n];
+        tiles += static_cast<std::int32_t>(slices(x.mul, channels));
+        const int gradients = kBackward ? static_cast<int>(warps) * x_gradient_size(x.l, channels) : 0;
+        x_bytes = std::max(x_bytes, 4 * (x_stage_size(x.l, channels, problem_.dual) + gradients));
         for (const UnitRecord& unit : blocks[n].units) {
-          a.unit[units++] = unit;
+          a.unit[units] = unit;
+          a.unit[units++].rows_column = rows_.of_unit[unit_of_plan++];
           with_kind(unit.kind, [&](auto kind) {
             a.own_bytes = std::max(a.own_bytes, 4 * own_size<Unit<decltype(kind)::value>>(channels, problem_.dual));
           });
         }
       }
+      Launch& launch = result_.back();
       launch.grid = tiles * edges_.num_dst;
       launch.block = static_cast<int>(32 * warps);
       launch.shared = x_bytes + static_cast<int>(warps) * a.own_bytes;
-      result_.push_back(launch);
     }
   }
 };

@@ -1,5 +1,6 @@
 #pragma once
-// What the warps of a unit share in every kernel: the rows of x on their way through shared memory, and M of the edges.
+// What the warps of a unit share in every kernel: the loop over edges, with the rows of x on their way through shared
+// memory, M of the edges and their weights.
 #include "core/cuda_pack.h"
 #include "core/scalar.h"
 #include "tensor_product_conv/cuda_units.h"
@@ -25,8 +26,8 @@ __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_
 
 // A row of `stride` bytes, in one instruction, which the compiler would take apart.
 template <class T>
-__device__ __forceinline__ const T* row_of(const T* base, std::int32_t row, std::int32_t stride) {
-  const T* result;
+__device__ __forceinline__ T* row_of(T* base, std::int32_t row, std::int32_t stride) {
+  T* result;
   asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(row), "r"(stride), "l"(base));
   return result;
 }
@@ -35,6 +36,12 @@ __device__ __forceinline__ const T* row_of(const T* base, std::int32_t row, std:
 template <class C, int pair>
 __device__ __forceinline__ constexpr bool starts_i() {
   return pair == 0 || C::pair_i[pair - (pair > 0)] != C::pair_i[pair];
+}
+
+// Or the last.
+template <class C, int pair>
+__device__ __forceinline__ constexpr bool ends_i() {
+  return pair == C::pairs - 1 || C::pair_i[pair + (pair < C::pairs - 1)] != C::pair_i[pair];
 }
 
 // Whether a pair is the first of its k.
@@ -56,18 +63,20 @@ template <class T, int kChannels, bool kDual, class U>
 class UnitWarp {
  public:
   static constexpr int N = kChannels, D1 = U::D1, kParts = kDual ? 2 : 1;
+  using S = std::conditional_t<kDual, Dual<T>, T>;
   static constexpr int kXStep = 32 * N * D1;  // of the staged rows of a step, and between the lanes N D1
 
-  template <class Arguments>
-  __device__ __forceinline__ UnitWarp(const Arguments& a, const Place& at, T* x_stage, T* own)
+  __device__ __forceinline__ UnitWarp(const UnitArguments& a, const Place& at, T* x_stage, T* own)
       : at_(at),
         unit_(at.unit),
         x_(a.in[kX]),
         y_(a.in[kY]),
+        w_(a.in[kW]),
         edge_(a.edge),
         src_(a.src),
         x_mul_ir_(a.x_mul_ir),
         x_vectors_(a.x_vectors),
+        w_vectors_(a.w_vectors),
         mul_(at.x.mul),
         first_channel_(at.first_channel),
         warp_(at.warp),
@@ -82,9 +91,9 @@ class UnitWarp {
  protected:
   const Place& at_;
   const UnitRecord& unit_;
-  const Rows &x_, &y_;
+  const Rows &x_, &y_, &w_;
   const std::int32_t *const edge_, *const src_;
-  const int x_mul_ir_, x_vectors_, mul_, first_channel_;
+  const int x_mul_ir_, x_vectors_, w_vectors_, mul_, first_channel_;
   const int warp_, lane_, log_lanes_;
   const int edges_at_once_;  // those that share the warp
   const int turn_;           // which of them is the lane's
@@ -126,6 +135,27 @@ class UnitWarp {
       if (all || n >= 2 * kStepsOfTile * kXStep) x_stage_[n] = 0;
   }
 
+  // Calls f(edge's number, step) for the `count` edges from a place on, as many at a time as share the warp, where their
+  // M and, of the first tile already under way, the rows of x are there; tile(number) at the start of each tile, when
+  // all warps have left the one before. kCoefficients: as in form_m.
+  template <bool kCoefficients, class Tile, class F>
+  __device__ __forceinline__ void over_edges(int first_place, int count, Tile&& tile, F&& f) const {
+    unsigned step = 0;
+#pragma unroll 1
+    for (int t = 0; t < count; t += edges_at_once_, ++step) {
+      if (static_cast<unsigned>(t) % kEdgesOfM == 0)
+        form_m<kCoefficients>(first_place + t, min(kEdgesOfM, count - t));
+      if (step % kStepsOfTile == 0) {
+        wait_for_copies();
+        __syncthreads();  // x has arrived for all warps, and nobody reads the other buffer
+        const int next = t + kStepsOfTile * edges_at_once_;
+        if (next < count) copy_x(first_place, count, next, (step / kStepsOfTile + 1) % 2);
+        tile(t);
+      }
+      f(t, step);
+    }
+  }
+
   // The lane's channels of x in a step, [channel][component].
   __device__ __forceinline__ void read_x(unsigned step, int part, T (&x)[D1 * N]) const {
     const T* const from =
@@ -139,7 +169,9 @@ class UnitWarp {
     }
   }
 
-  // M of `count` edges, at most kEdgesOfM, from a place on; a lane forms that of one edge.
+  // M of `count` edges, at most kEdgesOfM, from a place on; a lane forms that of one edge. kCoefficients: times those of
+  // paths.
+  template <bool kCoefficients>
   __device__ __forceinline__ void form_m(int first_place, int count) const {
     const int lane = opaque(lane_);  // else the places of all numbers would be held in registers
     T* const y = m_ + kParts * kEdgesOfM * U::m_stride;
@@ -174,7 +206,7 @@ class UnitWarp {
         constexpr int q = decltype(slot)::value;
         using C = typename U::template C<q>;
         if (!has(q)) return;
-        const T coefficient = unit_.coefficient[q];
+        const T coefficient = kCoefficients ? unit_.coefficient[q] : 1.f;
         eqk::unroll<(C::pairs + 3) / 4>([&](auto four) EQK_LAMBDA {
           Pack<T, 4> pack;
           eqk::unroll<4>([&](auto r) EQK_LAMBDA {
@@ -196,12 +228,59 @@ class UnitWarp {
     __syncwarp();
   }
 
+  // The lane's channels in the weights of an edge.
+  struct WeightRow {
+    const T* of[kParts];
+    __device__ __forceinline__ WeightRow(const UnitWarp& warp, int edge, unsigned channel) {
+      of[0] = row_of(static_cast<const T*>(warp.w_.value) + channel, edge, warp.w_.stride);
+      if constexpr (kDual)
+        of[1] = row_of(static_cast<const T*>(warp.w_.tangent) + channel, edge, warp.w_.tangent_stride);
+    }
+  };
+  using Weights = Pack<T, N>[kParts];
+
+  template <int q>
+  __device__ __forceinline__ void load_weights(const WeightRow& row, bool present, Weights& weights) const {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) weights[part].load_if(present, row.of[part] + unit_.weight[q]);
+  }
+
+  // One by one; those of a path without weights are 1.
+  template <int q>
+  __device__ __forceinline__ void load_elements_of_weights(const WeightRow& row, Weights& weights) const {
+    const int left = opaque(mul_) - static_cast<int>(channel_);
+    const bool weighted = unit_.weighted >> q & 1;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const bool given = weighted && (!part || w_.tangent);
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        const bool present = c < left;
+        weights[part].set(c, !present ? T{0} : given ? row.of[part][unit_.weight[q] + c] : part ? T{0} : T{1});
+      }
+    }
+  }
+
+  __device__ __forceinline__ static S weight(const Weights& weights, int c) {
+    if constexpr (kDual)
+      return {weights[0].template get<T>(c), weights[1].template get<T>(c)};
+    else
+      return weights[0].template get<T>(c);
+  }
+
+  // Component i of x in channel c.
+  __device__ __forceinline__ static S x_at(const T (&x)[kParts][D1 * N], int c, int i) {
+    if constexpr (kDual)
+      return {x[0][c * D1 + i], x[1][c * D1 + i]};
+    else
+      return x[0][c * D1 + i];
+  }
+
   // Calls f(pair, M of the pair) over the nonzero pairs of a slot, for the edge that is so far behind the first one of
   // which there is M.
   template <int q, class F>
   __device__ __forceinline__ void for_pairs(int edge_of_m, F&& f) const {
     using C = typename U::template C<q>;
-    using S = std::conditional_t<kDual, Dual<T>, T>;
     const auto* const m = reinterpret_cast<const Four<T>*>(m_ + edge_of_m * U::m_stride + U::template numbers<q>());
     eqk::unroll<(C::pairs + 3) / 4>([&](auto four) EQK_LAMBDA {
       const Four<T> v = m[four];
@@ -241,5 +320,24 @@ class UnitWarp {
     }
   }
 };
+
+// A kernel of warps of units: blocks are slices of channels of a segment of x, of a destination each.
+template <class T, int kChannels, bool kDual, template <class, int, bool, class> class Warp, class Arguments>
+__device__ __forceinline__ void run_units(const Arguments& a) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int tile = static_cast<int>(a.destinations.quotient(blockIdx.x)),
+            destination = static_cast<int>(a.destinations.remainder(blockIdx.x));
+  int segment = a.segments - 1;
+  while (a.x[segment].first_tile > tile) --segment;
+  const XRecord& x = a.x[segment];
+  // The same for all lanes, which the compiler does not know of threadIdx.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+  const Place at{x, a.unit[x.first_unit + warp], warp, destination, (tile - x.first_tile) * (kChannels << x.log_lanes)};
+  T* const x_stage = reinterpret_cast<T*>(shared);
+  T* const own = reinterpret_cast<T*>(shared + sizeof(T) * x_stage_size(x.l, kChannels, kDual) + warp * a.own_bytes);
+  with_kind(at.unit.kind, [&](auto kind) EQK_LAMBDA {
+    Warp<T, kChannels, kDual, Unit<decltype(kind)::value>>(a, at, x_stage, own).run();
+  });
+}
 
 }  // namespace eqk::tensor_product_conv

@@ -104,6 +104,7 @@ struct UnitRecord {
   std::int32_t y[kSegmentsOfUnit];  // column of the segment of y of degree first_l2 + n, or -1: no path of it
   float coefficient[kSlotsOfUnit];
   std::uint32_t weight[kSlotsOfUnit], out[kSlotsOfUnit];  // first columns
+  std::int32_t rows_column;         // of the backward's rows of y: where those of the slices of channels begin
 };
 
 // A segment of x, which the warps of a block share.
@@ -112,6 +113,7 @@ struct XRecord {
   std::int32_t log_lanes;   // of the lanes that share an edge
   std::int32_t first_tile;  // tiles are slices of channels, counted over all segments
   std::int32_t first_unit;  // the block's warps run units from here on
+  std::int32_t rows_column;  // where the block's columns of the backward's rows of x begin
 };
 
 inline constexpr int kUnitsOfLaunch = 24, kWarpsOfBlock = 4;
@@ -122,30 +124,70 @@ struct Rows {
   std::int32_t stride, tangent_stride;
 };
 
-struct ForwardArguments {
+// What the warps of units are handed in every kernel.
+struct UnitArguments {
   Rows in[kSlots];
-  void *out;
-  std::int64_t out_stride;
   // By the place of an edge in the order of destinations; row[d] to row[d + 1] are the places of destination d.
   const std::int32_t *row, *edge, *src;
   Divisor destinations;
   std::int32_t x_mul_ir, out_mul_ir;
-  // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has; of results.
-  std::int32_t x_vectors, w_vectors, out_vectors;
+  // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has.
+  std::int32_t x_vectors, w_vectors;
   std::int32_t segments, own_bytes;  // own_bytes: of a warp
   XRecord x[kUnitsOfLaunch];
   UnitRecord unit[kUnitsOfLaunch];
 };
+
+struct ForwardArguments : UnitArguments {
+  void *out;
+  std::int64_t out_stride;
+  std::int32_t out_vectors;  // as x_vectors, of results
+};
 static_assert(sizeof(ForwardArguments) <= 4096, "more than a kernel's parameters may take");
 
-// Of the kernel that brings the edges into the order of their destinations, for indices of either width, and refuses
+// Results that are not wanted are null. x_rows, y_rows: what a block of units adds to the gradients of the row of x and
+// of y of an edge, to be summed afterwards; strides in bytes.
+struct BackwardArguments : UnitArguments {
+  void *w, *x_rows, *y_rows;
+  std::int32_t w_stride, x_rows_stride, y_rows_stride;
+  std::int32_t g_vectors, gw_vectors;  // as x_vectors
+};
+static_assert(sizeof(BackwardArguments) <= 4096, "more than a kernel's parameters may take");
+
+// Of the kernel that brings the edges into the order of one of their ends, for indices of either width, and refuses
 // those that are out of range.
 struct OrderArguments {
-  const void *src, *dst, *by_dst;
-  std::int64_t src_stride, dst_stride, by_dst_stride, edges, num_src, num_dst;
-  std::int32_t src_wide, dst_wide, by_dst_wide;  // int64
-  std::int32_t *row, *edge, *edge_src;
+  const void *end, *order, *other;
+  std::int64_t end_stride, order_stride, other_stride, edges, num_end, num_other;
+  std::int32_t end_wide, order_wide, other_wide;  // int64
+  std::int32_t of_sources;                        // the ends that order the edges: sources, or destinations
+  std::int32_t *row, *edge, *edge_other;          // edge_other: null where nobody needs it
 };
+
+// Columns of a result, channels of one degree, and which columns of the rows add up to them.
+struct SumRange {
+  std::int32_t column, mul, dim;  // of the result
+  std::int32_t first_pack, first_term, end_term;
+};
+struct SumTerm {
+  std::int32_t column, apart, count;  // `count` of them, so far apart
+};
+
+inline constexpr int kRangesOfSum = 48, kTermsOfSum = 192;
+
+// Of the kernels that add up rows of edges, [channel][component] with channels padded to packs: in `order`, those of
+// row[r] to row[r + 1] make row r of the result, or without an order each edge has one.
+struct SumArguments {
+  const void *rows;
+  void *out;
+  std::int64_t rows_stride, out_stride, count;  // count: of rows of the result
+  const std::int32_t *row, *order;
+  Divisor packs;  // of a row of the result
+  std::int32_t mul_ir, vectors, ranges;
+  SumRange range[kRangesOfSum];
+  SumTerm term[kTermsOfSum];
+};
+static_assert(sizeof(SumArguments) <= 4096, "more than a kernel's parameters may take");
 
 inline constexpr int kEdgesOfM = 16;      // for which a warp holds M at a time
 inline constexpr int kStepsOfTile = 2;    // steps for which a block stages rows of x at a time
@@ -158,6 +200,9 @@ constexpr int channels_of_lane(bool dual) { return dual ? 2 : 4; }
 constexpr int x_stage_size(int l1, int channels, bool dual) {
   return 2 * kStepsOfTile * 32 * channels * (2 * l1 + 1) * (dual ? 2 : 1);
 }
+
+// Of the gradients of the rows of x of a tile, of which each warp has its own, in elements.
+constexpr int x_gradient_size(int l1, int channels) { return kStepsOfTile * 32 * channels * (2 * l1 + 1); }
 
 // Of a warp's own shared memory, in elements: M and the components of y that it is made of or, afterwards, a row of
 // outputs.

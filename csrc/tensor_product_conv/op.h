@@ -13,7 +13,7 @@ struct Graph {
 
 // A call of an op over the edges of a graph; Description: its Problem. A backend has Edges, which it makes of a graph,
 // edges(op, graph, number of sources), its Problem and launch(problem, x), and RadialProblem and launch_radial. It may
-// leave the forward, or the jvp, of a problem to torch operations: covers(problem).
+// leave a member of the family to torch operations: covers(problem).
 template <class Backend, class Description>
 class GraphCall : public tensor_product::FamilyCall<Description> {
  protected:
@@ -58,15 +58,20 @@ class Call : public GraphCall<Backend, typename Backend::Problem> {
 };
 
 // The op of that name under `by_messages`, which torch operations make of any plan on any device.
-template <class... Arguments>
-Tensor by_messages(const char* member, const Arguments&... arguments) {
+template <std::size_t results, class... Arguments>
+std::array<Tensor, results> by_messages(const char* member, const Arguments&... arguments) {
+  static_assert(results <= sizeof...(arguments));
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   const std::string name = std::string("eqk::tensor_product_conv_by_messages") + member;
   if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != 0)
     fail("eqk::tensor_product_conv", member,
          ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  std::array<Tensor, results> tensors;
+  for (std::size_t n = 0; n < results; ++n) tensors[n] = torch::stable::detail::to<Tensor>(stack[n]);
+  return tensors;
 }
+
+using Flags = torch::headeronly::HeaderOnlyArrayRef<bool>;  // of which torch makes a list, as it does of no vector
 
 template <class Backend>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& src, const Tensor& dst,
@@ -74,7 +79,7 @@ Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const 
   const std::string text = plan;
   Call<Backend> call("tensor_product_conv", x, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, w});
-  if (!call.covered()) return by_messages("", x, y, w, src, dst, num_dst, text, by_dst, by_src);
+  if (!call.covered()) return by_messages<1>("", x, y, w, src, dst, num_dst, text, by_dst, by_src)[0];
   return call.forward(&Backend::launch);
 }
 
@@ -85,7 +90,8 @@ Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Opti
   const std::string text = plan;
   Call<Backend> call("tensor_product_conv_jvp", x, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, w}, {tx, ty, tw});
-  if (!call.covered()) return by_messages("_jvp", x, y, w, tx, ty, tw, src, dst, num_dst, text, by_dst, by_src);
+  if (!call.covered())
+    return by_messages<1>("_jvp", x, y, w, tx, ty, tw, src, dst, num_dst, text, by_dst, by_src)[0];
   return call.forward(&Backend::launch);
 }
 
@@ -94,8 +100,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, co
                                             const Tensor& src, const Tensor& dst, std::int64_t num_dst,
                                             StringArgument plan, const OptionalTensor& by_dst,
                                             const OptionalTensor& by_src, const std::vector<bool>& wanted) {
-  return Call<Backend>("tensor_product_conv_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
-      .backward(&Backend::launch, {y, w, g}, wanted);
+  const std::string text = plan;
+  Call<Backend> call("tensor_product_conv_backward", x, text, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, w, g}, wanted);
+  if (!call.covered()) {
+    const std::array<bool, 3> flags{wanted[0], wanted[1], wanted[2]};
+    return std::tuple_cat(by_messages<3>("_backward", x, y, w, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
+  }
+  return call.backward(&Backend::launch, wanted);
 }
 
 template <class Backend>
@@ -106,18 +118,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
                                                            const Tensor& dst, std::int64_t num_dst, StringArgument plan,
                                                            const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
-  return Call<Backend>("tensor_product_conv_double_backward", x, plan, {src, dst, num_dst, by_dst, by_src})
-      .double_backward(&Backend::launch, {y, w, g}, {tx, ty, tw, tg}, wanted);
+  const std::string text = plan;
+  Call<Backend> call("tensor_product_conv_double_backward", x, text, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, w, g}, {tx, ty, tw, tg}, wanted);
+  if (!call.covered()) {
+    const std::array<bool, 4> flags{wanted[0], wanted[1], wanted[2], wanted[3]};
+    return std::tuple_cat(by_messages<4>("_double_backward", x, y, w, g, tx, ty, tw, tg, src, dst, num_dst, text,
+                                         by_dst, by_src, Flags(flags)));
+  }
+  return call.double_backward(&Backend::launch, wanted);
 }
 
 template <class Backend>
-void register_forward(torch::stable::detail::StableLibrary& m) {
+void register_impls(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv", TORCH_BOX(&forward<Backend>));
   m.impl("tensor_product_conv_jvp", TORCH_BOX(&jvp<Backend>));
-}
-
-template <class Backend>
-void register_gradients(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv_backward", TORCH_BOX(&backward<Backend>));
   m.impl("tensor_product_conv_double_backward", TORCH_BOX(&double_backward<Backend>));
 }
@@ -169,8 +184,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_backward(const Tensor& x, cons
                                                            const Tensor& dst, std::int64_t num_dst, StringArgument plan,
                                                            const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
-  return RadialCall<Backend>("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src})
-      .backward(&Backend::launch_radial, {y, h, a, g}, wanted);
+  RadialCall<Backend> call("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src});
+  call.take({y, h, a, g}, wanted);
+  return call.backward(&Backend::launch_radial, wanted);
 }
 
 template <class Backend>
@@ -179,9 +195,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
     const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const OptionalTensor& tg,
     const Tensor& src, const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
     const OptionalTensor& by_src, const std::vector<bool>& wanted) {
-  return RadialCall<Backend>("tensor_product_conv_radial_double_backward", x, a, plan,
-                             {src, dst, num_dst, by_dst, by_src})
-      .double_backward(&Backend::launch_radial, {y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
+  RadialCall<Backend> call("tensor_product_conv_radial_double_backward", x, a, plan,
+                           {src, dst, num_dst, by_dst, by_src});
+  call.take({y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
+  return call.double_backward(&Backend::launch_radial, wanted);
 }
 
 template <class Backend>

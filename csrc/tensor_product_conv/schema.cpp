@@ -21,6 +21,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) {
   m.def(
       "tensor_product_conv_by_messages_jvp(Tensor x, Tensor y, Tensor? w, Tensor? tx, Tensor? ty, Tensor? tw,"
       " Tensor src, Tensor dst, SymInt num_dst, str plan, Tensor? by_dst=None, Tensor? by_src=None) -> Tensor");
+  m.def(
+      "tensor_product_conv_by_messages_backward(Tensor x, Tensor y, Tensor? w, Tensor g, Tensor src, Tensor dst,"
+      " SymInt num_dst, str plan, Tensor? by_dst, Tensor? by_src, bool[] wanted) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "tensor_product_conv_by_messages_double_backward(Tensor x, Tensor y, Tensor? w, Tensor g, Tensor? tx,"
+      " Tensor? ty, Tensor? tw, Tensor? tg, Tensor src, Tensor dst, SymInt num_dst, str plan, Tensor? by_dst,"
+      " Tensor? by_src, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
   // The members of tensor_product_conv with w = h a.
   m.def(
       "tensor_product_conv_radial(Tensor x, Tensor y, Tensor h, Tensor a, Tensor src, Tensor dst, SymInt num_dst,"

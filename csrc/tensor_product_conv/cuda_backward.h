@@ -1,0 +1,273 @@
+#pragma once
+// The backward: a warp keeps the cotangents of its unit in registers over all edges of a destination. It writes the
+// gradients of an edge's weights, which no other warp has a part in, and rows of what the gradients of x and of y are
+// sums of: of x one for a block, whose warps add up theirs, of y one for each warp.
+#include "tensor_product_conv/cuda_unit_warp.h"
+
+namespace eqk::tensor_product_conv {
+
+template <class T, int kChannels, bool kDual, class U>
+class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
+  using Base = UnitWarp<T, kChannels, kDual, U>;
+  using Base::D1, Base::N, Base::kParts, Base::kXStep;
+  using typename Base::S, typename Base::WeightRow, typename Base::Weights;
+
+ public:
+  __device__ __forceinline__ BackwardWarp(const BackwardArguments& a, const Place& at, T* x_stage, T* own)
+      : Base(a, at, x_stage, own), a_(a), warps_(static_cast<int>(blockDim.x) / 32) {}
+
+  __device__ __forceinline__ void run() {
+    const std::int32_t* const row = a_.row + this->at_.destination;
+    const int first = row[0], count = row[1] - first;
+    if (count <= 0) return;
+    this->clear_x();
+    __syncthreads();  // before copies of what is zero now
+    this->copy_x(first, count, 0, 0);
+    load_g();
+    const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
+    [[maybe_unused]] int ahead = edge_at(this->turn_);
+    const int tile = kStepsOfTile * this->edges_at_once_;
+    this->template over_edges<false>(
+        first, count,
+        [&](int t) EQK_LAMBDA {
+          if (!a_.x_rows || t == 0) return;
+          store_x(first, count, t - tile);
+          __syncthreads();  // nobody reads what warps overwrite now
+        },
+        [&](int t, unsigned step) EQK_LAMBDA {
+          const int n = t + this->turn_, edge = kFewRegisters ? edge_at(n) : ahead;
+          if constexpr (!kFewRegisters) ahead = edge_at(n + this->edges_at_once_);
+          add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, edge, n < count);
+        });
+    if (!a_.x_rows) return;
+    __syncthreads();
+    store_x(first, count, (count - 1) / tile * tile);
+  }
+
+ private:
+  static constexpr int power_of_two(int n) { return n <= 4 ? 4 : n <= 8 ? 8 : 16; }
+  // Where registers lack for all columns of y, those of one degree at a time.
+  static constexpr bool kFewRegisters = D1 * U::components(U::count) > 100;
+  static constexpr int kYParts = kFewRegisters ? U::last_l2 - U::first_l2 + 1 : 1, kWeightsAtOnce = kFewRegisters ? 1 : 2;
+  static constexpr int kXGradient = x_gradient_size(U::l1, N);                    // of a warp
+
+  const BackwardArguments& a_;
+  const int warps_;
+  S g_[U::components(U::count)][N];  // times the coefficients of paths
+
+  // The gradients of x of the tile, of the block's first warp; others behind them.
+  __device__ __forceinline__ T* x_gradients() const {
+    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(this->m_) + (warps_ - this->warp_) * a_.own_bytes);
+  }
+
+  // Through the warp's own memory, so that whole sectors are read.
+  __device__ __forceinline__ void load_g() {
+    const Rows& in = a_.in[kG];
+    const int slice = this->slice(), all = N << this->log_lanes_;
+    eqk::unroll<kParts>([&](auto known_part) EQK_LAMBDA {
+      constexpr int part = decltype(known_part)::value;
+      const T* const base = static_cast<const T*>(part ? in.tangent : in.value);
+      const T* const row = row_of(base, this->at_.destination, part ? in.tangent_stride : in.stride);
+      // A loop over slots, for the size of the code.
+#pragma unroll 1
+      for (int slot = 0; slot < U::count; ++slot) {
+        if (!this->has(slot)) continue;
+        int D3 = 0;
+        eqk::unroll<U::count>([&](auto q) EQK_LAMBDA {
+          if (decltype(q)::value == slot) D3 = 2 * U::kOf.l3[q] + 1;
+        });
+        const T* from = row + this->unit_.out[slot];
+        __syncwarp();
+        if (a_.g_vectors && base) {
+          from += this->first_channel_ * D3;
+#pragma unroll 1
+          for (int n = this->lane_ * N; n < slice * D3; n += 32 * N) {
+            Pack<T, N> pack;
+            pack.load(from + n);
+            pack.store_shared(this->m_ + n);
+          }
+        } else {
+          const int of_channel = a_.out_mul_ir ? D3 : 1, of_component = a_.out_mul_ir ? 1 : opaque(this->mul_);
+          from += this->first_channel_ * of_channel;
+#pragma unroll 1
+          for (int k = 0; k < D3; ++k, from += of_component)
+#pragma unroll 1
+            for (int c = this->lane_; c < all; c += 32)
+              this->m_[c * D3 + k] = base && c < slice ? from[c * of_channel] : T{0};
+        }
+        __syncwarp();
+        if (!this->has_channels()) continue;
+        eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
+          constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
+          if (q != slot) return;
+          const T* const mine = this->m_ + (this->lane_ & ((1 << this->log_lanes_) - 1)) * (N * D);
+          const T coefficient = this->unit_.coefficient[q];
+#pragma unroll
+          for (int n = 0; n < D; ++n) {
+            Pack<T, N> pack;
+            pack.load_shared(mine + n * N);
+#pragma unroll
+            for (int c = 0; c < N; ++c) {
+              T& to = *(reinterpret_cast<T*>(&g_[first + (n * N + c) % D][(n * N + c) / D]) + part);
+              to = coefficient * pack.template get<T>(c);
+            }
+          }
+        });
+      }
+    });
+  }
+
+  __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int edge, bool present) const {
+    const bool active = present && this->has_channels();
+    Weights weights[kWeightsAtOnce];
+    T x[kParts][D1 * N], gx[D1 * N];
+#pragma unroll
+    for (T& v : gx) v = 0;
+    if (active) {
+      eqk::unroll<kParts>([&](auto part) EQK_LAMBDA { this->read_x(step, part, x[part]); });
+      if constexpr (kWeightsAtOnce > 1) load_weights<0>(edge, weights[0]);
+    }
+    eqk::unroll<kYParts>([&](auto known) EQK_LAMBDA {
+      constexpr int part = decltype(known)::value, first_l2 = kYParts > 1 ? U::first_l2 + part : U::first_l2,
+                    last_l2 = kYParts > 1 ? first_l2 : U::last_l2, first_column = U::y_columns(first_l2),
+                    columns = U::y_columns(last_l2 + 1) - first_column;
+      T y[power_of_two(columns)];
+#pragma unroll
+      for (T& v : y) v = 0;
+      if (active) {
+        eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
+          constexpr int q = decltype(slot)::value;
+          if constexpr (first_l2 <= U::kOf.l2[q] && U::kOf.l2[q] <= last_l2) {
+            // Those of the next path, which arrive while this one is computed.
+            constexpr int ahead = q + kWeightsAtOnce - 1;
+            if constexpr (ahead < U::count) load_weights<ahead>(edge, weights[ahead % kWeightsAtOnce]);
+            if (this->has(q)) add_path<q, first_column>(edge_of_m, edge, weights[q % kWeightsAtOnce], x, gx, y);
+          }
+        });
+      }
+      if (a_.y_rows) store_y<first_column, columns>(edge, present, y);
+    });
+    if (active && a_.x_rows) {
+      T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
+#pragma unroll
+      for (int n = 0; n < D1; ++n) {
+        Pack<T, N> pack;
+#pragma unroll
+        for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
+        pack.store_shared(to + n * N);
+      }
+    }
+  }
+
+  // gy: columns of y from first_column on.
+  template <int q, int first_column>
+  __device__ __forceinline__ void add_path(int edge_of_m, int edge, Weights& weights, const T (&x)[kParts][D1 * N],
+                                           T (&gx)[D1 * N], T* gy) const {
+    using C = typename U::template C<q>;
+    constexpr int first = U::components(q);
+    if (!this->w_vectors_) this->template load_elements_of_weights<q>(weight_row(edge), weights);
+    S w[N], z[N], h[N];
+    T gw[N];
+#pragma unroll
+    for (int c = 0; c < N; ++c) w[c] = this->weight(weights, c), gw[c] = 0;
+    this->template for_pairs<q>(edge_of_m, [&](auto pair, const S& m) EQK_LAMBDA {
+      constexpr int p = decltype(pair)::value, i = C::pair_i[p], k = C::pair_k[p];
+      T sum = 0;
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        const S& g = g_[first + k][c];
+        if constexpr (starts_i<C, p>()) {
+          z[c] = eqk::mul(w[c], this->x_at(x, c, i));
+          h[c] = eqk::mul(m, g);
+        } else {
+          fma(h[c], m, g);
+        }
+        fma_part(sum, z[c], g);
+        if constexpr (ends_i<C, p>()) {
+          fma_part(gw[c], this->x_at(x, c, i), h[c]);
+          fma_part(gx[c * D1 + i], w[c], h[c]);
+        }
+      }
+      eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto n) EQK_LAMBDA {
+        constexpr int term = C::pair_terms[p] + decltype(n)::value,
+                      column = U::y_columns(C::l2) - first_column + C::term_j[term];
+        constexpr T c = static_cast<T>(C::term_c[term]);
+        gy[column] += c * sum;
+      });
+    });
+    if (a_.w) store_weights<q>(edge, gw);
+  }
+
+  // The loop over edges has no registers to keep addresses, which the compiler would compute ahead of it.
+  __device__ __forceinline__ unsigned channel() const { return opaque(static_cast<int>(this->channel_)); }
+  __device__ __forceinline__ WeightRow weight_row(int edge) const { return WeightRow(*this, edge, channel()); }
+
+  template <int q>
+  __device__ __forceinline__ void load_weights(int edge, Weights& weights) const {
+    Base::template load_weights<q>(weight_row(edge), this->w_vectors_ && this->has(q), weights);
+  }
+
+  template <int q>
+  __device__ __forceinline__ void store_weights(int edge, const T (&gw)[N]) const {
+    T* const to = row_of(static_cast<T*>(a_.w) + channel(), edge, a_.w_stride) + this->unit_.weight[q];
+    if (a_.gw_vectors) {
+      Pack<T, N> pack;
+#pragma unroll
+      for (int c = 0; c < N; ++c) pack.set(c, gw[c]);
+      pack.store(to);
+    } else if (this->unit_.weighted >> q & 1) {
+      const int left = opaque(this->mul_) - static_cast<int>(this->channel_);
+#pragma unroll
+      for (int c = 0; c < N; ++c)
+        if (c < left) to[c] = gw[c];
+    }
+  }
+
+  // Sums the columns over the lanes of an edge and writes them.
+  template <int first_column, int columns, int N2>
+  __device__ __forceinline__ void store_y(int edge, bool present, T (&y)[N2]) const {
+    const int lane = this->lane_ & ((1 << opaque(this->log_lanes_)) - 1);
+    const int slice = this->first_channel_ / (N << opaque(this->log_lanes_));
+    T* const to = row_of(static_cast<T*>(a_.y_rows), edge, a_.y_rows_stride) + this->unit_.rows_column +
+                  slice * U::y_size + first_column;
+    const auto sum_in_parts_of = [&](auto known) EQK_LAMBDA {
+      constexpr int kPart = decltype(known)::value;
+      eqk::unroll<N2 / kPart>([&](auto part) EQK_LAMBDA {
+        constexpr int first = decltype(part)::value * kPart;
+        sum_over_lanes<kPart>(y + first, this->lane_);
+#pragma unroll 1
+        for (int offset = kPart; offset >> this->log_lanes_ == 0; offset *= 2)
+          y[first] += __shfl_xor_sync(~0u, y[first], offset);
+        if (present && lane < kPart && first + lane < columns) to[first + lane] = y[first];
+      });
+    };
+    if (N2 >> this->log_lanes_ <= 1)
+      sum_in_parts_of(constant<N2>{});
+    else
+      sum_in_parts_of(constant<1 << kLeastLogLanes>{});
+  }
+
+  // The rows of a tile's edges, from edge t of the `count` on: what all warps add to the gradient of x.
+  __device__ __forceinline__ void store_x(int first_place, int count, int t) const {
+    const T* const gradients = x_gradients();
+    const int slice = this->slice();
+#pragma unroll 1
+    for (int n = threadIdx.x; n < kStepsOfTile * 32 * D1; n += 32 * warps_) {
+      const int lane = n / D1 % 32, turn = lane >> this->log_lanes_;
+      const int e = t + n / (32 * D1) * this->edges_at_once_ + turn, of_edge = lane - (turn << this->log_lanes_);
+      if (e >= count || of_edge * N >= slice) continue;
+      Pack<T, N> sum;
+      sum.load_shared(gradients + n * N);
+#pragma unroll 1
+      for (int warp = 1; warp < warps_; ++warp) {
+        Pack<T, N> more;
+        more.load_shared(gradients + warp * kXGradient + n * N);
+        sum.template add<T>(more);
+      }
+      T* const row = row_of(static_cast<T*>(a_.x_rows), this->edge_[first_place + e], a_.x_rows_stride);
+      sum.store(row + this->at_.x.rows_column + this->first_channel_ * D1 + of_edge * (N * D1) + n % D1 * N);
+    }
+  }
+};
+
+}  // namespace eqk::tensor_product_conv
