@@ -77,7 +77,7 @@ PROBLEMS = {
 }
 ROWS = 16  # a multiple of the rows of a block
 # Of the convolution, by the kernels of any plan: phases, and the degrees of as many destinations as there are sources.
-CONVOLUTION_PHASES = ("forward", "jvp")
+CONVOLUTION_PHASES = ("forward", "backward", "jvp")
 DEGREES = {"24": (24, 24), "32": (32, 32), "uneven": (0, 1, 2, 5, 14, 33)}
 EDGES = 50_000  # measured
 TOLERANCE = 0.05
@@ -240,7 +240,7 @@ def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
 def convolution_launches(bindings, plan: eqk.Plan, dual: bool, wanted: str) -> list[dict]:
     """The same of the convolution in float32, none where its kernels do not cover the plan."""
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
-    address, indices = 4096, [(4096, 1, 8)] * 3
+    address, indices = 4096, [(4096, 1, 8)] * 4
     values = [address, address, address if plan.weights != "none" else 0, address if wanted != "g" else 0]
     tangents = [*values[:3], 0] if dual else [0] * 4
     results = [address if slot in wanted and (slot != "w" or values[2]) else 0 for slot in "xywg"]
@@ -330,12 +330,13 @@ def convolution_row(
         values[3] = None
     src = torch.randint(nodes, (edges,), generator=generator)
     dst = torch.arange(nodes).repeat_interleave(torch.tensor(DEGREES[degrees]))
-    graph = (src.numpy(), dst.numpy(), torch.arange(edges).numpy())
+    graph = (src.numpy(), dst.numpy(), torch.arange(edges).numpy(), src.argsort(stable=True).numpy())
     wants = [slot in wanted for slot in "xywg"]
     results, executed = emulator.run_convolution(
         plan, "float32", (*graph, nodes), values, tangents, wants, dual, pad=0, count=True
     )
-    moved = sum(a.nbytes for a in (*values, *tangents, *results, *graph) if a is not None)
+    used = graph if "x" in wanted else graph[:3]
+    moved = sum(a.nbytes for a in (*values, *tangents, *results, *used) if a is not None)
     row = dict(zip(KEYS["convolutions"], (problem, phase, degrees), strict=True))
     return row | costs(executed, moved, edges, codes)
 
@@ -433,10 +434,13 @@ def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: st
     columns = (plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel)
     shapes = list(zip((nodes, len(dst), len(dst)), columns, strict=True))
     x, y, w, *t = (torch.randn(*shape, generator=generator).to(device) for shape in shapes * 2)
+    g = torch.randn(nodes, plan.irreps_out.dim, generator=generator).to(device)
     rest = (src.to(device), dst.to(device), nodes, str(plan), by_dst.to(device))
+    by_src = src.argsort(stable=True).to(device)
     ops = torch.ops.eqk
     return {
         "forward": lambda: ops.tensor_product_conv(x, y, w, *rest),
+        "backward": lambda: ops.tensor_product_conv_backward(x, y, w, g, *rest, by_src, [True] * 3),
         "jvp": lambda: ops.tensor_product_conv_jvp(x, y, w, *t, *rest),
     }[phase], len(dst)
 

@@ -25,7 +25,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     this->copy_x(first, count, 0, 0);
     load_g();
     const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
-    [[maybe_unused]] int ahead = edge_at(this->turn_);
+    int ahead = edge_at(this->turn_);
     const int tile = kStepsOfTile * this->edges_at_once_;
     this->template over_edges<false>(
         first, count,
@@ -35,29 +35,30 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
           __syncthreads();  // nobody reads what warps overwrite now
         },
         [&](int t, unsigned step) EQK_LAMBDA {
-          const int n = t + this->turn_, edge = kFewRegisters ? edge_at(n) : ahead;
-          if constexpr (!kFewRegisters) ahead = edge_at(n + this->edges_at_once_);
+          const int n = t + this->turn_, edge = ahead;
+          ahead = edge_at(n + this->edges_at_once_);
           add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, edge, n < count);
         });
     if (!a_.x_rows) return;
     __syncthreads();
-    store_x(first, count, (count - 1) / tile * tile);
+    store_x(first, count, (count - 1) & ~(tile - 1));
   }
 
  private:
-  static constexpr int power_of_two(int n) { return n <= 4 ? 4 : n <= 8 ? 8 : 16; }
-  // Where registers lack for all columns of y, those of one degree at a time.
-  static constexpr bool kFewRegisters = D1 * U::components(U::count) > 100;
-  static constexpr int kYParts = kFewRegisters ? U::last_l2 - U::first_l2 + 1 : 1, kWeightsAtOnce = kFewRegisters ? 1 : 2;
+  static constexpr int kYColumns = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16;  // a power of two
+  static constexpr bool kSharedG = kSharedCotangents<U>;
   static constexpr int kXGradient = x_gradient_size(U::l1, N);                    // of a warp
 
   const BackwardArguments& a_;
   const int warps_;
-  S g_[U::components(U::count)][N];  // times the coefficients of paths
+  // The cotangents, times the coefficients of paths, where registers hold them.
+  S g_[kSharedG ? 1 : U::components(U::count)][N];
 
   // The gradients of x of the tile, of the block's first warp; others behind them.
-  __device__ __forceinline__ T* x_gradients() const {
-    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(this->m_) + (warps_ - this->warp_) * a_.own_bytes);
+  __device__ __forceinline__ T* x_gradients() const { return this->x_stage_ + x_stage_size(U::l1, N, kDual); }
+  // The cotangents, where shared memory holds them: a pack a lane, component by component.
+  __device__ __forceinline__ T* shared_g(int component, int part) const {
+    return this->m_ + own_size<U>(N, kDual) + ((part * U::components(U::count) + component) * 32 + this->lane_) * N;
   }
 
   // Through the warp's own memory, so that whole sectors are read.
@@ -102,70 +103,88 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
           if (q != slot) return;
           const T* const mine = this->m_ + (this->lane_ & ((1 << this->log_lanes_) - 1)) * (N * D);
           const T coefficient = this->unit_.coefficient[q];
+          Pack<T, N> of_component[D];
 #pragma unroll
           for (int n = 0; n < D; ++n) {
             Pack<T, N> pack;
             pack.load_shared(mine + n * N);
 #pragma unroll
-            for (int c = 0; c < N; ++c) {
-              T& to = *(reinterpret_cast<T*>(&g_[first + (n * N + c) % D][(n * N + c) / D]) + part);
-              to = coefficient * pack.template get<T>(c);
-            }
+            for (int c = 0; c < N; ++c)
+              of_component[(n * N + c) % D].set((n * N + c) / D, coefficient * pack.template get<T>(c));
+          }
+#pragma unroll
+          for (int k = 0; k < D; ++k) {
+            if constexpr (kSharedG)
+              of_component[k].store_shared(shared_g(first + k, part));
+            else
+              set_part<part>(g_[first + k], of_component[k]);
           }
         });
       }
     });
+  }
+
+  template <int part>
+  __device__ __forceinline__ static void set_part(S (&to)[N], const Pack<T, N>& pack) {
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      if constexpr (!kDual)
+        to[c] = pack.template get<T>(c);
+      else if constexpr (part)
+        to[c].t = pack.template get<T>(c);
+      else
+        to[c].v = pack.template get<T>(c);
+    }
   }
 
   __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int edge, bool present) const {
-    const bool active = present && this->has_channels();
-    Weights weights[kWeightsAtOnce];
+    T y[kYColumns];
+#pragma unroll
+    for (T& v : y) v = 0;
+    if (present && this->has_channels()) add_channels(step, edge_of_m, edge, y);
+    if (a_.y_rows) store_y(edge, present, y);
+  }
+
+  __device__ __forceinline__ void add_channels(unsigned step, int edge_of_m, int edge, T (&gy)[kYColumns]) const {
     T x[kParts][D1 * N], gx[D1 * N];
+    eqk::unroll<kParts>([&](auto part) EQK_LAMBDA { this->read_x(step, part, x[part]); });
 #pragma unroll
     for (T& v : gx) v = 0;
-    if (active) {
-      eqk::unroll<kParts>([&](auto part) EQK_LAMBDA { this->read_x(step, part, x[part]); });
-      if constexpr (kWeightsAtOnce > 1) load_weights<0>(edge, weights[0]);
-    }
-    eqk::unroll<kYParts>([&](auto known) EQK_LAMBDA {
-      constexpr int part = decltype(known)::value, first_l2 = kYParts > 1 ? U::first_l2 + part : U::first_l2,
-                    last_l2 = kYParts > 1 ? first_l2 : U::last_l2, first_column = U::y_columns(first_l2),
-                    columns = U::y_columns(last_l2 + 1) - first_column;
-      T y[power_of_two(columns)];
-#pragma unroll
-      for (T& v : y) v = 0;
-      if (active) {
-        eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
-          constexpr int q = decltype(slot)::value;
-          if constexpr (first_l2 <= U::kOf.l2[q] && U::kOf.l2[q] <= last_l2) {
-            // Those of the next path, which arrive while this one is computed.
-            constexpr int ahead = q + kWeightsAtOnce - 1;
-            if constexpr (ahead < U::count) load_weights<ahead>(edge, weights[ahead % kWeightsAtOnce]);
-            if (this->has(q)) add_path<q, first_column>(edge_of_m, edge, weights[q % kWeightsAtOnce], x, gx, y);
-          }
-        });
-      }
-      if (a_.y_rows) store_y<first_column, columns>(edge, present, y);
+    Weights weights[2];
+    load_weights<0>(edge, weights[0]);
+    eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
+      constexpr int q = decltype(slot)::value;
+      // Those of the next path, which arrive while this one is computed.
+      if constexpr (q + 1 < U::count) load_weights<q + 1>(edge, weights[(q + 1) % 2]);
+      if (this->has(q)) add_path<q>(edge_of_m, edge, weights[q % 2], x, gx, gy);
     });
-    if (active && a_.x_rows) {
-      T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
+    if (!a_.x_rows) return;
+    T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
 #pragma unroll
-      for (int n = 0; n < D1; ++n) {
-        Pack<T, N> pack;
+    for (int n = 0; n < D1; ++n) {
+      Pack<T, N> pack;
 #pragma unroll
-        for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
-        pack.store_shared(to + n * N);
-      }
+      for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
+      pack.store_shared(to + n * N);
     }
   }
 
-  // gy: columns of y from first_column on.
-  template <int q, int first_column>
+  template <int q>
   __device__ __forceinline__ void add_path(int edge_of_m, int edge, Weights& weights, const T (&x)[kParts][D1 * N],
-                                           T (&gx)[D1 * N], T* gy) const {
+                                           T (&gx)[D1 * N], T (&gy)[kYColumns]) const {
     using C = typename U::template C<q>;
-    constexpr int first = U::components(q);
-    if (!this->w_vectors_) this->template load_elements_of_weights<q>(weight_row(edge), weights);
+    constexpr int D3 = 2 * U::kOf.l3[q] + 1, first = U::components(q);
+    S shared[kSharedG ? D3 : 1][N];
+    if constexpr (kSharedG) {
+      eqk::unroll<D3>([&](auto k) EQK_LAMBDA {
+        eqk::unroll<kParts>([&](auto part) EQK_LAMBDA {
+          Pack<T, N> pack;
+          pack.load_shared(shared_g(first + k, part));
+          set_part<decltype(part)::value>(shared[k], pack);
+        });
+      });
+    }
+    if (!this->w_vectors_) this->template load_elements_of_weights<q>(WeightRow(*this, edge), weights);
     S w[N], z[N], h[N];
     T gw[N];
 #pragma unroll
@@ -175,7 +194,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       T sum = 0;
 #pragma unroll
       for (int c = 0; c < N; ++c) {
-        const S& g = g_[first + k][c];
+        const S& g = kSharedG ? shared[kSharedG ? k : 0][c] : g_[kSharedG ? 0 : first + k][c];
         if constexpr (starts_i<C, p>()) {
           z[c] = eqk::mul(w[c], this->x_at(x, c, i));
           h[c] = eqk::mul(m, g);
@@ -190,7 +209,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       }
       eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto n) EQK_LAMBDA {
         constexpr int term = C::pair_terms[p] + decltype(n)::value,
-                      column = U::y_columns(C::l2) - first_column + C::term_j[term];
+                      column = U::y_columns(C::l2) + C::term_j[term];
         constexpr T c = static_cast<T>(C::term_c[term]);
         gy[column] += c * sum;
       });
@@ -198,18 +217,14 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     if (a_.w) store_weights<q>(edge, gw);
   }
 
-  // The loop over edges has no registers to keep addresses, which the compiler would compute ahead of it.
-  __device__ __forceinline__ unsigned channel() const { return opaque(static_cast<int>(this->channel_)); }
-  __device__ __forceinline__ WeightRow weight_row(int edge) const { return WeightRow(*this, edge, channel()); }
-
   template <int q>
   __device__ __forceinline__ void load_weights(int edge, Weights& weights) const {
-    Base::template load_weights<q>(weight_row(edge), this->w_vectors_ && this->has(q), weights);
+    Base::template load_weights<q>(WeightRow(*this, edge), this->w_vectors_ && this->has(q), weights);
   }
 
   template <int q>
   __device__ __forceinline__ void store_weights(int edge, const T (&gw)[N]) const {
-    T* const to = row_of(static_cast<T*>(a_.w) + channel(), edge, a_.w_stride) + this->unit_.weight[q];
+    T* const to = row_of(static_cast<T*>(a_.w) + this->channel_, edge, a_.w_stride) + this->unit_.weight[q];
     if (a_.gw_vectors) {
       Pack<T, N> pack;
 #pragma unroll
@@ -224,48 +239,55 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   }
 
   // Sums the columns over the lanes of an edge and writes them.
-  template <int first_column, int columns, int N2>
-  __device__ __forceinline__ void store_y(int edge, bool present, T (&y)[N2]) const {
-    const int lane = this->lane_ & ((1 << opaque(this->log_lanes_)) - 1);
-    const int slice = this->first_channel_ / (N << opaque(this->log_lanes_));
-    T* const to = row_of(static_cast<T*>(a_.y_rows), edge, a_.y_rows_stride) + this->unit_.rows_column +
-                  slice * U::y_size + first_column;
+  __device__ __forceinline__ void store_y(int edge, bool present, T (&y)[kYColumns]) const {
+    const int log_lanes = opaque(this->log_lanes_), lane = this->lane_ & ((1 << log_lanes) - 1);
+    const int slice = opaque(this->first_channel_) >> log_lanes + (N == 4 ? 2 : 1);
+    T* const to = row_of(static_cast<T*>(a_.y_rows), edge, a_.y_rows_stride) +
+                  (this->unit_.rows_column + slice * U::y_size + lane);
     const auto sum_in_parts_of = [&](auto known) EQK_LAMBDA {
       constexpr int kPart = decltype(known)::value;
-      eqk::unroll<N2 / kPart>([&](auto part) EQK_LAMBDA {
+      eqk::unroll<kYColumns / kPart>([&](auto part) EQK_LAMBDA {
         constexpr int first = decltype(part)::value * kPart;
         sum_over_lanes<kPart>(y + first, this->lane_);
 #pragma unroll 1
-        for (int offset = kPart; offset >> this->log_lanes_ == 0; offset *= 2)
+        for (int offset = kPart; offset >> log_lanes == 0; offset *= 2)
           y[first] += __shfl_xor_sync(~0u, y[first], offset);
-        if (present && lane < kPart && first + lane < columns) to[first + lane] = y[first];
+        if (present && lane < min(kPart, U::y_size - first)) {
+          Pack<T, 1> pack;
+          pack.set(0, y[first]);
+          pack.store(to + first);
+        }
       });
     };
-    if (N2 >> this->log_lanes_ <= 1)
-      sum_in_parts_of(constant<N2>{});
+    if (kYColumns >> log_lanes <= 1)
+      sum_in_parts_of(constant<kYColumns>{});
     else
       sum_in_parts_of(constant<1 << kLeastLogLanes>{});
   }
 
   // The rows of a tile's edges, from edge t of the `count` on: what all warps add to the gradient of x.
   __device__ __forceinline__ void store_x(int first_place, int count, int t) const {
-    const T* const gradients = x_gradients();
-    const int slice = this->slice();
+    constexpr int kPacks = kXStep / N;  // of a step
+    const int log_lanes = opaque(this->log_lanes_), warps = opaque(warps_);
+    const int column = this->at_.x.rows_column + opaque(this->first_channel_) * D1;
+    const int packs_of_slice = (this->slice() + N - 1) / N * D1;
+    const std::int32_t* const edges = this->edge_ + first_place;
+    const T* gradients = x_gradients();
 #pragma unroll 1
-    for (int n = threadIdx.x; n < kStepsOfTile * 32 * D1; n += 32 * warps_) {
-      const int lane = n / D1 % 32, turn = lane >> this->log_lanes_;
-      const int e = t + n / (32 * D1) * this->edges_at_once_ + turn, of_edge = lane - (turn << this->log_lanes_);
-      if (e >= count || of_edge * N >= slice) continue;
+    for (int n = threadIdx.x; n < kStepsOfTile * kPacks; n += 32 * warps) {
+      const int of_tile = n / D1 >> log_lanes, e = t + of_tile, pack = n - of_tile * (D1 << log_lanes);
+      if (e >= count || pack >= packs_of_slice) continue;
+      T* const row = row_of(static_cast<T*>(a_.x_rows), edges[e], a_.x_rows_stride);
       Pack<T, N> sum;
       sum.load_shared(gradients + n * N);
-#pragma unroll 1
-      for (int warp = 1; warp < warps_; ++warp) {
+#pragma unroll
+      for (int warp = 1; warp < kWarpsOfBlock; ++warp) {
+        if (warp >= warps) break;
         Pack<T, N> more;
         more.load_shared(gradients + warp * kXGradient + n * N);
         sum.template add<T>(more);
       }
-      T* const row = row_of(static_cast<T*>(a_.x_rows), this->edge_[first_place + e], a_.x_rows_stride);
-      sum.store(row + this->at_.x.rows_column + this->first_channel_ * D1 + of_edge * (N * D1) + n % D1 * N);
+      sum.store(row + (column + pack * N));
     }
   }
 };

@@ -50,7 +50,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
     this->copy_x(first, count, 0, 0);
     {
       const bool present = this->w_vectors_ && this->turn_ < count && this->has_channels();
-      const WeightRow row(*this, this->edge_[first + min(this->turn_, count - 1)], this->channel_);
+      const WeightRow row(*this, this->edge_[first + min(this->turn_, count - 1)]);
       eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
         constexpr int q = decltype(slot)::value;
         if (this->has(q)) this->template load_weights<q>(row, present, weight_[q]);
@@ -64,7 +64,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
           const int n = t + this->turn_, next = n + this->edges_at_once_, edge = ahead;
           ahead = edge_at(next + this->edges_at_once_);
           if (n < count && this->has_channels())
-            add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, first + n, WeightRow(*this, edge, this->channel_),
+            add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, first + n, WeightRow(*this, edge),
                      this->w_vectors_ && next < count);
         });
   }
@@ -72,7 +72,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
   __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int place, const WeightRow& next_row,
                                            bool next) {
     if (!this->w_vectors_) {
-      const WeightRow row(*this, this->edge_[place], this->channel_);
+      const WeightRow row(*this, this->edge_[place]);
       eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
         constexpr int q = decltype(slot)::value;
         if (this->has(q)) this->template load_elements_of_weights<q>(row, weight_[q]);

@@ -144,7 +144,7 @@ struct UnitPlan {
     auto unit = std::find_if(units.begin(), units.end(), [&](const UnitRecord& u) {
       return u.kind == kind && !(u.slots >> slot & 1) && (u.y[segment] < 0 || u.y[segment] == column);
     });
-    if (unit == units.end()) unit = units.insert(unit, {kind, 0, 0, {-1, -1, -1, -1}, {}, {}, {}, 0});
+    if (unit == units.end()) unit = units.insert(unit, {kind, 0, 0, 0, {-1, -1, -1, -1}, {}, {}, {}, 0, 0});
     unit->slots |= 1 << slot;
     unit->weighted |= path.weighted << slot;
     unit->y[segment] = column;
@@ -323,7 +323,7 @@ class Launches {
       SumArguments& a = launch<SumArguments>(kernel, 0);
       a.rows = rows;
       a.out = out.data;
-      a.rows_stride = columns;
+      a.rows_stride = static_cast<std::int32_t>(4 * columns);
       a.out_stride = out.stride;
       a.count = count;
       if (of_x) a.row = row_by_src_, a.order = edge_by_src_;
@@ -367,7 +367,7 @@ class Launches {
       a.w_vectors = units_->w_aligned && fits(w) && (!problem_.dual || w.tangent);
       fill(a);
       const std::size_t warps = blocks[n].units.size();
-      std::int32_t tiles = 0, units = 0, x_bytes = 0;
+      std::int32_t tiles = 0, units = 0, shared = 0;
       for (; n < blocks.size() && blocks[n].units.size() == warps && units + warps <= kUnitsOfLaunch; ++n) {
         XRecord& x = a.x[a.segments++] = blocks[n].x;
         x.log_lanes = log_lanes(x.mul, channels);
@@ -375,20 +375,25 @@ class Launches {
         x.first_unit = units;
         x.rows_column = rows_.of_block[n];
         tiles += static_cast<std::int32_t>(slices(x.mul, channels));
-        const int gradients = kBackward ? static_cast<int>(warps) * x_gradient_size(x.l, channels) : 0;
-        x_bytes = std::max(x_bytes, 4 * (x_stage_size(x.l, channels, problem_.dual) + gradients));
-        for (const UnitRecord& unit : blocks[n].units) {
-          a.unit[units] = unit;
-          a.unit[units++].rows_column = rows_.of_unit[unit_of_plan++];
+        std::int32_t end = 4 * x_stage_size(x.l, channels, problem_.dual);
+        if (kBackward) end += 4 * static_cast<std::int32_t>(warps) * x_gradient_size(x.l, channels);
+        for (const UnitRecord& of_plan : blocks[n].units) {
+          UnitRecord& unit = a.unit[units++] = of_plan;
+          unit.rows_column = rows_.of_unit[unit_of_plan++];
+          unit.own = end;
+          if (a.w_vectors) unit.w_vectors = unit.slots;
           with_kind(unit.kind, [&](auto kind) {
-            a.own_bytes = std::max(a.own_bytes, 4 * own_size<Unit<decltype(kind)::value>>(channels, problem_.dual));
+            using U = Unit<decltype(kind)::value>;
+            end += 4 * own_size<U>(channels, problem_.dual);
+            if (kBackward) end += 4 * cotangents_size<U>(channels, problem_.dual);
           });
         }
+        shared = std::max(shared, end);
       }
       Launch& launch = result_.back();
       launch.grid = tiles * edges_.num_dst;
       launch.block = static_cast<int>(32 * warps);
-      launch.shared = x_bytes + static_cast<int>(warps) * a.own_bytes;
+      launch.shared = shared;
     }
   }
 };

@@ -28,7 +28,7 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
   for (int t = range.first_term; t < range.end_term; ++t) {
     const SumTerm& term = a.term[t];
     for (int k = 0; k < term.count; ++k) {
-      const T* const column = static_cast<const T*>(a.rows) + term.column + k * term.apart + first;
+      const T* const column = static_cast<const T*>(a.rows) + (term.column + k * term.apart + first);
       if constexpr (kOfX) {
         const int end = a.row[row + 1];
         for (int begin = a.row[row]; begin < end; begin += kEdgesOfSum) {
@@ -38,20 +38,21 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
 #pragma unroll 4
           for (int place = begin; place < stop; ++place) {
             P more;
-            more.load(column + a.order[place] * a.rows_stride);
+            more.load(row_of(column, a.order[place], a.rows_stride));
             sum.template add<T>(more);
           }
           total.template add<T>(sum);
         }
       } else {
         P more;
-        more.load(column + row * a.rows_stride);
+        more.load(row_of(column, static_cast<std::int32_t>(row), a.rows_stride));
         total.template add<T>(more);
       }
     }
   }
   T* const to = static_cast<T*>(a.out) + row * a.out_stride + range.column;
-  if (N > 1 && a.vectors) {
+  // Of y, a range that is summed has one channel.
+  if (!kOfX || a.vectors) {
     total.store(to + first);
     return;
   }

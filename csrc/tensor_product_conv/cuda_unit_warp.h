@@ -231,10 +231,10 @@ class UnitWarp {
   // The lane's channels in the weights of an edge.
   struct WeightRow {
     const T* of[kParts];
-    __device__ __forceinline__ WeightRow(const UnitWarp& warp, int edge, unsigned channel) {
-      of[0] = row_of(static_cast<const T*>(warp.w_.value) + channel, edge, warp.w_.stride);
+    __device__ __forceinline__ WeightRow(const UnitWarp& warp, int edge) {
+      of[0] = row_of(static_cast<const T*>(warp.w_.value) + warp.channel_, edge, warp.w_.stride);
       if constexpr (kDual)
-        of[1] = row_of(static_cast<const T*>(warp.w_.tangent) + channel, edge, warp.w_.tangent_stride);
+        of[1] = row_of(static_cast<const T*>(warp.w_.tangent) + warp.channel_, edge, warp.w_.tangent_stride);
     }
   };
   using Weights = Pack<T, N>[kParts];
@@ -334,7 +334,7 @@ __device__ __forceinline__ void run_units(const Arguments& a) {
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const Place at{x, a.unit[x.first_unit + warp], warp, destination, (tile - x.first_tile) * (kChannels << x.log_lanes)};
   T* const x_stage = reinterpret_cast<T*>(shared);
-  T* const own = reinterpret_cast<T*>(shared + sizeof(T) * x_stage_size(x.l, kChannels, kDual) + warp * a.own_bytes);
+  T* const own = reinterpret_cast<T*>(shared + at.unit.own);
   with_kind(at.unit.kind, [&](auto kind) EQK_LAMBDA {
     Warp<T, kChannels, kDual, Unit<decltype(kind)::value>>(a, at, x_stage, own).run();
   });

@@ -101,10 +101,12 @@ EQK_HD constexpr void with_kind(int wanted, F &&f) {
 struct UnitRecord {
   std::int32_t kind;
   std::int32_t slots, weighted;     // bit q: slot q has a path, one with weights
+  std::int32_t w_vectors;           // bit q: which memory and registers exchange as vectors
   std::int32_t y[kSegmentsOfUnit];  // column of the segment of y of degree first_l2 + n, or -1: no path of it
   float coefficient[kSlotsOfUnit];
   std::uint32_t weight[kSlotsOfUnit], out[kSlotsOfUnit];  // first columns
-  std::int32_t rows_column;         // of the backward's rows of y: where those of the slices of channels begin
+  std::int32_t own;          // where the warp's own shared memory begins, in bytes
+  std::int32_t rows_column;  // of the backward's rows of y: where those of the slices of channels begin
 };
 
 // A segment of x, which the warps of a block share.
@@ -133,7 +135,7 @@ struct UnitArguments {
   std::int32_t x_mul_ir, out_mul_ir;
   // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has.
   std::int32_t x_vectors, w_vectors;
-  std::int32_t segments, own_bytes;  // own_bytes: of a warp
+  std::int32_t segments;
   XRecord x[kUnitsOfLaunch];
   UnitRecord unit[kUnitsOfLaunch];
 };
@@ -180,10 +182,10 @@ inline constexpr int kRangesOfSum = 48, kTermsOfSum = 192;
 struct SumArguments {
   const void *rows;
   void *out;
-  std::int64_t rows_stride, out_stride, count;  // count: of rows of the result
+  std::int64_t out_stride, count;  // count: of rows of the result
   const std::int32_t *row, *order;
   Divisor packs;  // of a row of the result
-  std::int32_t mul_ir, vectors, ranges;
+  std::int32_t rows_stride, mul_ir, vectors, ranges;  // rows_stride: in bytes
   SumRange range[kRangesOfSum];
   SumTerm term[kTermsOfSum];
 };
@@ -204,12 +206,20 @@ constexpr int x_stage_size(int l1, int channels, bool dual) {
 // Of the gradients of the rows of x of a tile, of which each warp has its own, in elements.
 constexpr int x_gradient_size(int l1, int channels) { return kStepsOfTile * 32 * channels * (2 * l1 + 1); }
 
-// Of a warp's own shared memory, in elements: M and the components of y that it is made of or, afterwards, a row of
-// outputs.
+// Of a warp's own shared memory, in elements: M and the components of y that it is made of or, at the ends of the loop
+// over edges, a row of outputs or of cotangents.
 template <class U>
 constexpr int own_size(int channels, bool dual) {
   const int m = kEdgesOfM * (U::m_stride + U::y_stride) * (dual ? 2 : 1);
   return (std::max(m, 32 * channels * (2 * U::largest_l3() + 1)) + 3) / 4 * 4;
+}
+
+// Behind it, cotangents that the backward reads for each edge, since registers lack to keep them.
+template <class U>
+constexpr bool kSharedCotangents = U::D1 >= 5 && U::components(U::count) >= 16;
+template <class U>
+constexpr int cotangents_size(int channels, bool dual) {
+  return kSharedCotangents<U> ? U::components(U::count) * 32 * channels * (dual ? 2 : 1) : 0;
 }
 
 }  // namespace eqk::tensor_product_conv
