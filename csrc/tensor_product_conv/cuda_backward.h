@@ -219,7 +219,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 
   template <int q>
   __device__ __forceinline__ void load_weights(int edge, Weights& weights) const {
-    Base::template load_weights<q>(WeightRow(*this, edge), this->w_vectors_ && this->has(q), weights);
+    Base::template load_weights<q>(WeightRow(*this, edge), this->unit_.w_vectors >> q & 1, weights);
   }
 
   template <int q>
