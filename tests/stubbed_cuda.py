@@ -551,19 +551,23 @@ def edges_of(plan, edges, num_src, num_dst, dtype, generator, device="cuda:1"):
     return [None if t is None else (t / t.abs().max()).to(device) for t in (x, y, w)], *indices
 
 
+SHARED_WEIGHTS = eqk.Plan("4x0e", "1x0e", "4x0e", ((0, 0, 0, "uvu", True, 0.7),), weights="shared")
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype", "capability", "by_kernels"),
+    ("plan", "dtype", "capability", "by_kernels"),
     [
-        ("depthwise-5", torch.float32, 9, True),
-        ("depthwise-5", torch.float32, 7, False),
-        ("depthwise-3", torch.float64, 9, False),
-        ("depthwise-3", torch.bfloat16, 9, False),
-        ("uuw-shared", torch.float32, 9, False),
+        (CASES["depthwise-5"].plan, torch.float32, 9, {"forward", "backward"}),
+        (CASES["depthwise-5"].plan, torch.float32, 7, set()),
+        (CASES["depthwise-3"].plan, torch.float64, 9, set()),
+        (CASES["depthwise-3"].plan, torch.bfloat16, 9, set()),
+        (CASES["uuw-shared"].plan, torch.float32, 9, set()),
+        (SHARED_WEIGHTS, torch.float32, 9, {"forward"}),
     ],
+    ids=["float32", "before sm_80", "float64", "bfloat16", "mode", "shared weights"],
 )
-def test_convolution(runtime, name, dtype, capability, by_kernels, generator):
+def test_convolution(runtime, plan, dtype, capability, by_kernels, generator):
     """The whole chain to third order, by kernels of its own or, what they do not cover, by torch operations."""
-    plan = CASES[name].plan
     runtime.execute, runtime.capability = True, capability
     operands, src, dst = edges_of(plan, 7, 3, 4, dtype, generator)
     host = [t.cpu() for t in operands]
@@ -586,7 +590,8 @@ def test_convolution(runtime, name, dtype, capability, by_kernels, generator):
     launched = [c for c in calls if c.name == "cudaLaunchKernel"]
     assert {(c.device, c.details["stream"]) for c in launched} == {(1, stream(1, 1))}
     names = {c.details["name"] for c in launched}
-    assert ("eqk_tensor_product_conv_forward_f32" in names) == by_kernels
+    for member in ("forward", "backward"):
+        assert (f"eqk_tensor_product_conv_{member}_f32" in names) == (member in by_kernels)
     assert any(n.startswith("eqk_tensor_product_backward") or "general" in n for n in names)
 
 
@@ -599,30 +604,43 @@ def test_launches_of_the_convolution(runtime, generator):
             *(torch.empty(0, dtype=kind, device="cuda:1") for _ in range(2)),
         )  # fmt: skip
         src, dst = src.to(kind), dst.to(kind)
-        by_dst = dst.cpu().argsort(stable=True).to("cuda:1", kind) if given else None
-        for dual in (False, True):
+        by_dst, by_src = (n.cpu().argsort(stable=True).to("cuda:1", kind) if given else None for n in (dst, src))
+        g = torch.randn(4, plan.irreps_out.dim, generator=generator).to("cuda:1")
+        rest = (src, dst, 4, str(plan), by_dst, by_src)
+        for member, wanted in (
+            ("forward", None), ("jvp", None), ("backward", (True,) * 3), ("backward", (False, True, True)),
+        ):  # fmt: skip
             runtime.take(), stub_cuda.allocated()
-            if dual:
-                out = EQK.tensor_product_conv_jvp(*operands, *operands, src, dst, 4, str(plan), by_dst, None)
+            if member == "jvp":
+                results = [0, 0, 0, EQK.tensor_product_conv_jvp(*operands, *operands, *rest)]
+            elif member == "forward":
+                results = [0, 0, 0, EQK.tensor_product_conv(*operands, *rest)]
             else:
-                out = EQK.tensor_product_conv(*operands, src, dst, 4, str(plan), by_dst)
+                results = [*EQK.tensor_product_conv_backward(*operands, g, *rest, wanted), 0]
             calls, blocks = runtime.take(), stub_cuda.allocated()
             assert all(on == 1 for _, _, on in blocks)
-            # Without an order: the sorted indices and, as int64, their order.
-            order = (by_dst.data_ptr(), kind.itemsize) if given else (blocks[-2][0] if edges else 0, 8)
-            indices = [(src.data_ptr(), 1, kind.itemsize), (dst.data_ptr(), 1, kind.itemsize), (order[0], 1, order[1])]
-            addresses = [t.data_ptr() for t in operands] + [0]
-            strides = [t.stride(0) for t in operands] + [0]
+            of_x = member == "backward" and wanted[0]
+            # Without orders: the sorted indices and, as int64, their order, that of dst first.
+            found = [block[0] if edges else 0 for block in blocks[-2:-5:-2]][:: -1 if of_x else 1]
+            orders = [(t.data_ptr(), 1, kind.itemsize) for t in (by_dst, by_src)] if given else [
+                (address, 1, 8) for address in found
+            ]  # fmt: skip
+            orders = [orders[0], orders[1] if of_x else (0, 0, 0)]
+            indices = [(src.data_ptr(), 1, kind.itemsize), (dst.data_ptr(), 1, kind.itemsize), *orders]
+            v = [*operands, g if member == "backward" else None]
+            addresses, strides = ([f(t) if t is not None else 0 for t in v] for f in (torch.Tensor.data_ptr, lambda t: t.stride(0)))
+            dual = member == "jvp"
             problem = runtime.bindings.Convolution(
                 str(plan), "float32", (edges, 3, 4), indices, dual, addresses, addresses if dual else [0] * 4, strides,
-                [0, 0, 0, out.data_ptr()], strides if dual else [0] * 4,
+                [r.data_ptr() if isinstance(r, torch.Tensor) and (not wanted or wanted[n]) else 0 for n, r in enumerate(results)],
+                strides if dual else [0] * 4,
             )  # fmt: skip
             assert problem.covered
             assert blocks[-1][1] == problem.scratch_bytes
             expected = problem.launches(blocks[-1][0])
-            found = launches(calls)
-            assert [launch["name"] for launch in found] == [launch["name"] for launch in expected]
-            assert found == expected
+            executed = launches(calls)
+            assert [launch["name"] for launch in executed] == [launch["name"] for launch in expected]
+            assert executed == expected
 
 
 def test_operands_of_the_convolution_that_do_not_fit(runtime, generator):

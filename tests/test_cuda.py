@@ -377,6 +377,8 @@ def check_convolution(
     return results, executed
 
 
+GRADIENTS, OUTPUT = (True, True, True, False), (False, False, False, True)
+MEMBERS = {"forward": (False, OUTPUT), "jvp": (True, OUTPUT), "backward": (False, GRADIENTS)}
 CONVOLUTIONS = {case.name for case in SMALL if case.name.startswith("depthwise-")} | {
     "inputs-without-path",
     "even-parity",
@@ -388,14 +390,16 @@ def test_convolution_of_the_registry(emulator, case):
     """What the kernels cover they compute; the rest is left to torch operations."""
     covered = emulator.covers_convolution(case.plan)
     assert covered == (case.name in CONVOLUTIONS)
+    assert emulator.covers_convolution(case.plan, gradients=True) == (covered and case.plan.weights != "shared")
     if covered:
         number = seed()
         graph = Graph(23, 3, 5, torch.Generator().manual_seed(number))
         for dual in (False, True):
             check_convolution(emulator, case.plan, graph, 3, dual, seed=number)
+        check_convolution(emulator, case.plan, graph, 3, wanted=GRADIENTS, seed=number)
 
 
-@pytest.mark.parametrize("dual", [False, True], ids=["forward", "jvp"])
+@pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize(
     ("layouts", "muls", "pad"),
     [
@@ -406,12 +410,12 @@ def test_convolution_of_the_registry(emulator, case):
     ],
     ids=["vectors", "elements", "ir_mul", "rows-apart"],
 )
-def test_convolution_by_units(emulator, layouts, muls, pad, dual):
+def test_convolution_by_units(emulator, layouts, muls, pad, member):
     """Every unit; one and several slices of channels, one and several edges a warp; in vectors or not."""
-    number = seed()
+    number, (dual, wanted) = seed(), MEMBERS[member]
     graph = Graph(18, 6, 3, torch.Generator().manual_seed(number), index=np.int32)
     plan = channels_plan(layouts, 3, muls, own_outputs=True)
-    check_convolution(emulator, plan, graph, 6, dual, seed=number, pad=pad)
+    check_convolution(emulator, plan, graph, 6, dual, seed=number, pad=pad, wanted=wanted)
 
 
 @pytest.mark.parametrize("dual", [False, True], ids=["forward", "jvp"])
@@ -423,6 +427,31 @@ def test_convolution_weights(emulator, weights, dual):
     graph = Graph(19, 3, 3, torch.Generator().manual_seed(number))
     for missing in [(0, 1, 2), (0,), (1,), (2,)] if dual else [()]:
         check_convolution(emulator, plan, graph, 3, dual, missing, seed=number)
+
+
+@pytest.mark.parametrize("weights", ["per_sample", "none"])
+def test_gradients_of_the_convolution(emulator, weights):
+    """Each subset: what is not wanted is neither written nor has it scratch memory."""
+    number = seed()
+    plan = channels_plan(MUL_IR, 1, (4, 8), weights=weights, own_outputs=True)
+    graph = Graph(19, 3, 3, torch.Generator().manual_seed(number))
+    for subset in range(1, 8):
+        wanted = tuple(bool(subset >> slot & 1) for slot in range(3))
+        _, executed = check_convolution(emulator, plan, graph, 3, seed=number, wanted=(*wanted, False))
+        names = {launch["name"].removeprefix("eqk_tensor_product_conv_") for launch, _ in executed}
+        assert ("sum_x_f32" in names, "sum_y_f32" in names) == wanted[:2]
+
+
+def test_gradients_of_a_segment_that_many_units_read(emulator):
+    """More than a block has warps, which add to rows of their own, and a segment of x and one of y without a path."""
+    y = "+".join(["1x1o"] * 5 + ["2x2e"])
+    paths = tuple((1, n, n, "uvu", True, 0.3 + n) for n in range(5))
+    plan = eqk.Plan("3x2e+6x1o", y, "+".join(["6x0e"] * 5), paths, weights="per_sample")
+    number = seed()
+    graph = Graph(14, 4, 3, torch.Generator().manual_seed(number))
+    (gx, gy, _, _), _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=GRADIENTS)
+    assert not gx[:, :15].any()
+    assert not gy[:, 15:].any()
 
 
 GRAPHS = {
@@ -441,6 +470,8 @@ def test_convolution_graphs(emulator, graph):
     of_int64, of_int32 = (Graph(edges, num_src, num_dst, generator, degrees, i) for i in (np.int64, np.int32))
     check_convolution(emulator, plan, of_int64, num_src, seed=number)
     check_convolution(emulator, plan, of_int32, num_src, True, seed=number)
+    for graph in (of_int64, of_int32):
+        check_convolution(emulator, plan, graph, num_src, seed=number, wanted=GRADIENTS)
 
 
 def test_long_sums_of_the_convolution(emulator):
@@ -452,11 +483,14 @@ def test_long_sums_of_the_convolution(emulator):
         np.full((edges, 1), 0.3, np.float32),
         np.full((edges, 4), 0.9, np.float32),
     )
-    graph = (np.zeros(edges, np.int32), np.zeros(edges, np.int32), np.arange(edges, dtype=np.int32), 1)
-    wanted = (False, False, False, True)
-    results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, None), [None] * 4, wanted, False, 4)
+    order = np.arange(edges, dtype=np.int32)
+    graph = (np.zeros(edges, np.int32), np.zeros(edges, np.int32), order, order, 1)
+    results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, None), [None] * 4, OUTPUT, False, 4)
     want = edges * 0.7 * float(x[0, 0]) * float(y[0, 0]) * float(w[0, 0])
     assert np.abs(results[3] / want - 1).max() < 5e-6
+    wanted = (True, False, False, False)
+    results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, x), [None] * 4, wanted, False, 4)
+    assert np.abs(results[0] / want - 1).max() < 5e-6
 
 
 def test_convolution_has_the_same_bits_for_any_other_edges(emulator):
@@ -464,26 +498,28 @@ def test_convolution_has_the_same_bits_for_any_other_edges(emulator):
     number = seed()
     plan = channels_plan(MUL_IR, 2, (32, 64, 4), own_outputs=True)
     graph = Graph(30, 4, 3, torch.Generator().manual_seed(number))
-    first, _ = check_convolution(emulator, plan, graph, 4, seed=number)
 
     def narrow(arrays):
         return [a.astype(np.int32) for a in arrays]
 
-    again, _ = check_convolution(emulator, plan, graph, 4, seed=number, changed=narrow)
-    assert np.array_equal(first[3], again[3])
+    for wanted in (OUTPUT, GRADIENTS):
+        first, _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=wanted)
+        again, _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=wanted, changed=narrow)
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True) if a is not None)
 
 
 def test_problems_of_the_convolution(emulator):
     number = seed()
     graph = Graph(11, 3, 2, torch.Generator().manual_seed(number))
     check_convolution(emulator, CASES["sevennet-l3i5"].plan, graph, 3, seed=number)
+    check_convolution(emulator, CASES["sevennet-l3i5"].plan, graph, 3, seed=number, wanted=GRADIENTS)
     check_convolution(emulator, CASES["mace-medium"].plan, graph, 3, True, seed=number)
 
 
 @pytest.mark.parametrize("index", [np.int64, np.int32])
 @pytest.mark.parametrize(
     ("which", "position", "value"),
-    [(0, 3, 4), (0, 0, -1), (1, 2, 5), (1, 2, -1), (2, 1, 9), (2, 1, -1), (2, None, None)],
+    [(0, 3, 4), (0, 0, -1), (1, 2, 5), (1, 2, -1), (2, 1, 9), (2, 1, -1), (2, None, None), (3, 1, 9), (3, None, None)],
 )
 def test_indices_that_are_refused(emulator, which, position, value, index):
     """By an assertion on the device, as torch's indexing on a GPU, before any memory is read by them."""
@@ -498,8 +534,9 @@ def test_indices_that_are_refused(emulator, which, position, value, index):
             arrays[which][position] = value
         return arrays
 
+    plan, wanted = channels_plan(MUL_IR, 1, own_outputs=True), GRADIENTS if which == 3 else OUTPUT
     with pytest.raises(ptxemu.DeviceAssert):
-        check_convolution(emulator, channels_plan(MUL_IR, 1, own_outputs=True), graph, 4, seed=number, changed=broken)
+        check_convolution(emulator, plan, graph, 4, seed=number, changed=broken, wanted=wanted)
 
 
 def test_partial_sums_of_shared_weights(emulator):

@@ -227,10 +227,11 @@ def test_the_committed_counts(tmp_path):
     assert row["sass_sm_90"] < row["ptx"]
 
 
-def test_the_committed_counts_of_the_convolution(tmp_path):
+@pytest.mark.parametrize(("phase", "of_peer"), [("forward", 0.66), ("backward", 0.8)])
+def test_the_committed_counts_of_the_convolution(tmp_path, phase, of_peer):
     require_nvcc()
     library = library_path()
-    problem, phase, degrees, architecture = "mace-medium-2e", "forward", "24", "sm_90"
+    problem, degrees, architecture = "mace-medium-2e", "24", "sm_90"
     bindings, plan = installed_bindings(), report.PROBLEMS[problem]
     names = {launch["name"] for launch in report.convolution_launches(bindings, plan, *report.PHASES[phase])}
     texts = [text for text in ptx_of(library) if names & set(report.kernels_of(text))]
@@ -238,8 +239,23 @@ def test_the_committed_counts_of_the_convolution(tmp_path):
     row = report.convolution_row(Emulator(texts, bindings), codes, problem, phase, degrees)
     committed = report.read_csv(report.COMMITTED["convolutions"])
     assert report.growth([row], committed, report.KEYS["convolutions"]) == []
-    # Each operand and result once, the rows of nodes once for all of their edges, and three indices an edge.
-    nodes = plan.irreps_in1.dim + plan.irreps_out.dim
-    assert row["compulsory"] == pytest.approx(4 * (plan.irreps_in2.dim + plan.weight_numel + nodes / 24) + 24)
+    # Each operand and result once, the rows of nodes once for all of their edges, and the indices of an edge.
+    columns = [plan.irreps_in2.dim + plan.weight_numel, plan.irreps_in1.dim, plan.irreps_out.dim]
+    times, indices = ((2, 2, 1), 4) if phase == "backward" else ((1, 1, 1), 3)
+    of_edge, *of_nodes = (n * c for n, c in zip(times, columns, strict=True))
+    assert row["compulsory"] == pytest.approx(4 * (of_edge + sum(of_nodes) / 24) + 8 * indices)
     assert row["multiply_adds"] > 128 * len(plan.instructions)
-    assert report.to_peer(row, report.PEER["convolution"]) < 0.66
+    assert report.to_peer(row, report.PEER["convolution"]) < of_peer
+
+
+def test_the_committed_limits_of_the_convolutions_backward():
+    """Against the peer's instructions, the memory floor and what hides latency."""
+    rows = [r for r in report.read_csv(report.COMMITTED["convolutions"]) if r["phase"] == "backward"]
+    assert {r["problem"] for r in rows} == set(report.PROBLEMS)
+    for row in rows:
+        if row["degrees"] == "24":
+            numbers = row | {k: float(v) for k, v in row.items() if k not in report.KEYS["convolutions"]}
+            assert report.to_peer(numbers, report.PEER["convolution"]) < 0.8
+            assert numbers["warps_sm_90"] >= 9
+            terms = report.model(numbers, report.CHIPS["H100 SXM"])
+            assert max(terms.values()) < 1.15 * terms["dram"]

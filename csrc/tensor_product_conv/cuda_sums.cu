@@ -52,16 +52,18 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
   }
   T* const to = static_cast<T*>(a.out) + row * a.out_stride + range.column;
   // Of y, a range that is summed has one channel.
-  if (!kOfX || a.vectors) {
-    total.store(to + first);
-    return;
-  }
+  if constexpr (kOfX) {
+    if (!a.vectors) {
 #pragma unroll
-  for (int c = 0; c < N; ++c) {
-    const int channel = (first + c) / range.dim, component = (first + c) % range.dim;
-    if (channel < range.mul)
-      to[a.mul_ir ? first + c : component * range.mul + channel] = total.template get<T>(c);
+      for (int c = 0; c < N; ++c) {
+        const int channel = (first + c) / range.dim, component = (first + c) % range.dim;
+        if (channel < range.mul)
+          to[a.mul_ir ? first + c : component * range.mul + channel] = total.template get<T>(c);
+      }
+      return;
+    }
   }
+  total.store(to + first);
 }
 
 }  // namespace
