@@ -621,14 +621,16 @@ def test_launches_of_the_convolution(runtime, generator):
             assert all(on == 1 for _, _, on in blocks)
             of_x = member == "backward" and wanted[0]
             # Without orders: the sorted indices and, as int64, their order, that of dst first.
-            found = [block[0] if edges else 0 for block in blocks[-2:-5:-2]][:: -1 if of_x else 1]
-            orders = [(t.data_ptr(), 1, kind.itemsize) for t in (by_dst, by_src)] if given else [
-                (address, 1, 8) for address in found
-            ]  # fmt: skip
+            found = [blocks[-4 if of_x else -2][0], blocks[-2][0]] if edges else [0, 0]
+            orders = (
+                [(t.data_ptr(), 1, kind.itemsize) for t in (by_dst, by_src)] if given else [(n, 1, 8) for n in found]
+            )
             orders = [orders[0], orders[1] if of_x else (0, 0, 0)]
             indices = [(src.data_ptr(), 1, kind.itemsize), (dst.data_ptr(), 1, kind.itemsize), *orders]
             v = [*operands, g if member == "backward" else None]
-            addresses, strides = ([f(t) if t is not None else 0 for t in v] for f in (torch.Tensor.data_ptr, lambda t: t.stride(0)))
+            addresses, strides = (
+                [f(t) if t is not None else 0 for t in v] for f in (torch.Tensor.data_ptr, lambda t: t.stride(0))
+            )
             dual = member == "jvp"
             problem = runtime.bindings.Convolution(
                 str(plan), "float32", (edges, 3, 4), indices, dual, addresses, addresses if dual else [0] * 4, strides,

@@ -328,9 +328,7 @@ class Graph:
             dst = torch.arange(num_dst).repeat_interleave(torch.tensor(degrees))
             dst = dst[torch.randperm(edges, generator=generator)]
         self.src, self.dst = src, dst
-        self.arrays = [
-            t.numpy().astype(index) for t in (src, dst, dst.argsort(stable=True), src.argsort(stable=True))
-        ]
+        self.arrays = [t.numpy().astype(index) for t in (src, dst, dst.argsort(stable=True), src.argsort(stable=True))]
 
     def product(self, x, y, w, plan):
         return reference_conv(x, y, w, self.src, self.dst, self.num_dst, str(plan))

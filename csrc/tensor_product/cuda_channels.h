@@ -587,66 +587,6 @@ class ChannelSlice {
     }
   }
 
-  // Also where nobody asked for it: a branch at each pair would cost more.
-        eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto q) EQK_LAMBDA {
-          constexpr int term = C::pair_terms[p] + decltype(q)::value, j = C::term_j[term];
-          constexpr T c = static_cast<T>(C::term_c[term]);
-          if constexpr (kScaled)
-            gs[j] += c * s;
-          else if constexpr (kMul > 0)
-            gs[j] += c * path.coefficient * s;
-          else
-            of_path[j] += c * s;
-        });
-      });
-      if constexpr (kDual)
-        if (a_.out[kG].data)
-          store<D3>(out, out_slice<D3>(kResults + kG, path, kVectorOut, kPlanesOut), n, !(path.packed & kFirst));
-      if constexpr (kPacks > 1) store_weights(path, n, gw);
-    });
-    if constexpr (kDual && !kMul) {
-#pragma unroll
-      for (int j = 0; j <= 2 * C::l2; ++j) gs[j] += path.coefficient * of_path[j];
-    }
-  }
-
-  __device__ __forceinline__ void store_weights(const Path& path, int p, const T (&gw)[kChannels]) const {
-    if (!(path.packed & kWantWeight) || !row_.valid) return;
-    store_pack(first_of(kResults + kW, path.weight, first_), path.packed & kVectorResultW, p, gw, a_.add);
-  }
-
-  // Pack p of a plane that begins at the lane's first channel: as a vector where it is whole and `vector` is not 0,
-  // else the elements that exist.
-  __device__ __forceinline__ void store_pack(Storage* to, int vector, int p, const T (&v)[kChannels], bool add) const {
-    to += p * kPackStep;
-    if (whole_ & vector) {
-      P pack;
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) pack.set(c, v[c]);
-      pack.store(to);
-    } else {
-      const int left = mul_ - first_ - p * kPackStep;
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c)
-        if (c < left) to[c] = static_cast<Storage>(v[c] + (add ? static_cast<T>(to[c]) : T{0}));
-    }
-  }
-
-  // Sums values [0, N) over the lanes of the team, N a power of two: at each step a lane hands half of them to its
-  // partner and keeps the other half. Lane t ends with value t % N in the first place.
-  template <int N>
-  __device__ __forceinline__ void sum_over_team(T* v) const {
-    if constexpr (N > 1) {
-      const bool upper = t_ & N / 2;
-#pragma unroll
-      for (int n = 0; n < N / 2; ++n) {
-        const T given = upper ? v[n] : v[n + N / 2], kept = upper ? v[n + N / 2] : v[n];
-        v[n] = kept + __shfl_xor_sync(~0u, given, N / 2);
-      }
-      sum_over_team<N / 2>(v);
-    }
-  }
-
   // Also where nobody asked for it: a branch would cost every caller.
   template <int D, class Group>
   __device__ __forceinline__ void add_shared_gradient(const Group& group, const T (&gs)[D]) const {

@@ -34,7 +34,8 @@ class FamilyCall {
   template <std::size_t N>
   using Tensors = std::array<OptionalTensor, N>;
 
-  // Checks the operands of a member. v: those behind the first one; t: tangents of all, in the double backward of g too.
+  // Checks the operands of a member. v: those behind the first one; t: tangents of all, in the double backward of g
+  // too.
   void take(const Tensors<kCount - 2>& v) { values(v); }
   void take(const Tensors<kCount - 2>& v, const Tensors<kCount - 1>& t) {
     values(v);

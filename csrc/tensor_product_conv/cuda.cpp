@@ -77,6 +77,4 @@ struct Cuda {
 }  // namespace
 }  // namespace eqk::tensor_product_conv
 
-STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) {
-  eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m);
-}
+STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) { eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m); }

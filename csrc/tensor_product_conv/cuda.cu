@@ -88,15 +88,13 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
-  const void* kernel = nullptr;
-  switch (launch.kernel) {
-    case Kernel::order: kernel = reinterpret_cast<const void*>(eqk_tensor_product_conv_order); break;
-    case Kernel::forward: kernel = forward_kernel<false>(); break;
-    case Kernel::forward_dual: kernel = forward_kernel<true>(); break;
-    case Kernel::backward: kernel = backward_kernel(); break;
-    case Kernel::sum_x: kernel = sum_kernel<true>(); break;
-    case Kernel::sum_y: kernel = sum_kernel<false>(); break;
-  }
+  const void* const kernels[] = {reinterpret_cast<const void*>(eqk_tensor_product_conv_order),
+                                 forward_kernel<false>(),
+                                 forward_kernel<true>(),
+                                 backward_kernel(),
+                                 sum_kernel<true>(),
+                                 sum_kernel<false>()};  // in the order of Kernel
+  const void* const kernel = kernels[static_cast<int>(launch.kernel)];
   return enqueue_kernel(kernel, launch.grid, launch.block, launch.shared, launch.argument(), stream);
 }
 

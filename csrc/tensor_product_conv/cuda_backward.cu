@@ -1,6 +1,5 @@
 // The backward kernel.
 #include "tensor_product_conv/cuda_backward.h"
-
 #include "tensor_product_conv/cuda_enqueue.h"
 
 namespace eqk::tensor_product_conv {

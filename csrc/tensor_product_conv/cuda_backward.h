@@ -47,7 +47,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
  private:
   static constexpr int kYColumns = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16;  // a power of two
   static constexpr bool kSharedG = kSharedCotangents<U>;
-  static constexpr int kXGradient = x_gradient_size(U::l1, N);                    // of a warp
+  static constexpr int kXGradient = x_gradient_size(U::l1, N);  // of a warp
 
   const BackwardArguments& a_;
   const int warps_;
@@ -208,8 +208,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         }
       }
       eqk::unroll<C::pair_terms[p + 1] - C::pair_terms[p]>([&](auto n) EQK_LAMBDA {
-        constexpr int term = C::pair_terms[p] + decltype(n)::value,
-                      column = U::y_columns(C::l2) + C::term_j[term];
+        constexpr int term = C::pair_terms[p] + decltype(n)::value, column = U::y_columns(C::l2) + C::term_j[term];
         constexpr T c = static_cast<T>(C::term_c[term]);
         gy[column] += c * sum;
       });

@@ -64,7 +64,7 @@ struct UnitPlan {
   // Whether the segments of x, those of weights and of results, and their channels are multiples of four elements.
   bool x_aligned = true, w_aligned = true, out_aligned = true;
   std::vector<Block> blocks;
-  std::int64_t most_tiles = 0;  // of a launch, at most
+  std::int64_t most_tiles = 0;       // of a launch, at most
   std::array<GradientRows, 2> rows;  // of the backward, on duals or not
 
   // Of each path: mode uvu or uvuv with one channel of y, an output of its own.
@@ -168,8 +168,8 @@ struct Launch {
   std::variant<OrderArguments, ForwardArguments, BackwardArguments, SumArguments> arguments;
 
   std::string name() const {
-    static constexpr const char* kNames[] = {"order", "forward_f32", "forward_dual_f32",
-                                             "backward_f32", "sum_x_f32", "sum_y_f32"};
+    static constexpr const char* kNames[] = {"order",        "forward_f32", "forward_dual_f32",
+                                             "backward_f32", "sum_x_f32",   "sum_y_f32"};
     return std::string("eqk_tensor_product_conv_") + kNames[static_cast<int>(kernel)];
   }
   const void* argument() const {
@@ -334,8 +334,9 @@ class Launches {
       for (; range != ranges.end() && a.ranges < kRangesOfSum && terms + range->terms.size() <= kTermsOfSum; ++range) {
         const auto first = static_cast<std::int32_t>(terms);
         for (const SumTerm& term : range->terms) a.term[terms++] = term;
-        a.range[a.ranges++] = {static_cast<std::int32_t>(range->column), static_cast<std::int32_t>(range->mul),
-                               range->dim, packs, first, static_cast<std::int32_t>(terms)};
+        a.range[a.ranges++] = {
+            static_cast<std::int32_t>(range->column), static_cast<std::int32_t>(range->mul), range->dim, packs, first,
+            static_cast<std::int32_t>(terms)};
         a.vectors = a.vectors && range->column % 4 == 0 && range->mul % 4 == 0;
         packs += static_cast<std::int32_t>(of_x ? (range->mul + 3) / 4 * range->dim : range->mul * range->dim);
       }

@@ -1,5 +1,5 @@
-// Sums of the rows that the backward writes for the edges: those of x over the edges of a source, in vectors, those of y
-// over the units that read it.
+// Sums of the rows that the backward writes for the edges: those of x over the edges of a source, in vectors, those of
+// y over the units that read it.
 #include "core/cuda_pack.h"
 #include "tensor_product_conv/cuda_enqueue.h"
 #include "tensor_product_conv/cuda_unit_warp.h"
@@ -57,8 +57,7 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
 #pragma unroll
       for (int c = 0; c < N; ++c) {
         const int channel = (first + c) / range.dim, component = (first + c) % range.dim;
-        if (channel < range.mul)
-          to[a.mul_ir ? first + c : component * range.mul + channel] = total.template get<T>(c);
+        if (channel < range.mul) to[a.mul_ir ? first + c : component * range.mul + channel] = total.template get<T>(c);
       }
       return;
     }

@@ -135,16 +135,15 @@ class UnitWarp {
       if (all || n >= 2 * kStepsOfTile * kXStep) x_stage_[n] = 0;
   }
 
-  // Calls f(edge's number, step) for the `count` edges from a place on, as many at a time as share the warp, where their
-  // M and, of the first tile already under way, the rows of x are there; tile(number) at the start of each tile, when
-  // all warps have left the one before. kCoefficients: as in form_m.
+  // Calls f(edge's number, step) for the `count` edges from a place on, as many at a time as share the warp, where
+  // their M and, of the first tile already under way, the rows of x are there; tile(number) at the start of each tile,
+  // when all warps have left the one before. kCoefficients: as in form_m.
   template <bool kCoefficients, class Tile, class F>
   __device__ __forceinline__ void over_edges(int first_place, int count, Tile&& tile, F&& f) const {
     unsigned step = 0;
 #pragma unroll 1
     for (int t = 0; t < count; t += edges_at_once_, ++step) {
-      if (static_cast<unsigned>(t) % kEdgesOfM == 0)
-        form_m<kCoefficients>(first_place + t, min(kEdgesOfM, count - t));
+      if (static_cast<unsigned>(t) % kEdgesOfM == 0) form_m<kCoefficients>(first_place + t, min(kEdgesOfM, count - t));
       if (step % kStepsOfTile == 0) {
         wait_for_copies();
         __syncthreads();  // x has arrived for all warps, and nobody reads the other buffer
@@ -169,8 +168,8 @@ class UnitWarp {
     }
   }
 
-  // M of `count` edges, at most kEdgesOfM, from a place on; a lane forms that of one edge. kCoefficients: times those of
-  // paths.
+  // M of `count` edges, at most kEdgesOfM, from a place on; a lane forms that of one edge. kCoefficients: times those
+  // of paths.
   template <bool kCoefficients>
   __device__ __forceinline__ void form_m(int first_place, int count) const {
     const int lane = opaque(lane_);  // else the places of all numbers would be held in registers

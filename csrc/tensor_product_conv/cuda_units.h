@@ -105,16 +105,16 @@ struct UnitRecord {
   std::int32_t y[kSegmentsOfUnit];  // column of the segment of y of degree first_l2 + n, or -1: no path of it
   float coefficient[kSlotsOfUnit];
   std::uint32_t weight[kSlotsOfUnit], out[kSlotsOfUnit];  // first columns
-  std::int32_t own;          // where the warp's own shared memory begins, in bytes
+  std::int32_t own;                                       // where the warp's own shared memory begins, in bytes
   std::int32_t rows_column;  // of the backward's rows of y: where those of the slices of channels begin
 };
 
 // A segment of x, which the warps of a block share.
 struct XRecord {
   std::int32_t column, mul, l;
-  std::int32_t log_lanes;   // of the lanes that share an edge
-  std::int32_t first_tile;  // tiles are slices of channels, counted over all segments
-  std::int32_t first_unit;  // the block's warps run units from here on
+  std::int32_t log_lanes;    // of the lanes that share an edge
+  std::int32_t first_tile;   // tiles are slices of channels, counted over all segments
+  std::int32_t first_unit;   // the block's warps run units from here on
   std::int32_t rows_column;  // where the block's columns of the backward's rows of x begin
 };
 
@@ -184,7 +184,7 @@ struct SumArguments {
   void *out;
   std::int64_t out_stride, count;  // count: of rows of the result
   const std::int32_t *row, *order;
-  Divisor packs;  // of a row of the result
+  Divisor packs;                                      // of a row of the result
   std::int32_t rows_stride, mul_ir, vectors, ranges;  // rows_stride: in bytes
   SumRange range[kRangesOfSum];
   SumTerm term[kTermsOfSum];

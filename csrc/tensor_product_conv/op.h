@@ -90,8 +90,7 @@ Tensor jvp(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Opti
   const std::string text = plan;
   Call<Backend> call("tensor_product_conv_jvp", x, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, w}, {tx, ty, tw});
-  if (!call.covered())
-    return by_messages<1>("_jvp", x, y, w, tx, ty, tw, src, dst, num_dst, text, by_dst, by_src)[0];
+  if (!call.covered()) return by_messages<1>("_jvp", x, y, w, tx, ty, tw, src, dst, num_dst, text, by_dst, by_src)[0];
   return call.forward(&Backend::launch);
 }
 
@@ -105,7 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, co
   call.take({y, w, g}, wanted);
   if (!call.covered()) {
     const std::array<bool, 3> flags{wanted[0], wanted[1], wanted[2]};
-    return std::tuple_cat(by_messages<3>("_backward", x, y, w, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
+    return std::tuple_cat(
+        by_messages<3>("_backward", x, y, w, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
   }
   return call.backward(&Backend::launch, wanted);
 }
