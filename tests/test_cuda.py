@@ -347,7 +347,7 @@ def check_convolution(
     changed=lambda arrays: arrays,
     wanted=(False, False, False, True),
 ):
-    """The forward or, along tangents, the jvp, or the gradients. ``changed``: what becomes of the indices."""
+    """Members of the family, by ``dual`` and ``wanted``. ``changed``: what becomes of the indices."""
     generator = torch.Generator().manual_seed(seed)
     rows = (num_src, len(graph.src), len(graph.src), graph.num_dst)
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
@@ -359,7 +359,8 @@ def check_convolution(
         return [None if s == 2 and plan.weights == "none" else a for s, a in enumerate(t)]
 
     values, tangents = draw(), draw() if dual else [None] * 4
-    tangents = [None if s in (*missing, 3) else t for s, t in enumerate(tangents)]
+    missing = missing if any(wanted[:3]) else (*missing, 3)
+    tangents = [None if s in missing else t for s, t in enumerate(tangents)]
     used = values if any(wanted[:3]) else [*values[:3], None]
     stored = [[to_storage(t, dtype) for t in ts] for ts in (used, tangents)]
     wanted = [want and values[s] is not None for s, want in enumerate(wanted)]

@@ -91,7 +91,8 @@ cudaError_t enqueue(const Launch& launch, cudaStream_t stream) {
   const void* const kernels[] = {reinterpret_cast<const void*>(eqk_tensor_product_conv_order),
                                  forward_kernel<false>(),
                                  forward_kernel<true>(),
-                                 backward_kernel(),
+                                 backward_kernel<false>(),
+                                 backward_kernel<true>(),
                                  sum_kernel<true>(),
                                  sum_kernel<false>()};  // in the order of Kernel
   const void* const kernel = kernels[static_cast<int>(launch.kernel)];

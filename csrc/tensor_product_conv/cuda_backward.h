@@ -1,5 +1,5 @@
 #pragma once
-// The backward: a warp keeps the cotangents of its unit in registers over all edges of a destination. It writes the
+// The backward, or on duals its derivative along tangents of x, y and w, with that of the forward: a warp keeps the cotangents of its unit in registers over all edges of a destination. It writes the
 // gradients of an edge's weights, which no other warp has a part in, and rows of what the gradients of x and of y are
 // sums of: of x one for a block, whose warps add up theirs, of y one for each warp.
 #include "tensor_product_conv/cuda_unit_warp.h"
@@ -17,13 +17,50 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       : Base(a, at, x_stage, own), a_(a), warps_(static_cast<int>(blockDim.x) / 32) {}
 
   __device__ __forceinline__ void run() {
-    const std::int32_t* const row = a_.row + this->at_.destination;
-    const int first = row[0], count = row[1] - first;
-    if (count <= 0) return;
+    int first = a_.row[this->at_.destination];
+    if (!kDual && first == end()) return;
     this->clear_x();
-    __syncthreads();  // before copies of what is zero now
-    this->copy_x(first, count, 0, 0);
     load_g();
+    if constexpr (kDual) {
+#pragma unroll 1
+      while (true) {
+        clear_out();
+        if (first < end()) add_edges(first, min(kEdgesOfSum, end() - first));
+        if (a_.out) this->template store<true>(a_, out_, first != a_.row[this->at_.destination]);
+        first += kEdgesOfSum;
+        if (first >= end()) break;
+      }
+    } else {
+      add_edges(first, end() - first);
+    }
+  }
+
+ private:
+  static constexpr int kYColumns = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16;  // a power of two
+  static constexpr bool kSharedG = kSharedCotangents<U>;
+  // Paths whose weights arrive while that before is computed.
+  static constexpr int kAhead = kDual && kSharedG ? 0 : 1;
+  static constexpr int kXGradient = x_gradient_size(U::l1, N);  // of a warp
+
+  const BackwardArguments& a_;
+  const int warps_;
+  // The cotangents, times the coefficients of paths, where registers hold them.
+  T g_[kSharedG ? 1 : U::components(U::count)][N];
+  T out_[kDual ? U::components(U::count) : 1][N];  // the tangent of the forward
+
+  // The place behind the destination's last edge; read anew, since registers lack.
+  __device__ __forceinline__ int end() const { return (a_.row + this->at_.destination)[1]; }
+
+  __device__ __forceinline__ void clear_out() {
+#pragma unroll
+    for (auto& component : out_)
+#pragma unroll
+      for (T& v : component) v = 0;
+  }
+
+  __device__ __forceinline__ void add_edges(int first, int count) {
+    __syncthreads();  // nobody reads x of the edges before, and zeros are where they will be read
+    this->copy_x(first, count, 0, 0);
     const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
     int ahead = edge_at(this->turn_);
     const int tile = kStepsOfTile * this->edges_at_once_;
@@ -44,100 +81,77 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     store_x(first, count, (count - 1) & ~(tile - 1));
   }
 
- private:
-  static constexpr int kYColumns = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16;  // a power of two
-  static constexpr bool kSharedG = kSharedCotangents<U>;
-  static constexpr int kXGradient = x_gradient_size(U::l1, N);  // of a warp
-
-  const BackwardArguments& a_;
-  const int warps_;
-  // The cotangents, times the coefficients of paths, where registers hold them.
-  S g_[kSharedG ? 1 : U::components(U::count)][N];
-
   // The gradients of x of the tile, of the block's first warp; others behind them.
   __device__ __forceinline__ T* x_gradients() const { return this->x_stage_ + x_stage_size(U::l1, N, kDual); }
   // The cotangents, where shared memory holds them: a pack a lane, component by component.
-  __device__ __forceinline__ T* shared_g(int component, int part) const {
-    return this->m_ + own_size<U>(N, kDual) + ((part * U::components(U::count) + component) * 32 + this->lane_) * N;
+  __device__ __forceinline__ T* shared_g(int component) const {
+    return this->m_ + own_size<U>(N, kDual) + (component * 32 + this->lane_) * N;
   }
 
   // Through the warp's own memory, so that whole sectors are read.
   __device__ __forceinline__ void load_g() {
     const Rows& in = a_.in[kG];
+    const T* const row = row_of(static_cast<const T*>(in.value), this->at_.destination, in.stride);
     const int slice = this->slice(), all = N << this->log_lanes_;
-    eqk::unroll<kParts>([&](auto known_part) EQK_LAMBDA {
-      constexpr int part = decltype(known_part)::value;
-      const T* const base = static_cast<const T*>(part ? in.tangent : in.value);
-      const T* const row = row_of(base, this->at_.destination, part ? in.tangent_stride : in.stride);
-      // A loop over slots, for the size of the code.
+    // A loop over slots, for the size of the code.
 #pragma unroll 1
-      for (int slot = 0; slot < U::count; ++slot) {
-        if (!this->has(slot)) continue;
-        int D3 = 0;
-        eqk::unroll<U::count>([&](auto q) EQK_LAMBDA {
-          if (decltype(q)::value == slot) D3 = 2 * U::kOf.l3[q] + 1;
-        });
-        const T* from = row + this->unit_.out[slot];
-        __syncwarp();
-        if (a_.g_vectors && base) {
-          from += this->first_channel_ * D3;
+    for (int slot = 0; slot < U::count; ++slot) {
+      if (!this->has(slot)) continue;
+      int D3 = 0;
+      eqk::unroll<U::count>([&](auto q) EQK_LAMBDA {
+        if (decltype(q)::value == slot) D3 = 2 * U::kOf.l3[q] + 1;
+      });
+      const T* from = row + this->unit_.out[slot];
+      __syncwarp();
+      if (a_.g_vectors) {
+        from += this->first_channel_ * D3;
 #pragma unroll 1
-          for (int n = this->lane_ * N; n < slice * D3; n += 32 * N) {
-            Pack<T, N> pack;
-            pack.load(from + n);
-            pack.store_shared(this->m_ + n);
-          }
-        } else {
-          const int of_channel = a_.out_mul_ir ? D3 : 1, of_component = a_.out_mul_ir ? 1 : opaque(this->mul_);
-          from += this->first_channel_ * of_channel;
-#pragma unroll 1
-          for (int k = 0; k < D3; ++k, from += of_component)
-#pragma unroll 1
-            for (int c = this->lane_; c < all; c += 32)
-              this->m_[c * D3 + k] = base && c < slice ? from[c * of_channel] : T{0};
+        for (int n = this->lane_ * N; n < slice * D3; n += 32 * N) {
+          Pack<T, N> pack;
+          pack.load(from + n);
+          pack.store_shared(this->m_ + n);
         }
-        __syncwarp();
-        if (!this->has_channels()) continue;
-        eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
-          constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
-          if (q != slot) return;
-          const T* const mine = this->m_ + (this->lane_ & ((1 << this->log_lanes_) - 1)) * (N * D);
-          const T coefficient = this->unit_.coefficient[q];
-          Pack<T, N> of_component[D];
-#pragma unroll
-          for (int n = 0; n < D; ++n) {
-            Pack<T, N> pack;
-            pack.load_shared(mine + n * N);
-#pragma unroll
-            for (int c = 0; c < N; ++c)
-              of_component[(n * N + c) % D].set((n * N + c) / D, coefficient * pack.template get<T>(c));
-          }
-#pragma unroll
-          for (int k = 0; k < D; ++k) {
-            if constexpr (kSharedG)
-              of_component[k].store_shared(shared_g(first + k, part));
-            else
-              set_part<part>(g_[first + k], of_component[k]);
-          }
-        });
+      } else {
+        const int of_channel = a_.out_mul_ir ? D3 : 1, of_component = a_.out_mul_ir ? 1 : opaque(this->mul_);
+        from += this->first_channel_ * of_channel;
+#pragma unroll 1
+        for (int k = 0; k < D3; ++k, from += of_component)
+#pragma unroll 1
+          for (int c = this->lane_; c < all; c += 32) this->m_[c * D3 + k] = c < slice ? from[c * of_channel] : T{0};
       }
-    });
-  }
-
-  template <int part>
-  __device__ __forceinline__ static void set_part(S (&to)[N], const Pack<T, N>& pack) {
+      __syncwarp();
+      if (!this->has_channels()) continue;
+      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
+        constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
+        if (q != slot) return;
+        const T* const mine = this->m_ + (this->lane_ & ((1 << this->log_lanes_) - 1)) * (N * D);
+        const T coefficient = this->unit_.coefficient[q];
+        Pack<T, N> of_component[D];
 #pragma unroll
-    for (int c = 0; c < N; ++c) {
-      if constexpr (!kDual)
-        to[c] = pack.template get<T>(c);
-      else if constexpr (part)
-        to[c].t = pack.template get<T>(c);
-      else
-        to[c].v = pack.template get<T>(c);
+        for (int n = 0; n < D; ++n) {
+          Pack<T, N> pack;
+          pack.load_shared(mine + n * N);
+#pragma unroll
+          for (int c = 0; c < N; ++c)
+            of_component[(n * N + c) % D].set((n * N + c) / D, coefficient * pack.template get<T>(c));
+        }
+#pragma unroll
+        for (int k = 0; k < D; ++k) {
+          if constexpr (kSharedG)
+            of_component[k].store_shared(shared_g(first + k));
+          else
+            unpack(of_component[k], g_[first + k]);
+        }
+      });
     }
   }
 
-  __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int edge, bool present) const {
+  __device__ __forceinline__ static void unpack(const Pack<T, N>& pack, T (&to)[N]) {
+#pragma unroll
+    for (int c = 0; c < N; ++c) to[c] = pack.template get<T>(c);
+  }
+
+  __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int edge, bool present) {
     T y[kYColumns];
 #pragma unroll
     for (T& v : y) v = 0;
@@ -145,18 +159,18 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     if (a_.y_rows) store_y(edge, present, y);
   }
 
-  __device__ __forceinline__ void add_channels(unsigned step, int edge_of_m, int edge, T (&gy)[kYColumns]) const {
+  __device__ __forceinline__ void add_channels(unsigned step, int edge_of_m, int edge, T (&gy)[kYColumns]) {
     T x[kParts][D1 * N], gx[D1 * N];
     eqk::unroll<kParts>([&](auto part) EQK_LAMBDA { this->read_x(step, part, x[part]); });
 #pragma unroll
     for (T& v : gx) v = 0;
-    Weights weights[2];
-    load_weights<0>(edge, weights[0]);
+    Weights weights[kAhead + 1];
+    if constexpr (kAhead > 0) load_weights<0>(edge, weights[0]);
     eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
-      constexpr int q = decltype(slot)::value;
-      // Those of the next path, which arrive while this one is computed.
-      if constexpr (q + 1 < U::count) load_weights<q + 1>(edge, weights[(q + 1) % 2]);
-      if (this->has(q)) add_path<q>(edge_of_m, edge, weights[q % 2], x, gx, gy);
+      constexpr int q = decltype(slot)::value, next = q + kAhead;
+      if constexpr (next < U::count) load_weights<next>(kAhead ? edge : opaque(edge), weights[next % (kAhead + 1)]);
+      // Where registers lack, addresses are computed anew for each path.
+      if (this->has(q)) add_path<q>(edge_of_m, kAhead ? edge : opaque(edge), weights[q % (kAhead + 1)], x, gx, gy);
     });
     if (!a_.x_rows) return;
     T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
@@ -171,18 +185,17 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 
   template <int q>
   __device__ __forceinline__ void add_path(int edge_of_m, int edge, Weights& weights, const T (&x)[kParts][D1 * N],
-                                           T (&gx)[D1 * N], T (&gy)[kYColumns]) const {
+                                           T (&gx)[D1 * N], T (&gy)[kYColumns]) {
     using C = typename U::template C<q>;
     constexpr int D3 = 2 * U::kOf.l3[q] + 1, first = U::components(q);
-    S shared[kSharedG ? D3 : 1][N];
+    T shared[kSharedG ? D3 : 1][N];
     if constexpr (kSharedG) {
-      eqk::unroll<D3>([&](auto k) EQK_LAMBDA {
-        eqk::unroll<kParts>([&](auto part) EQK_LAMBDA {
-          Pack<T, N> pack;
-          pack.load_shared(shared_g(first + k, part));
-          set_part<decltype(part)::value>(shared[k], pack);
-        });
-      });
+#pragma unroll
+      for (int k = 0; k < D3; ++k) {
+        Pack<T, N> pack;
+        pack.load_shared(shared_g(first + k));
+        unpack(pack, shared[k]);
+      }
     }
     if (!this->w_vectors_) this->template load_elements_of_weights<q>(WeightRow(*this, edge), weights);
     S w[N], z[N], h[N];
@@ -194,7 +207,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       T sum = 0;
 #pragma unroll
       for (int c = 0; c < N; ++c) {
-        const S& g = kSharedG ? shared[kSharedG ? k : 0][c] : g_[kSharedG ? 0 : first + k][c];
+        const T& g = kSharedG ? shared[kSharedG ? k : 0][c] : g_[kSharedG ? 0 : first + k][c];
         if constexpr (starts_i<C, p>()) {
           z[c] = eqk::mul(w[c], this->x_at(x, c, i));
           h[c] = eqk::mul(m, g);
@@ -202,6 +215,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
           fma(h[c], m, g);
         }
         fma_part(sum, z[c], g);
+        if constexpr (kDual) fma_part(out_[first + k][c], m, z[c]);
         if constexpr (ends_i<C, p>()) {
           fma_part(gw[c], this->x_at(x, c, i), h[c]);
           fma_part(gx[c * D1 + i], w[c], h[c]);
@@ -233,7 +247,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       const int left = opaque(this->mul_) - static_cast<int>(this->channel_);
 #pragma unroll
       for (int c = 0; c < N; ++c)
-        if (c < left) to[c] = gw[c];
+        if (c < left) to[c] = gw[c] + (a_.add ? to[c] : T{0});
     }
   }
 

@@ -6,6 +6,7 @@ namespace eqk::tensor_product_conv {
 
 template <bool dual>
 const void* forward_kernel();
+template <bool dual>
 const void* backward_kernel();
 template <bool of_x>
 const void* sum_kernel();

@@ -12,7 +12,7 @@ namespace eqk::tensor_product_conv {
 
 // Three blocks of four warps leave 168 registers a thread.
 extern "C" __global__ void __launch_bounds__(32 * kWarpsOfBlock, 3)
-    EQK_KERNEL(const __grid_constant__ ForwardArguments a) {
+    EQK_KERNEL(const __grid_constant__ UnitArguments a) {
   run_units<float, channels_of_lane(EQK_DUAL), EQK_DUAL, ForwardWarp>(a);
 }
 

@@ -12,7 +12,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
   using typename Base::S, typename Base::WeightRow, typename Base::Weights;
 
  public:
-  __device__ __forceinline__ ForwardWarp(const ForwardArguments& a, const Place& at, T* x_stage, T* own)
+  __device__ __forceinline__ ForwardWarp(const UnitArguments& a, const Place& at, T* x_stage, T* own)
       : Base(a, at, x_stage, own), a_(a) {}
 
   __device__ __forceinline__ void run() {
@@ -22,14 +22,14 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
     while (true) {
       const std::int32_t* const row = a_.row + this->at_.destination;
       sum_edges(first, min(kEdgesOfSum, row[1] - first));
-      store(first != row[0]);
+      this->template store<false>(a_, sum_, first != row[0]);
       first += kEdgesOfSum;
       if (first >= row[1]) break;
     }
   }
 
  private:
-  const ForwardArguments& a_;
+  const UnitArguments& a_;
   T sum_[U::components(U::count)][N];
   // Of the coming edge: those of a slot are read as soon as the ones before are used.
   Weights weight_[U::count];
@@ -115,69 +115,6 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
       }
       this->template load_weights<q>(next_row, next, weight_[q]);
     });
-  }
-
-  // Through the warp's own memory, so that whole sectors are written. add: to what is there.
-  __device__ __forceinline__ void store(bool add) const {
-    const int slice = this->slice();
-    T* const row = static_cast<T*>(a_.out) + this->at_.destination * a_.out_stride;
-    // A loop over slots, for the size of the code.
-#pragma unroll 1
-    for (int slot = 0; slot < U::count; ++slot) {
-      if (!this->has(slot)) continue;
-      int D3 = 0;
-      __syncwarp();
-      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
-        constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
-        if (q != slot) return;
-        D3 = D;
-#pragma unroll
-        for (int n = 0; n < D; ++n) {
-          Pack<T, N> pack;
-#pragma unroll
-          for (int c = 0; c < N; ++c) pack.set(c, sum_[first + (n * N + c) % D][(n * N + c) / D]);
-          pack.store_shared(this->m_ + this->lane_ * (N * D) + n * N);
-        }
-      });
-      __syncwarp();
-      // Edges that shared the warp have sums of their own.
-      const int apart = N * D3 << this->log_lanes_;
-      T* to = row + this->unit_.out[slot];
-      if (a_.out_vectors) {
-        to += this->first_channel_ * D3;
-#pragma unroll 1
-        for (int n = this->lane_ * N; n < slice * D3; n += 32 * N) {
-          Pack<T, N> pack;
-          pack.load_shared(this->m_ + n);
-#pragma unroll 1
-          for (int turn = 1; turn < this->edges_at_once_; ++turn) {
-            Pack<T, N> other;
-            other.load_shared(this->m_ + turn * apart + n);
-            pack.template add<T>(other);
-          }
-          if (add) {
-            Pack<T, N> before;
-            before.load(to + n);
-            pack.template add<T>(before);
-          }
-          pack.store(to + n);
-        }
-      } else {
-        const int of_channel = a_.out_mul_ir ? D3 : 1, of_component = a_.out_mul_ir ? 1 : opaque(this->mul_);
-        to += this->first_channel_ * of_channel;
-#pragma unroll 1
-        for (int k = 0; k < D3; ++k, to += of_component)
-#pragma unroll 1
-          for (int c = this->lane_; c < slice; c += 32) {
-            T sum = this->m_[c * D3 + k];
-#pragma unroll 1
-            for (int turn = 1; turn < this->edges_at_once_; ++turn) sum += this->m_[turn * apart + c * D3 + k];
-            T& element = to[c * of_channel];
-            element = sum + (add ? element : T{0});
-          }
-      }
-    }
-    __syncwarp();
   }
 };
 

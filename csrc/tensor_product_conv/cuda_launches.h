@@ -159,17 +159,18 @@ inline std::shared_ptr<const UnitPlan> cached_units(const Plan& plan) {
   return cached(&plan, [&] { return UnitPlan(plan); });
 }
 
-enum class Kernel { order, forward, forward_dual, backward, sum_x, sum_y };
+enum class Kernel { order, forward, forward_dual, backward, backward_dual, sum_x, sum_y };
 
 struct Launch {
   Kernel kernel;
   std::int64_t grid;
   int block, shared;
-  std::variant<OrderArguments, ForwardArguments, BackwardArguments, SumArguments> arguments;
+  std::variant<OrderArguments, UnitArguments, BackwardArguments, SumArguments> arguments;
 
   std::string name() const {
-    static constexpr const char* kNames[] = {"order",        "forward_f32", "forward_dual_f32",
-                                             "backward_f32", "sum_x_f32",   "sum_y_f32"};
+    static constexpr const char* kNames[] = {"order",        "forward_f32",       "forward_dual_f32",
+                                             "backward_f32", "backward_dual_f32", "sum_x_f32",
+                                             "sum_y_f32"};
     return std::string("eqk_tensor_product_conv_") + kNames[static_cast<int>(kernel)];
   }
   const void* argument() const {
@@ -197,7 +198,7 @@ class Launches {
       return false;
     if (!problem.in[kG].value) return true;
     // Gradients of shared weights would be one more sum over all edges.
-    if (problem.dual || plan.weights == Weights::shared) return false;
+    if (plan.weights == Weights::shared) return false;
     const GradientRows& rows = units->rows[problem.dual];
     const auto too_many = [](const GradientRows::Range& range) { return range.terms.size() > kTermsOfSum; };
     return std::max({rows.x_columns, rows.y_columns, plan.weight_numel}) <= kMost / 4 &&
@@ -216,7 +217,6 @@ class Launches {
       : problem_(problem),
         edges_(*problem.edges),
         units_(cached_units(*problem.plan)),
-        rows_(units_->rows[problem.dual]),
         scratch_(static_cast<unsigned char*>(scratch)),
         edge_(take<std::int32_t>(edges_.count)),
         src_(take<std::int32_t>(edges_.count)),
@@ -225,9 +225,10 @@ class Launches {
     if (problem.out[kX].data) {
       edge_by_src_ = take<std::int32_t>(edges_.count);
       row_by_src_ = take<std::int32_t>(edges_.num_src + 1);
-      x_rows_ = take<float>(edges_.count * rows_.x_columns);
+      x_rows_ = take<float>(edges_.count * units_->rows[0].x_columns);
     }
-    if (problem.out[kY].data) y_rows_ = take<float>(edges_.count * rows_.y_columns);
+    if (problem.out[kY].data)
+      y_rows_ = take<float>(edges_.count * std::max(units_->rows[0].y_columns, units_->rows[1].y_columns));
   }
 
   // In stream order.
@@ -248,7 +249,6 @@ class Launches {
   const DeviceProblem& problem_;
   const DeviceEdges& edges_;
   const std::shared_ptr<const UnitPlan> units_;
-  const GradientRows& rows_;
   unsigned char* const scratch_;
   std::int64_t bytes_ = 0;
   std::int32_t *const edge_, *const src_, *const row_;
@@ -285,38 +285,48 @@ class Launches {
   }
 
   void forward() {
-    const bool vectors = problem_.plan->layout[2] == Layout::mul_ir && units_->out_aligned &&
-                         fits(problem_.out[kG].data, problem_.out[kG].stride);
-    launch_units<ForwardArguments>(problem_.dual ? Kernel::forward_dual : Kernel::forward, [&](ForwardArguments& a) {
-      a.out = problem_.out[kG].data;
-      a.out_stride = problem_.out[kG].stride;
-      a.out_vectors = vectors;
-    });
+    launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward, [](UnitArguments&) {});
   }
 
   void backward() {
-    const Result &x = problem_.out[kX], &y = problem_.out[kY], &w = problem_.out[kW];
-    if (edges_.count > 0) {
-      launch_units<BackwardArguments>(Kernel::backward, [&](BackwardArguments& a) {
-        a.w = w.data, a.x_rows = x_rows_, a.y_rows = y_rows_;
-        a.w_stride = static_cast<std::int32_t>(4 * w.stride);
-        a.x_rows_stride = static_cast<std::int32_t>(4 * rows_.x_columns);
-        a.y_rows_stride = static_cast<std::int32_t>(4 * rows_.y_columns);
-        a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem_.in[kG]);
-        a.gw_vectors = units_->w_aligned && fits(w.data, w.stride);
-      });
-    }
-    if (x.data) {
+    if (problem_.out[kX].data)
       order({edges_.src.data, edges_.by_src.data, nullptr, edges_.src.stride, edges_.by_src.stride, 0, edges_.count,
              edges_.num_src, 0, edges_.src.wide, edges_.by_src.wide, 0, 1, row_by_src_, edge_by_src_, nullptr});
-      sum(Kernel::sum_x, x, rows_.x, x_rows_, rows_.x_columns, edges_.num_src, problem_.plan->layout[0]);
+    gradients(problem_, false);
+    const Operand& g = problem_.in[kG];
+    if (!problem_.dual || !g.tangent) return;
+    // What the tangent of g contributes to the other gradients is the backward of that.
+    DeviceProblem problem = problem_;
+    problem.dual = false;
+    problem.in[kG] = {g.tangent, nullptr, g.tangent_stride, 0};
+    problem.out[kG] = {};
+    gradients(problem, true);
+  }
+
+  // add: to what is there.
+  void gradients(const DeviceProblem& problem, bool add) {
+    const Result &x = problem.out[kX], &y = problem.out[kY], &w = problem.out[kW];
+    const GradientRows& rows = units_->rows[problem.dual];
+    if (edges_.count > 0 || (problem.out[kG].data && edges_.num_dst > 0)) {
+      const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
+      launch_units<BackwardArguments>(problem, kernel, [&](BackwardArguments& a) {
+        a.w = w.data, a.x_rows = x_rows_, a.y_rows = y_rows_;
+        a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+        a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
+        a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
+        a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
+        a.gw_vectors = units_->w_aligned && fits(w.data, w.stride) && !add;
+        a.add = add;
+      });
     }
-    if (y.data) sum(Kernel::sum_y, y, rows_.y, y_rows_, rows_.y_columns, edges_.count, problem_.plan->layout[1]);
+    const Plan& plan = *problem.plan;
+    if (x.data) sum(Kernel::sum_x, x, rows.x, x_rows_, rows.x_columns, edges_.num_src, plan.layout[0], add);
+    if (y.data) sum(Kernel::sum_y, y, rows.y, y_rows_, rows.y_columns, edges_.count, plan.layout[1], add);
   }
 
   // In as few launches as hold the ranges and their terms.
   void sum(Kernel kernel, const Result& out, const std::vector<GradientRows::Range>& ranges, const float* rows,
-           std::int64_t columns, std::int64_t count, Layout layout) {
+           std::int64_t columns, std::int64_t count, Layout layout, bool add) {
     if (count == 0) return;
     const bool of_x = kernel == Kernel::sum_x;
     for (auto range = ranges.begin(); range != ranges.end();) {
@@ -329,6 +339,7 @@ class Launches {
       if (of_x) a.row = row_by_src_, a.order = edge_by_src_;
       a.mul_ir = layout == Layout::mul_ir;
       a.vectors = a.mul_ir && fits(out.data, out.stride);
+      a.add = add;
       std::int32_t packs = 0;
       std::size_t terms = 0;
       for (; range != ranges.end() && a.ranges < kRangesOfSum && terms + range->terms.size() <= kTermsOfSum; ++range) {
@@ -347,25 +358,30 @@ class Launches {
 
   // The launches of a kernel of units, whose arguments `fill` completes.
   template <class Arguments, class Fill>
-  void launch_units(Kernel kernel, Fill&& fill) {
+  void launch_units(const DeviceProblem& problem, Kernel kernel, Fill&& fill) {
     constexpr bool kBackward = std::is_same_v<Arguments, BackwardArguments>;
-    const int channels = channels_of_lane(problem_.dual);
+    const int channels = channels_of_lane(problem.dual);
+    const GradientRows& rows = units_->rows[problem.dual];
     const auto& blocks = units_->blocks;
     std::size_t unit_of_plan = 0;
     for (std::size_t n = 0; n < blocks.size();) {
       Arguments& a = launch<Arguments>(kernel, 0);
       for (const int slot : {kX, kY, kW, kG}) {
-        const Operand& in = problem_.in[slot];
+        const Operand& in = problem.in[slot];
         a.in[slot] = {in.value, in.tangent, static_cast<std::int32_t>(4 * in.stride),
                       static_cast<std::int32_t>(4 * in.tangent_stride)};
       }
+      const Result& out = problem.out[kG];
+      a.out = out.data;
+      a.out_stride = out.stride;
       a.row = row_, a.edge = edge_, a.src = src_;
       a.destinations = Divisor(edges_.num_dst);
-      a.x_mul_ir = problem_.plan->layout[0] == Layout::mul_ir;
-      a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
-      const Operand& w = problem_.in[kW];
-      a.x_vectors = a.x_mul_ir && units_->x_aligned && fits(problem_.in[kX]);
-      a.w_vectors = units_->w_aligned && fits(w) && (!problem_.dual || w.tangent);
+      a.x_mul_ir = problem.plan->layout[0] == Layout::mul_ir;
+      a.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
+      const Operand& w = problem.in[kW];
+      a.x_vectors = a.x_mul_ir && units_->x_aligned && fits(problem.in[kX]);
+      a.w_vectors = units_->w_aligned && fits(w) && (!problem.dual || w.tangent);
+      a.out_vectors = a.out_mul_ir && units_->out_aligned && fits(out.data, out.stride);
       fill(a);
       const std::size_t warps = blocks[n].units.size();
       std::int32_t tiles = 0, units = 0, shared = 0;
@@ -374,19 +390,19 @@ class Launches {
         x.log_lanes = log_lanes(x.mul, channels);
         x.first_tile = tiles;
         x.first_unit = units;
-        x.rows_column = rows_.of_block[n];
+        x.rows_column = rows.of_block[n];
         tiles += static_cast<std::int32_t>(slices(x.mul, channels));
-        std::int32_t end = 4 * x_stage_size(x.l, channels, problem_.dual);
+        std::int32_t end = 4 * x_stage_size(x.l, channels, problem.dual);
         if (kBackward) end += 4 * static_cast<std::int32_t>(warps) * x_gradient_size(x.l, channels);
         for (const UnitRecord& of_plan : blocks[n].units) {
           UnitRecord& unit = a.unit[units++] = of_plan;
-          unit.rows_column = rows_.of_unit[unit_of_plan++];
+          unit.rows_column = rows.of_unit[unit_of_plan++];
           unit.own = end;
           if (a.w_vectors) unit.w_vectors = unit.slots;
           with_kind(unit.kind, [&](auto kind) {
             using U = Unit<decltype(kind)::value>;
-            end += 4 * own_size<U>(channels, problem_.dual);
-            if (kBackward) end += 4 * cotangents_size<U>(channels, problem_.dual);
+            end += 4 * own_size<U>(channels, problem.dual);
+            if (kBackward) end += 4 * cotangents_size<U>(channels);
           });
         }
         shared = std::max(shared, end);

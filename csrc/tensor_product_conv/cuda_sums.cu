@@ -57,10 +57,16 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
 #pragma unroll
       for (int c = 0; c < N; ++c) {
         const int channel = (first + c) / range.dim, component = (first + c) % range.dim;
-        if (channel < range.mul) to[a.mul_ir ? first + c : component * range.mul + channel] = total.template get<T>(c);
+        T& element = to[a.mul_ir ? first + c : component * range.mul + channel];
+        if (channel < range.mul) element = total.template get<T>(c) + (a.add ? element : T{0});
       }
       return;
     }
+  }
+  if (a.add) {
+    P before;
+    before.load(to + first);
+    total.template add<T>(before);
   }
   total.store(to + first);
 }

@@ -297,6 +297,75 @@ class UnitWarp {
     });
   }
 
+  // Sums of outputs, through the warp's own memory, so that whole sectors are written. kCoefficients: times those of
+  // paths; add: to what is there.
+  template <bool kCoefficients>
+  __device__ __forceinline__ void store(const UnitArguments& a, const T (&sums)[U::components(U::count)][N],
+                                        bool add) const {
+    const int slice = this->slice();
+    T* const row = static_cast<T*>(a.out) + at_.destination * a.out_stride;
+    // A loop over slots, for the size of the code.
+#pragma unroll 1
+    for (int slot = 0; slot < U::count; ++slot) {
+      if (!has(slot)) continue;
+      int D3 = 0;
+      __syncwarp();
+      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
+        constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
+        if (q != slot) return;
+        D3 = D;
+#pragma unroll
+        for (int n = 0; n < D; ++n) {
+          Pack<T, N> pack;
+#pragma unroll
+          for (int c = 0; c < N; ++c) {
+            const T sum = sums[first + (n * N + c) % D][(n * N + c) / D];
+            pack.set(c, kCoefficients ? unit_.coefficient[q] * sum : sum);
+          }
+          pack.store_shared(m_ + lane_ * (N * D) + n * N);
+        }
+      });
+      __syncwarp();
+      // Edges that shared the warp have sums of their own.
+      const int apart = N * D3 << log_lanes_;
+      T* to = row + unit_.out[slot];
+      if (a.out_vectors) {
+        to += first_channel_ * D3;
+#pragma unroll 1
+        for (int n = lane_ * N; n < slice * D3; n += 32 * N) {
+          Pack<T, N> pack;
+          pack.load_shared(m_ + n);
+#pragma unroll 1
+          for (int turn = 1; turn < edges_at_once_; ++turn) {
+            Pack<T, N> other;
+            other.load_shared(m_ + turn * apart + n);
+            pack.template add<T>(other);
+          }
+          if (add) {
+            Pack<T, N> before;
+            before.load(to + n);
+            pack.template add<T>(before);
+          }
+          pack.store(to + n);
+        }
+      } else {
+        const int of_channel = a.out_mul_ir ? D3 : 1, of_component = a.out_mul_ir ? 1 : opaque(mul_);
+        to += first_channel_ * of_channel;
+#pragma unroll 1
+        for (int k = 0; k < D3; ++k, to += of_component)
+#pragma unroll 1
+          for (int c = lane_; c < slice; c += 32) {
+            T sum = m_[c * D3 + k];
+#pragma unroll 1
+            for (int turn = 1; turn < edges_at_once_; ++turn) sum += m_[turn * apart + c * D3 + k];
+            T& element = to[c * of_channel];
+            element = sum + (add ? element : T{0});
+          }
+      }
+    }
+    __syncwarp();
+  }
+
  private:
   // The lanes that share an edge copy its row.
   __device__ __forceinline__ void copy_row(bool present, T* to, const T* from) const {

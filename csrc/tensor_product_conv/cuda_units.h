@@ -126,33 +126,31 @@ struct Rows {
   std::int32_t stride, tangent_stride;
 };
 
-// What the warps of units are handed in every kernel.
+// What the warps of units are handed: all of the forward or, on duals, of its derivative.
 struct UnitArguments {
   Rows in[kSlots];
+  void *out;  // null: not wanted
+  std::int64_t out_stride;
   // By the place of an edge in the order of destinations; row[d] to row[d + 1] are the places of destination d.
   const std::int32_t *row, *edge, *src;
   Divisor destinations;
   std::int32_t x_mul_ir, out_mul_ir;
-  // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has.
-  std::int32_t x_vectors, w_vectors;
+  // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has; of results.
+  std::int32_t x_vectors, w_vectors, out_vectors;
   std::int32_t segments;
   XRecord x[kUnitsOfLaunch];
   UnitRecord unit[kUnitsOfLaunch];
 };
+static_assert(sizeof(UnitArguments) <= 4096, "more than a kernel's parameters may take");
 
-struct ForwardArguments : UnitArguments {
-  void *out;
-  std::int64_t out_stride;
-  std::int32_t out_vectors;  // as x_vectors, of results
-};
-static_assert(sizeof(ForwardArguments) <= 4096, "more than a kernel's parameters may take");
-
-// Results that are not wanted are null. x_rows, y_rows: what a block of units adds to the gradients of the row of x and
-// of y of an edge, to be summed afterwards; strides in bytes.
+// Of the backward. On duals it is the derivative along tangents of x, y and w, and `out` that of the forward. Results
+// that are not wanted are null. x_rows, y_rows: what a block of units adds to the gradients of the row of x and of y of
+// an edge, to be summed afterwards; strides in bytes.
 struct BackwardArguments : UnitArguments {
   void *w, *x_rows, *y_rows;
   std::int32_t w_stride, x_rows_stride, y_rows_stride;
   std::int32_t g_vectors, gw_vectors;  // as x_vectors
+  std::int32_t add;                    // gradients of weights to what is there, by single elements
 };
 static_assert(sizeof(BackwardArguments) <= 4096, "more than a kernel's parameters may take");
 
@@ -185,7 +183,7 @@ struct SumArguments {
   std::int64_t out_stride, count;  // count: of rows of the result
   const std::int32_t *row, *order;
   Divisor packs;                                      // of a row of the result
-  std::int32_t rows_stride, mul_ir, vectors, ranges;  // rows_stride: in bytes
+  std::int32_t rows_stride, mul_ir, vectors, add, ranges;  // rows_stride: in bytes; add: to what is there
   SumRange range[kRangesOfSum];
   SumTerm term[kTermsOfSum];
 };
@@ -218,8 +216,8 @@ constexpr int own_size(int channels, bool dual) {
 template <class U>
 constexpr bool kSharedCotangents = U::D1 >= 5 && U::components(U::count) >= 16;
 template <class U>
-constexpr int cotangents_size(int channels, bool dual) {
-  return kSharedCotangents<U> ? U::components(U::count) * 32 * channels * (dual ? 2 : 1) : 0;
+constexpr int cotangents_size(int channels) {
+  return kSharedCotangents<U> ? U::components(U::count) * 32 * channels : 0;
 }
 
 }  // namespace eqk::tensor_product_conv
