@@ -77,7 +77,7 @@ PROBLEMS = {
 }
 ROWS = 16  # a multiple of the rows of a block
 # Of the convolution, by the kernels of any plan: phases, and the degrees of as many destinations as there are sources.
-CONVOLUTION_PHASES = ("forward", "backward", "jvp")
+CONVOLUTION_PHASES = ("forward", "backward", "double backward", "jvp")
 DEGREES = {"24": (24, 24), "32": (32, 32), "uneven": (0, 1, 2, 5, 14, 33)}
 EDGES = 50_000  # measured
 TOLERANCE = 0.05
@@ -441,6 +441,9 @@ def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: st
     return {
         "forward": lambda: ops.tensor_product_conv(x, y, w, *rest),
         "backward": lambda: ops.tensor_product_conv_backward(x, y, w, g, *rest, by_src, [True] * 3),
+        "double backward": lambda: ops.tensor_product_conv_double_backward(
+            x, y, w, g, *t, None, *rest, by_src, [True] * 4
+        ),
         "jvp": lambda: ops.tensor_product_conv_jvp(x, y, w, *t, *rest),
     }[phase], len(dst)
 

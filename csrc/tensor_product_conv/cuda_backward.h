@@ -1,7 +1,8 @@
 #pragma once
-// The backward, or on duals its derivative along tangents of x, y and w, with that of the forward: a warp keeps the cotangents of its unit in registers over all edges of a destination. It writes the
-// gradients of an edge's weights, which no other warp has a part in, and rows of what the gradients of x and of y are
-// sums of: of x one for a block, whose warps add up theirs, of y one for each warp.
+// The backward, or on duals its derivative along tangents of x, y and w, with that of the forward: a warp keeps the
+// cotangents of its unit in registers over all edges of a destination. It writes the gradients of an edge's weights,
+// which no other warp has a part in, and rows of what the gradients of x and of y are sums of: of x one for a block,
+// whose warps add up theirs, of y one for each warp.
 #include "tensor_product_conv/cuda_unit_warp.h"
 
 namespace eqk::tensor_product_conv {
@@ -17,22 +18,15 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       : Base(a, at, x_stage, own), a_(a), warps_(static_cast<int>(blockDim.x) / 32) {}
 
   __device__ __forceinline__ void run() {
-    int first = a_.row[this->at_.destination];
-    if (!kDual && first == end()) return;
+    const std::int32_t* const row = a_.row + this->at_.destination;
+    const int begin = row[0], end = row[1];
+    if (!kDual && begin == end) return;
     this->clear_x();
     load_g();
-    if constexpr (kDual) {
-#pragma unroll 1
-      while (true) {
-        clear_out();
-        if (first < end()) add_edges(first, min(kEdgesOfSum, end() - first));
-        if (a_.out) this->template store<true>(a_, out_, first != a_.row[this->at_.destination]);
-        first += kEdgesOfSum;
-        if (first >= end()) break;
-      }
-    } else {
-      add_edges(first, end() - first);
-    }
+    if constexpr (kDual)
+      sum_out(begin, end);
+    else
+      add_edges(begin, end - begin);
   }
 
  private:
@@ -48,9 +42,6 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   T g_[kSharedG ? 1 : U::components(U::count)][N];
   T out_[kDual ? U::components(U::count) : 1][N];  // the tangent of the forward
 
-  // The place behind the destination's last edge; read anew, since registers lack.
-  __device__ __forceinline__ int end() const { return (a_.row + this->at_.destination)[1]; }
-
   __device__ __forceinline__ void clear_out() {
 #pragma unroll
     for (auto& component : out_)
@@ -58,17 +49,32 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       for (T& v : component) v = 0;
   }
 
+  // The edges, and between as many as a sum has terms the row of the output.
+  __device__ __forceinline__ void sum_out(int first, int end) {
+#pragma unroll 1
+    while (true) {
+      clear_out();
+      if (first < end) add_edges(first, min(kEdgesOfSum, end - first));
+      const int destination = destination_of_block(a_);
+      const std::int32_t* const row = a_.row + destination;
+      if (a_.out) this->template store<true>(a_, destination, out_, first != row[0]);
+      first += kEdgesOfSum;
+      end = row[1];
+      if (first >= end) break;
+    }
+  }
+
   __device__ __forceinline__ void add_edges(int first, int count) {
     __syncthreads();  // nobody reads x of the edges before, and zeros are where they will be read
     this->copy_x(first, count, 0, 0);
     const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
     int ahead = edge_at(this->turn_);
-    const int tile = kStepsOfTile * this->edges_at_once_;
+    const auto tile = [&]() EQK_LAMBDA { return kStepsOfTile * 32 >> opaque(this->log_lanes_); };
     this->template over_edges<false>(
         first, count,
         [&](int t) EQK_LAMBDA {
-          if (!a_.x_rows || t == 0) return;
-          store_x(first, count, t - tile);
+          if (!stages_x() || t == 0) return;
+          store_x(first, count, t - tile());
           __syncthreads();  // nobody reads what warps overwrite now
         },
         [&](int t, unsigned step) EQK_LAMBDA {
@@ -76,11 +82,13 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
           ahead = edge_at(n + this->edges_at_once_);
           add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, edge, n < count);
         });
-    if (!a_.x_rows) return;
+    if (!stages_x()) return;
     __syncthreads();
-    store_x(first, count, (count - 1) & ~(tile - 1));
+    store_x(first, count, (count - 1) & -tile());
   }
 
+  // Whether gradients of x go through shared memory. Lanes of one warp hold scalars as a row of memory has them.
+  __device__ __forceinline__ bool stages_x() const { return a_.x_rows && (D1 > 1 || warps_ > 1); }
   // The gradients of x of the tile, of the block's first warp; others behind them.
   __device__ __forceinline__ T* x_gradients() const { return this->x_stage_ + x_stage_size(U::l1, N, kDual); }
   // The cotangents, where shared memory holds them: a pack a lane, component by component.
@@ -98,10 +106,11 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     for (int slot = 0; slot < U::count; ++slot) {
       if (!this->has(slot)) continue;
       int D3 = 0;
-      eqk::unroll<U::count>([&](auto q) EQK_LAMBDA {
-        if (decltype(q)::value == slot) D3 = 2 * U::kOf.l3[q] + 1;
+      const T* from = row;
+      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
+        constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1;
+        if (q == slot) D3 = D, from += this->unit_.out[q];
       });
-      const T* from = row + this->unit_.out[slot];
       __syncwarp();
       if (a_.g_vectors) {
         from += this->first_channel_ * D3;
@@ -172,14 +181,21 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       // Where registers lack, addresses are computed anew for each path.
       if (this->has(q)) add_path<q>(edge_of_m, kAhead ? edge : opaque(edge), weights[q % (kAhead + 1)], x, gx, gy);
     });
-    if (!a_.x_rows) return;
-    T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
+    if (stages_x()) {
+      T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
 #pragma unroll
-    for (int n = 0; n < D1; ++n) {
+      for (int n = 0; n < D1; ++n) {
+        Pack<T, N> pack;
+#pragma unroll
+        for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
+        pack.store_shared(to + n * N);
+      }
+    } else if (a_.x_rows) {
       Pack<T, N> pack;
 #pragma unroll
-      for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
-      pack.store_shared(to + n * N);
+      for (int c = 0; c < N; ++c) pack.set(c, gx[c]);
+      pack.store(row_of(static_cast<T*>(a_.x_rows), edge, a_.x_rows_stride) +
+                 (this->at_.x.rows_column + this->channel_));
     }
   }
 
@@ -197,7 +213,8 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         unpack(pack, shared[k]);
       }
     }
-    if (!this->w_vectors_) this->template load_elements_of_weights<q>(WeightRow(*this, edge), weights);
+    if (!this->w_vectors_)
+      this->template load_elements_of_weights<q>(WeightRow(*this, edge, 0), this->channel_, weights);
     S w[N], z[N], h[N];
     T gw[N];
 #pragma unroll
@@ -232,12 +249,12 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 
   template <int q>
   __device__ __forceinline__ void load_weights(int edge, Weights& weights) const {
-    Base::template load_weights<q>(WeightRow(*this, edge), this->unit_.w_vectors >> q & 1, weights);
+    Base::template load_weights<q>(WeightRow(*this, edge, 0), this->channel_, this->unit_.w_vectors >> q & 1, weights);
   }
 
   template <int q>
   __device__ __forceinline__ void store_weights(int edge, const T (&gw)[N]) const {
-    T* const to = row_of(static_cast<T*>(a_.w) + this->channel_, edge, a_.w_stride) + this->unit_.weight[q];
+    T* const to = row_of(static_cast<T*>(a_.w), edge, a_.w_stride) + (this->unit_.weight[q] + this->channel_);
     if (a_.gw_vectors) {
       Pack<T, N> pack;
 #pragma unroll

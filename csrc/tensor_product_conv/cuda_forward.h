@@ -22,7 +22,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
     while (true) {
       const std::int32_t* const row = a_.row + this->at_.destination;
       sum_edges(first, min(kEdgesOfSum, row[1] - first));
-      this->template store<false>(a_, sum_, first != row[0]);
+      this->template store<false>(a_, opaque(this->at_.destination), sum_, first != row[0]);
       first += kEdgesOfSum;
       if (first >= row[1]) break;
     }
@@ -50,10 +50,10 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
     this->copy_x(first, count, 0, 0);
     {
       const bool present = this->w_vectors_ && this->turn_ < count && this->has_channels();
-      const WeightRow row(*this, this->edge_[first + min(this->turn_, count - 1)]);
+      const WeightRow row(*this, this->edge_[first + min(this->turn_, count - 1)], this->channel_);
       eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
         constexpr int q = decltype(slot)::value;
-        if (this->has(q)) this->template load_weights<q>(row, present, weight_[q]);
+        if (this->has(q)) this->template load_weights<q>(row, 0, present, weight_[q]);
       });
     }
     const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
@@ -64,18 +64,18 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
           const int n = t + this->turn_, next = n + this->edges_at_once_, edge = ahead;
           ahead = edge_at(next + this->edges_at_once_);
           if (n < count && this->has_channels())
-            add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, first + n, WeightRow(*this, edge),
-                     this->w_vectors_ && next < count);
+            add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, first + n,
+                     WeightRow(*this, edge, this->channel_), this->w_vectors_ && next < count);
         });
   }
 
   __device__ __forceinline__ void add_edge(unsigned step, int edge_of_m, int place, const WeightRow& next_row,
                                            bool next) {
     if (!this->w_vectors_) {
-      const WeightRow row(*this, this->edge_[place]);
+      const WeightRow row(*this, this->edge_[place], this->channel_);
       eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
         constexpr int q = decltype(slot)::value;
-        if (this->has(q)) this->template load_elements_of_weights<q>(row, weight_[q]);
+        if (this->has(q)) this->template load_elements_of_weights<q>(row, 0, weight_[q]);
       });
     }
     T x[kParts][D1 * N];
@@ -113,7 +113,7 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
 #pragma unroll
           for (int c = 0; c < N; ++c) sum_[first + k][c] += part(w[c]) * product[k][c];
       }
-      this->template load_weights<q>(next_row, next, weight_[q]);
+      this->template load_weights<q>(next_row, 0, next, weight_[q]);
     });
   }
 };

@@ -168,9 +168,8 @@ struct Launch {
   std::variant<OrderArguments, UnitArguments, BackwardArguments, SumArguments> arguments;
 
   std::string name() const {
-    static constexpr const char* kNames[] = {"order",        "forward_f32",       "forward_dual_f32",
-                                             "backward_f32", "backward_dual_f32", "sum_x_f32",
-                                             "sum_y_f32"};
+    static constexpr const char* kNames[] = {
+        "order", "forward_f32", "forward_dual_f32", "backward_f32", "backward_dual_f32", "sum_x_f32", "sum_y_f32"};
     return std::string("eqk_tensor_product_conv_") + kNames[static_cast<int>(kernel)];
   }
   const void* argument() const {
@@ -285,7 +284,8 @@ class Launches {
   }
 
   void forward() {
-    launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward, [](UnitArguments&) {});
+    launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward,
+                                [](UnitArguments&) {});
   }
 
   void backward() {

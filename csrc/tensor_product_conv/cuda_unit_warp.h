@@ -52,6 +52,11 @@ __device__ __forceinline__ constexpr bool starts_k() {
   return true;
 }
 
+// Computed anew, for where no register keeps it.
+__device__ __forceinline__ int destination_of_block(const UnitArguments& a) {
+  return static_cast<int>(a.destinations.remainder(opaque(blockIdx.x)));
+}
+
 // Where a warp works: destination, unit, slice of channels.
 struct Place {
   const XRecord& x;
@@ -227,35 +232,39 @@ class UnitWarp {
     __syncwarp();
   }
 
-  // The lane's channels in the weights of an edge.
+  // The weights of an edge, from a column on.
   struct WeightRow {
     const T* of[kParts];
-    __device__ __forceinline__ WeightRow(const UnitWarp& warp, int edge) {
-      of[0] = row_of(static_cast<const T*>(warp.w_.value) + warp.channel_, edge, warp.w_.stride);
+    __device__ __forceinline__ WeightRow(const UnitWarp& warp, int edge, unsigned column) {
+      of[0] = row_of(static_cast<const T*>(warp.w_.value) + column, edge, warp.w_.stride);
       if constexpr (kDual)
-        of[1] = row_of(static_cast<const T*>(warp.w_.tangent) + warp.channel_, edge, warp.w_.tangent_stride);
+        of[1] = row_of(static_cast<const T*>(warp.w_.tangent) + column, edge, warp.w_.tangent_stride);
     }
   };
   using Weights = Pack<T, N>[kParts];
 
+  // Those of a slot, `column` behind its first one.
   template <int q>
-  __device__ __forceinline__ void load_weights(const WeightRow& row, bool present, Weights& weights) const {
+  __device__ __forceinline__ void load_weights(const WeightRow& row, unsigned column, bool present,
+                                               Weights& weights) const {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) weights[part].load_if(present, row.of[part] + unit_.weight[q]);
+    for (int part = 0; part < kParts; ++part) weights[part].load_if(present, row.of[part] + (unit_.weight[q] + column));
   }
 
   // One by one; those of a path without weights are 1.
   template <int q>
-  __device__ __forceinline__ void load_elements_of_weights(const WeightRow& row, Weights& weights) const {
+  __device__ __forceinline__ void load_elements_of_weights(const WeightRow& row, unsigned column,
+                                                           Weights& weights) const {
     const int left = opaque(mul_) - static_cast<int>(channel_);
     const bool weighted = unit_.weighted >> q & 1;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const bool given = weighted && (!part || w_.tangent);
+      const T* const from = row.of[part] + (unit_.weight[q] + column);
 #pragma unroll
       for (int c = 0; c < N; ++c) {
         const bool present = c < left;
-        weights[part].set(c, !present ? T{0} : given ? row.of[part][unit_.weight[q] + c] : part ? T{0} : T{1});
+        weights[part].set(c, !present ? T{0} : given ? from[c] : part ? T{0} : T{1});
       }
     }
   }
@@ -300,20 +309,22 @@ class UnitWarp {
   // Sums of outputs, through the warp's own memory, so that whole sectors are written. kCoefficients: times those of
   // paths; add: to what is there.
   template <bool kCoefficients>
-  __device__ __forceinline__ void store(const UnitArguments& a, const T (&sums)[U::components(U::count)][N],
-                                        bool add) const {
+  __device__ __forceinline__ void store(const UnitArguments& a, int destination,
+                                        const T (&sums)[U::components(U::count)][N], bool add) const {
     const int slice = this->slice();
-    T* const row = static_cast<T*>(a.out) + at_.destination * a.out_stride;
+    T* const row = static_cast<T*>(a.out) + destination * a.out_stride;
     // A loop over slots, for the size of the code.
 #pragma unroll 1
     for (int slot = 0; slot < U::count; ++slot) {
       if (!has(slot)) continue;
       int D3 = 0;
+      T* to = row;
       __syncwarp();
       eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
         constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
         if (q != slot) return;
         D3 = D;
+        to += unit_.out[q];
 #pragma unroll
         for (int n = 0; n < D; ++n) {
           Pack<T, N> pack;
@@ -328,7 +339,6 @@ class UnitWarp {
       __syncwarp();
       // Edges that shared the warp have sums of their own.
       const int apart = N * D3 << log_lanes_;
-      T* to = row + unit_.out[slot];
       if (a.out_vectors) {
         to += first_channel_ * D3;
 #pragma unroll 1

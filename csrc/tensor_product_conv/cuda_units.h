@@ -182,7 +182,7 @@ struct SumArguments {
   void *out;
   std::int64_t out_stride, count;  // count: of rows of the result
   const std::int32_t *row, *order;
-  Divisor packs;                                      // of a row of the result
+  Divisor packs;                                           // of a row of the result
   std::int32_t rows_stride, mul_ir, vectors, add, ranges;  // rows_stride: in bytes; add: to what is there
   SumRange range[kRangesOfSum];
   SumTerm term[kTermsOfSum];
