@@ -32,7 +32,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
  private:
   static constexpr int kYColumns = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16;  // a power of two
   static constexpr bool kSharedG = kSharedCotangents<U>;
-  // Paths whose weights arrive while that before is computed.
+  // Paths whose weights arrive while the one before is computed, and edges whose numbers do; none where registers lack.
   static constexpr int kAhead = kDual && kSharedG ? 0 : 1;
   static constexpr int kXGradient = x_gradient_size(U::l1, N);  // of a warp
 
@@ -68,7 +68,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     __syncthreads();  // nobody reads x of the edges before, and zeros are where they will be read
     this->copy_x(first, count, 0, 0);
     const auto edge_at = [&](int n) EQK_LAMBDA { return this->edge_[first + min(n, count - 1)]; };
-    int ahead = edge_at(this->turn_);
+    [[maybe_unused]] int ahead = edge_at(this->turn_);
     const auto tile = [&]() EQK_LAMBDA { return kStepsOfTile * 32 >> opaque(this->log_lanes_); };
     this->template over_edges<false>(
         first, count,
@@ -78,8 +78,8 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
           __syncthreads();  // nobody reads what warps overwrite now
         },
         [&](int t, unsigned step) EQK_LAMBDA {
-          const int n = t + this->turn_, edge = ahead;
-          ahead = edge_at(n + this->edges_at_once_);
+          const int n = t + this->turn_, edge = kAhead ? ahead : edge_at(n);
+          if constexpr (kAhead > 0) ahead = edge_at(n + this->edges_at_once_);
           add_edge(step, static_cast<unsigned>(t) % kEdgesOfM + this->turn_, edge, n < count);
         });
     if (!stages_x()) return;
