@@ -24,6 +24,7 @@ EQK = torch.ops.eqk
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MEMBERS = ("forward", "jvp", "backward", "double_backward")
 SLOTS = range(4)
+OUTPUT, GRADIENTS = (False, False, False, True), (True, True, True, False)
 BY_CHANNELS = CASES["depthwise-5"].plan
 GENERAL = CASES["mixed-mul_ir-ir_mul-mul_ir-per_sample"].plan
 SHARED = CASES["uvu-shared"].plan
@@ -557,7 +558,7 @@ SHARED_WEIGHTS = eqk.Plan("4x0e", "1x0e", "4x0e", ((0, 0, 0, "uvu", True, 0.7),)
 @pytest.mark.parametrize(
     ("plan", "dtype", "capability", "by_kernels"),
     [
-        (CASES["depthwise-5"].plan, torch.float32, 9, {"forward", "backward"}),
+        (CASES["depthwise-5"].plan, torch.float32, 9, {"forward", "backward", "backward_dual"}),
         (CASES["depthwise-5"].plan, torch.float32, 7, set()),
         (CASES["depthwise-3"].plan, torch.float64, 9, set()),
         (CASES["depthwise-3"].plan, torch.bfloat16, 9, set()),
@@ -590,7 +591,7 @@ def test_convolution(runtime, plan, dtype, capability, by_kernels, generator):
     launched = [c for c in calls if c.name == "cudaLaunchKernel"]
     assert {(c.device, c.details["stream"]) for c in launched} == {(1, stream(1, 1))}
     names = {c.details["name"] for c in launched}
-    for member in ("forward", "backward"):
+    for member in ("forward", "backward", "backward_dual"):
         assert (f"eqk_tensor_product_conv_{member}_f32" in names) == (member in by_kernels)
     assert any(n.startswith("eqk_tensor_product_backward") or "general" in n for n in names)
 
@@ -608,33 +609,34 @@ def test_launches_of_the_convolution(runtime, generator):
         g = torch.randn(4, plan.irreps_out.dim, generator=generator).to("cuda:1")
         rest = (src, dst, 4, str(plan), by_dst, by_src)
         for member, wanted in (
-            ("forward", None), ("jvp", None), ("backward", (True,) * 3), ("backward", (False, True, True)),
+            ("forward", OUTPUT), ("jvp", OUTPUT), ("backward", GRADIENTS), ("backward", (False, True, True, False)),
+            ("double_backward", (True,) * 4),
         ):  # fmt: skip
+            v, dual = [*operands, g if "backward" in member else None], member in ("jvp", "double_backward")
+            t = v if dual else [None] * 4
             runtime.take(), stub_cuda.allocated()
-            if member == "jvp":
-                results = [0, 0, 0, EQK.tensor_product_conv_jvp(*operands, *operands, *rest)]
-            elif member == "forward":
-                results = [0, 0, 0, EQK.tensor_product_conv(*operands, *rest)]
+            if member == "forward":
+                results = [None] * 3 + [EQK.tensor_product_conv(*v[:3], *rest)]
+            elif member == "jvp":
+                results = [None] * 3 + [EQK.tensor_product_conv_jvp(*v[:3], *t[:3], *rest)]
+            elif member == "backward":
+                results = [*EQK.tensor_product_conv_backward(*v, *rest, wanted[:3]), None]
             else:
-                results = [*EQK.tensor_product_conv_backward(*operands, g, *rest, wanted), 0]
+                results = EQK.tensor_product_conv_double_backward(*v, *t, *rest, wanted)
             calls, blocks = runtime.take(), stub_cuda.allocated()
             assert all(on == 1 for _, _, on in blocks)
-            of_x = member == "backward" and wanted[0]
             # Without orders: the sorted indices and, as int64, their order, that of dst first.
-            found = [blocks[-4 if of_x else -2][0], blocks[-2][0]] if edges else [0, 0]
+            found = [blocks[-4 if wanted[0] else -2][0], blocks[-2][0]] if edges else [0, 0]
             orders = (
                 [(t.data_ptr(), 1, kind.itemsize) for t in (by_dst, by_src)] if given else [(n, 1, 8) for n in found]
             )
-            orders = [orders[0], orders[1] if of_x else (0, 0, 0)]
+            orders = [orders[0], orders[1] if wanted[0] else (0, 0, 0)]
             indices = [(src.data_ptr(), 1, kind.itemsize), (dst.data_ptr(), 1, kind.itemsize), *orders]
-            v = [*operands, g if member == "backward" else None]
-            addresses, strides = (
-                [f(t) if t is not None else 0 for t in v] for f in (torch.Tensor.data_ptr, lambda t: t.stride(0))
-            )
-            dual = member == "jvp"
+            address = lambda t: 0 if t is None else t.data_ptr()  # noqa: E731
+            strides = [0 if a is None else a.stride(0) for a in v]
             problem = runtime.bindings.Convolution(
-                str(plan), "float32", (edges, 3, 4), indices, dual, addresses, addresses if dual else [0] * 4, strides,
-                [r.data_ptr() if isinstance(r, torch.Tensor) and (not wanted or wanted[n]) else 0 for n, r in enumerate(results)],
+                str(plan), "float32", (edges, 3, 4), indices, dual, [address(a) for a in v], [address(a) for a in t],
+                strides, [address(r) if want else 0 for r, want in zip(results, wanted, strict=True)],
                 strides if dual else [0] * 4,
             )  # fmt: skip
             assert problem.covered

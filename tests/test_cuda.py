@@ -377,7 +377,9 @@ def check_convolution(
 
 
 GRADIENTS, OUTPUT = (True, True, True, False), (False, False, False, True)
-MEMBERS = {"forward": (False, OUTPUT), "jvp": (True, OUTPUT), "backward": (False, GRADIENTS)}
+MEMBERS = {
+    "forward": (False, OUTPUT), "jvp": (True, OUTPUT), "backward": (False, GRADIENTS), "double_backward": (True, (True,) * 4),
+}  # fmt: skip
 CONVOLUTIONS = {case.name for case in SMALL if case.name.startswith("depthwise-")} | {
     "inputs-without-path",
     "even-parity",
@@ -395,7 +397,8 @@ def test_convolution_of_the_registry(emulator, case):
         graph = Graph(23, 3, 5, torch.Generator().manual_seed(number))
         for dual in (False, True):
             check_convolution(emulator, case.plan, graph, 3, dual, seed=number)
-        check_convolution(emulator, case.plan, graph, 3, wanted=GRADIENTS, seed=number)
+        for dual in (False, True):
+            check_convolution(emulator, case.plan, graph, 3, dual, wanted=(True, True, True, dual), seed=number)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -414,7 +417,7 @@ def test_convolution_by_units(emulator, layouts, muls, pad, member):
     number, (dual, wanted) = seed(), MEMBERS[member]
     graph = Graph(18, 6, 3, torch.Generator().manual_seed(number), index=np.int32)
     plan = channels_plan(layouts, 3, muls, own_outputs=True)
-    check_convolution(emulator, plan, graph, 6, dual, seed=number, pad=pad, wanted=wanted)
+    check_convolution(emulator, plan, graph, 6, dual, (3,), seed=number, pad=pad, wanted=wanted)
 
 
 @pytest.mark.parametrize("dual", [False, True], ids=["forward", "jvp"])
@@ -439,6 +442,10 @@ def test_gradients_of_the_convolution(emulator, weights):
         _, executed = check_convolution(emulator, plan, graph, 3, seed=number, wanted=(*wanted, False))
         names = {launch["name"].removeprefix("eqk_tensor_product_conv_") for launch, _ in executed}
         assert ("sum_x_f32" in names, "sum_y_f32" in names) == wanted[:2]
+        # Of each tangent that is missing, and with what that of g contributes.
+        missing = [slot for slot in range(3) if wanted[slot]]
+        for out, without in ((False, missing), (True, [*missing, 3])):
+            check_convolution(emulator, plan, graph, 3, True, without, seed=number, wanted=(*wanted[::-1], out))
 
 
 def test_gradients_of_a_segment_that_many_units_read(emulator):
@@ -451,6 +458,7 @@ def test_gradients_of_a_segment_that_many_units_read(emulator):
     (gx, gy, _, _), _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=GRADIENTS)
     assert not gx[:, :15].any()
     assert not gy[:, 15:].any()
+    check_convolution(emulator, plan, graph, 4, True, seed=number, wanted=(True,) * 4)
 
 
 GRAPHS = {
@@ -469,8 +477,8 @@ def test_convolution_graphs(emulator, graph):
     of_int64, of_int32 = (Graph(edges, num_src, num_dst, generator, degrees, i) for i in (np.int64, np.int32))
     check_convolution(emulator, plan, of_int64, num_src, seed=number)
     check_convolution(emulator, plan, of_int32, num_src, True, seed=number)
-    for graph in (of_int64, of_int32):
-        check_convolution(emulator, plan, graph, num_src, seed=number, wanted=GRADIENTS)
+    check_convolution(emulator, plan, of_int32, num_src, seed=number, wanted=GRADIENTS)
+    check_convolution(emulator, plan, of_int64, num_src, True, seed=number, wanted=(True,) * 4)
 
 
 def test_long_sums_of_the_convolution(emulator):
@@ -490,6 +498,9 @@ def test_long_sums_of_the_convolution(emulator):
     wanted = (True, False, False, False)
     results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, x), [None] * 4, wanted, False, 4)
     assert np.abs(results[0] / want - 1).max() < 5e-6
+    tangents = [x, None, None, None]
+    results, _ = emulator.run_convolution(plan, "float32", graph, (x, y, w, x), tangents, OUTPUT, True, 4)
+    assert np.abs(results[3] / want - 1).max() < 5e-6
 
 
 def test_convolution_has_the_same_bits_for_any_other_edges(emulator):
@@ -501,9 +512,9 @@ def test_convolution_has_the_same_bits_for_any_other_edges(emulator):
     def narrow(arrays):
         return [a.astype(np.int32) for a in arrays]
 
-    for wanted in (OUTPUT, GRADIENTS):
-        first, _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=wanted)
-        again, _ = check_convolution(emulator, plan, graph, 4, seed=number, wanted=wanted, changed=narrow)
+    for dual, wanted in (MEMBERS[name] for name in ("forward", "backward", "double_backward")):
+        first, _ = check_convolution(emulator, plan, graph, 4, dual, seed=number, wanted=wanted)
+        again, _ = check_convolution(emulator, plan, graph, 4, dual, seed=number, wanted=wanted, changed=narrow)
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True) if a is not None)
 
 
@@ -513,6 +524,7 @@ def test_problems_of_the_convolution(emulator):
     check_convolution(emulator, CASES["sevennet-l3i5"].plan, graph, 3, seed=number)
     check_convolution(emulator, CASES["sevennet-l3i5"].plan, graph, 3, seed=number, wanted=GRADIENTS)
     check_convolution(emulator, CASES["mace-medium"].plan, graph, 3, True, seed=number)
+    check_convolution(emulator, CASES["mace-medium"].plan, graph, 3, True, seed=number, wanted=(True,) * 4)
 
 
 @pytest.mark.parametrize("index", [np.int64, np.int32])

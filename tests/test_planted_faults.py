@@ -22,7 +22,7 @@ RACE = (ptxemu.RaceError, "shared-memory race")
 FORWARD, BACKWARD, DOUBLE_BACKWARD = (f"eqk_cuda_{name}_f32_l1" for name in ("forward", "backward", "backward_dual"))
 GENERAL = "eqk_cuda_general"
 CONV_FORWARD, CONV_JVP = "eqk_cuda_conv_forward", "eqk_cuda_conv_forward_dual"
-CONV_ORDER = "eqk_cuda_conv_order"
+CONV_BACKWARD, CONV_SUMS, CONV_ORDER = (f"eqk_cuda_conv_{name}" for name in ("backward", "sums", "order"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Fault:
     def check(self, emulator, number):
         if "_conv_" in self.kernel:
             graph = Graph(23, 4, 3, torch.Generator().manual_seed(number))
-            check_convolution(emulator, self.plan, graph, 4, self.kernel == CONV_JVP, seed=number)
+            wanted = (self.kernel == CONV_BACKWARD,) * 3 + (self.kernel != CONV_BACKWARD,)
+            check_convolution(emulator, self.plan, graph, 4, self.kernel == CONV_JVP, seed=number, wanted=wanted)
             return
         forward = self.kernel == FORWARD
         # General kernels sum shared weights; enough rows for two parts of unequal length.
@@ -95,23 +96,29 @@ FAULTS = {
         mixed_plan("shared", MUL_IR, ("uvu", "uvw")),
     ),
     "edge_left_out_at_the_end_of_a_row": Fault(
-        CONV_FORWARD, CONV + "cuda_forward.h", "t < count; t += this->edges_at_once_", "t < count - 1; t += this->edges_at_once_",
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "t < count; t += edges_at_once_", "t < count - 1; t += edges_at_once_",
         WRONG, UNITS,
     ),
     "tile_of_x_read_before_it_has_arrived": Fault(
-        CONV_FORWARD, CONV + "cuda_forward.h", "__syncthreads();  // x has arrived for all warps, and nobody reads the other buffer",
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "__syncthreads();  // x has arrived for all warps, and nobody reads the other buffer",
         ";", UNINITIALISED, UNITS,
     ),
     "sums_of_edges_that_share_a_warp": Fault(
-        CONV_FORWARD, CONV + "cuda_forward.h", "add_pack(other);", ";", WRONG, UNITS,
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "pack.template add<T>(other);", ";", WRONG, UNITS,
     ),
     "output_beyond_the_last_channel": Fault(
-        CONV_FORWARD, CONV + "cuda_forward.h", "for (int c = this->lane_; c < slice; c += 32) {",
-        "for (int c = this->lane_; c < 32; c += 32) {", UNINITIALISED, channels_plan(MUL_IR, 1, own_outputs=True),
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "for (int c = lane_; c < slice; c += 32) {",
+        "for (int c = lane_; c < 32; c += 32) {", UNINITIALISED, channels_plan(MUL_IR, 1, own_outputs=True),
     ),
     "tangent_of_the_weights_dropped": Fault(
-        CONV_JVP, CONV + "cuda_forward.h", "w[c] = {weight_[q][0].template get<T>(c), weight_[q][1].template get<T>(c)};",
-        "w[c] = {weight_[q][0].template get<T>(c), T{0}};", WRONG, UNITS,
+        CONV_JVP, CONV + "cuda_unit_warp.h", "return {weights[0].template get<T>(c), weights[1].template get<T>(c)};",
+        "return {weights[0].template get<T>(c), T{0}};", WRONG, UNITS,
+    ),
+    "gradients_of_x_overwritten_while_they_are_summed": Fault(
+        CONV_BACKWARD, CONV + "cuda_backward.h", "__syncthreads();  // nobody reads what warps overwrite now", ";", RACE, UNITS,
+    ),
+    "gradients_of_y_of_other_lanes_dropped": Fault(
+        CONV_BACKWARD, CONV + "cuda_backward.h", "sum_over_lanes<kPart>(y + first, this->lane_);", ";", WRONG, UNITS,
     ),
     "row_that_begins_an_edge_late": Fault(
         CONV_ORDER, CONV + "cuda.cu", "(low);", "(low + (r > 0 && low < a.edges));", WRONG, UNITS,
@@ -138,6 +145,8 @@ class Build:
         kernels = [kernel]
         if "_conv_" in kernel:
             kernels = [CONV_ORDER, CONV_FORWARD if kernel == CONV_ORDER else kernel]
+            if kernel == CONV_BACKWARD:
+                kernels.append(CONV_SUMS)
         return Emulator([self.ptx(k) for k in kernels], self.bindings)
 
     def ptx(self, kernel: str) -> str:
