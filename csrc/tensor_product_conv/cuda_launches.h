@@ -310,8 +310,8 @@ class Launches {
     if (edges_.count > 0 || (problem.out[kG].data && edges_.num_dst > 0)) {
       const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
       launch_units<BackwardArguments>(problem, kernel, [&](BackwardArguments& a) {
-        a.w = w.data, a.x_rows = x_rows_, a.y_rows = y_rows_;
-        a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+        if (w.data) a.w = w.data, a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+        a.x_rows = x_rows_, a.y_rows = y_rows_;
         a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
         a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
         a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
