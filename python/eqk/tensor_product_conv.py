@@ -201,8 +201,8 @@ def tensor_product_conv(
     Raises:
         RuntimeError: naming the operand whose shape, dtype or device does not fit, or the index that is out of range;
             or why the backend that was asked for (:mod:`eqk.dispatch`) cannot run. On a GPU, where nothing waits for
-            the device, an index that is out of range, or out of order in by_dst, is an assertion there that fails, as
-            of torch's own indexing: a later call raises, and the process can use the GPU no more.
+            the device, an index that is out of range, or out of order in by_dst or by_src, is an assertion there that
+            fails, as of torch's own indexing: a later call raises, and the process can use the GPU no more.
         TypeError: naming the operand that is no tensor, or a plan that is neither Plan nor string.
     """
     operands = {"x": x, "y": y, "w": w, "src": src, "dst": dst, "by_dst": by_dst, "by_src": by_src}
