@@ -648,6 +648,22 @@ def test_launches_of_the_convolution(runtime, generator):
             assert executed == expected
 
 
+def test_convolution_without_destinations(runtime, generator):
+    """Gradients of the sources are zeros, of shared weights too, which have no other part in the results."""
+    runtime.execute = True
+    for plan in (CASES["depthwise-5"].plan, SHARED_WEIGHTS):
+        x, y, w = random_operands(plan, 3, torch.float32, generator)
+        w = w if plan.weights == "shared" else w[:0]
+        none = torch.empty(0, dtype=torch.int64, device="cuda:1")
+        g = torch.empty(0, plan.irreps_out.dim, device="cuda:1")
+        operands = [t.to("cuda:1") for t in (x, y[:0], w)]
+        gx, gy, gw = EQK.tensor_product_conv_backward(*operands, g, none, none, 0, str(plan), None, None, (True,) * 3)
+        note_tables(runtime, plan, torch.float32, runtime.take())
+        assert [t.shape for t in (gx, gy, gw)] == [t.shape for t in operands]
+        assert not gx.cpu().any()
+        assert not gw.cpu().any()
+
+
 def test_operands_of_the_convolution_that_do_not_fit(runtime, generator):
     plan = CASES["depthwise-5"].plan
     (x, y, w), src, dst = edges_of(plan, 7, 3, 4, torch.float32, generator)

@@ -188,7 +188,8 @@ class Launches {
     constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
     const DeviceEdges& edges = *problem.edges;
     const Plan& plan = *problem.plan;
-    if (problem.dtype != Dtype::float32) return false;
+    // Without destinations there is no g, which tells a backward from a forward.
+    if (problem.dtype != Dtype::float32 || edges.num_dst == 0) return false;
     for (const Operand& in : problem.in)
       if (std::max(in.stride, in.tangent_stride) > kMost / 4) return false;
     const auto units = cached_units(plan);
@@ -237,7 +238,7 @@ class Launches {
            edges_.src.wide, 0, row_, edge_, src_});
     if (problem_.in[kG].value)
       backward();
-    else if (problem_.out[kG].data && edges_.num_dst > 0)
+    else if (problem_.out[kG].data)
       forward();
     return std::move(result_);
   }
@@ -307,7 +308,7 @@ class Launches {
   void gradients(const DeviceProblem& problem, bool add) {
     const Result &x = problem.out[kX], &y = problem.out[kY], &w = problem.out[kW];
     const GradientRows& rows = units_->rows[problem.dual];
-    if (edges_.count > 0 || (problem.out[kG].data && edges_.num_dst > 0)) {
+    if (edges_.count > 0 || problem.out[kG].data) {
       const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
       launch_units<BackwardArguments>(problem, kernel, [&](BackwardArguments& a) {
         if (w.data) a.w = w.data, a.w_stride = static_cast<std::int32_t>(4 * w.stride);
