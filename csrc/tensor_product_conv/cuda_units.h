@@ -100,13 +100,12 @@ EQK_HD constexpr void with_kind(int wanted, F &&f) {
 // One warp's work.
 struct UnitRecord {
   std::int32_t kind;
-  std::int32_t slots, weighted;     // bit q: slot q has a path, one with weights
-  std::int32_t w_vectors;           // bit q: which memory and registers exchange as vectors
-  std::int32_t y[kSegmentsOfUnit];  // column of the segment of y of degree first_l2 + n, or -1: no path of it
+  std::int32_t slots, weighted, w_vectors;  // bit q: slot q has a path, one with weights, which move as vectors
+  std::int32_t y[kSegmentsOfUnit];          // column of the segment of y of degree first_l2 + n, or -1: no path of it
   float coefficient[kSlotsOfUnit];
   std::uint32_t weight[kSlotsOfUnit], out[kSlotsOfUnit];  // first columns
-  std::int32_t own;                                       // where the warp's own shared memory begins, in bytes
-  std::int32_t rows_column;  // of the backward's rows of y: where those of the slices of channels begin
+  // Where the warp's own shared memory begins, in bytes, and in the backward's rows of y those of slices of channels.
+  std::int32_t own, rows_column;
 };
 
 // A segment of x, which the warps of a block share.
