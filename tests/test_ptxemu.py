@@ -645,6 +645,20 @@ def test_named_barriers():
     assert (y[64:] == 1000 + np.arange(64)).all()
 
 
+def test_named_barriers_by_number():
+    """Each two warps have one of their own, whose number is in a register, and the last two end before."""
+    body = SHARED_WORD + element("%rd0", 4)
+    body += """shr.u32 %t5, %t0, 6; setp.eq.u32 %p0, %t5, 3; @%p0 bra END; add.u32 %t5, %t5, 1; xor.b32 %t0, %t0, 32;
+    st.shared.u32 [%t3], %t0; bar.sync %t5, 64; xor.b32 %t3, %t3, 128; ld.shared.u32 %t5, [%t3];
+    st.global.u32 [%rd0], %t5;
+    END:"""
+    y = np.zeros(256, np.uint32)
+    module(body).launch("k", 1, 256, [y], check_races=True, check_uninitialised=True)
+    assert (y == np.where(np.arange(256) < 192, np.arange(256), 0)).all()
+    with pytest.raises(ptxemu.DeadlockError, match=r"(?s)32 threads at barrier 2"):
+        module("shr.u32 %t5, %t0, 5; bar.sync %t5, 64;").launch("k", 1, 96, [None])
+
+
 def test_deadlock():
     with pytest.raises(ptxemu.DeadlockError, match=r"(?s)32 threads wait for ever.*32 threads at barrier 1"):
         module("setp.lt.u32 %p0, %t0, 32; @%p0 bar.sync 1, 64;").launch("k", 1, 64, [None])
