@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "tensor_product/cuda_launches.h"
-#include "tensor_product_conv/cuda_launches.h"
+#include "tensor_product_conv/cuda_radial_launches.h"
 
 namespace py = pybind11;
 namespace conv = eqk::tensor_product_conv;
@@ -18,6 +18,7 @@ namespace {
 
 using Addresses = std::array<std::uint64_t, kSlots>;
 using Strides = std::array<std::int64_t, kSlots>;
+using Indices = std::array<std::array<std::int64_t, 3>, 4>;  // address, stride and bytes of src, dst, by_dst, by_src
 
 const void* pointer(std::uint64_t address) { return reinterpret_cast<const void*>(address); }
 
@@ -50,11 +51,9 @@ struct Convolution {
   conv::DeviceProblem problem;
   conv::DeviceEdges edges;
 
-  // indices: address, stride and bytes of src, dst, by_dst and by_src.
   Convolution(const std::string& plan, const std::string& dtype, std::array<std::int64_t, 3> sizes,
-              const std::array<std::array<std::int64_t, 3>, 4>& indices, bool dual, const Addresses& values,
-              const Addresses& tangents, const Strides& strides, const Addresses& results,
-              const std::optional<Strides>& tangent_strides) {
+              const Indices& indices, bool dual, const Addresses& values, const Addresses& tangents,
+              const Strides& strides, const Addresses& results, const std::optional<Strides>& tangent_strides) {
     const Problem p = ::problem(plan, dtype, sizes[0], dual, values, tangents, strides, results, tangent_strides);
     edges = {sizes[0], sizes[1], sizes[2], of(indices[0]), of(indices[1]), of(indices[2]), of(indices[3])};
     problem = {p.plan, p.dtype, dual, nullptr, p.in, p.out};
@@ -69,6 +68,41 @@ struct Convolution {
  private:
   static conv::DeviceIndices of(const std::array<std::int64_t, 3>& index) {
     return {pointer(static_cast<std::uint64_t>(index[0])), index[1], index[2] == 8};
+  }
+};
+
+// Behind that of its order, `ordering`. Operands are x, y, h, a; sizes: edges, sources, destinations, hidden features;
+// device: multiprocessors and shared memory of a block.
+struct RadialConvolution {
+  Convolution ordering;
+  std::array<std::uint64_t, 4> values;
+  std::array<std::int64_t, 4> strides;
+  std::uint64_t result;
+  std::int64_t hidden;
+  bool exact;
+  conv::RadialDevice device;
+
+  RadialConvolution(const std::string& plan, std::array<std::int64_t, 4> sizes, const Indices& indices,
+                    const std::array<std::uint64_t, 4>& values, const std::array<std::int64_t, 4>& strides,
+                    std::uint64_t result, bool exact, std::array<int, 2> device)
+      : ordering(plan, "float32", {sizes[0], sizes[1], sizes[2]}, indices, false, {}, {}, {}, {}, std::nullopt),
+        values(values),
+        strides(strides),
+        result(result),
+        hidden(sizes[3]),
+        exact(exact),
+        device{device[0], device[1]} {}
+
+  template <class F>
+  auto with_launches(F&& f) const {
+    conv::DeviceRadialProblem p;
+    p.plan = ordering.problem.plan;
+    p.dtype = ordering.problem.dtype;
+    p.edges = &ordering.edges;
+    p.hidden = hidden;
+    for (std::size_t s = 0; s < values.size(); ++s) p.in[s] = {pointer(values[s]), nullptr, strides[s], 0};
+    p.out[conv::kRadialG] = {const_cast<void*>(pointer(result)), p.plan->dim[2]};
+    return f(conv::RadialLaunches(p, exact, device));
   }
 };
 
@@ -114,9 +148,9 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
           py::arg("tables"), py::arg("scratch"), py::arg("listed") = true);
   // sizes: edges, sources, destinations.
   py::class_<Convolution>(m, "Convolution", py::module_local())
-      .def(py::init<const std::string&, const std::string&, std::array<std::int64_t, 3>,
-                    const std::array<std::array<std::int64_t, 3>, 4>&, bool, const Addresses&, const Addresses&,
-                    const Strides&, const Addresses&, const std::optional<Strides>&>(),
+      .def(py::init<const std::string&, const std::string&, std::array<std::int64_t, 3>, const Indices&, bool,
+                    const Addresses&, const Addresses&, const Strides&, const Addresses&,
+                    const std::optional<Strides>&>(),
            py::arg("plan"), py::arg("dtype"), py::arg("sizes"), py::arg("indices"), py::arg("dual"), py::arg("values"),
            py::arg("tangents"), py::arg("strides"), py::arg("results"), py::arg("tangent_strides") = py::none())
       .def_property_readonly("covered", [](const Convolution& c) { return conv::Launches::cover(c.with_edges()); })
@@ -132,6 +166,27 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
             return result;
           },
           py::arg("scratch"));
+  py::class_<RadialConvolution>(m, "RadialConvolution", py::module_local())
+      .def(
+          py::init<const std::string&, std::array<std::int64_t, 4>, const Indices&, const std::array<std::uint64_t, 4>&,
+                   const std::array<std::int64_t, 4>&, std::uint64_t, bool, std::array<int, 2>>())
+      .def_property_readonly("covered",
+                             [](const RadialConvolution& c) {
+                               return c.with_launches([](const auto& launches) { return launches.covered(); });
+                             })
+      .def_property_readonly(
+          "scratch_bytes",
+          [](const RadialConvolution& c) { return conv::Launches::scratch_bytes(c.ordering.with_edges()); })
+      .def("launches", [](const RadialConvolution& c, std::uint64_t scratch) {
+        const conv::DeviceProblem order = c.ordering.with_edges();
+        conv::Launches ordering(order, const_cast<void*>(pointer(scratch)));
+        py::list result;
+        for (const conv::Launch& l : ordering.all()) result.append(described(l));
+        c.with_launches([&](const auto& launches) {
+          for (const conv::RadialLaunch& l : launches.all(ordering.places())) result.append(described(l));
+        });
+        return result;
+      });
   m.def("listed_plans", [] {
     std::map<std::string, std::string> result;
     for (const ListedPlan& plan : kListedPlans) result[plan.name] = plan.text;

@@ -324,6 +324,7 @@ struct Cpu {
     return make_edges(op, graph.src, graph.dst, num_src, graph.num_dst, graph.by_dst);
   }
   static bool covers(const Problem&) { return true; }
+  static bool covers(const RadialProblem&) { return true; }
   static void launch(const Problem& problem, const Tensor& like) { tensor_product_conv::launch(problem, like); }
   static void launch_radial(const RadialProblem& problem, const Tensor& like) {
     tensor_product_conv::launch_radial(problem, like);
@@ -335,5 +336,6 @@ struct Cpu {
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
   eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cpu>(m);
-  eqk::tensor_product_conv::register_radial<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_radial_forward<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_radial_derivatives<eqk::tensor_product_conv::Cpu>(m);
 }

@@ -2,6 +2,7 @@
 
 #include "core/cuda_stream.h"
 #include "tensor_product_conv/cuda_enqueue.h"
+#include "tensor_product_conv/cuda_radial_enqueue.h"
 #include "tensor_product_conv/op.h"
 
 namespace eqk::tensor_product_conv {
@@ -21,8 +22,17 @@ Tensor stable_order(const Tensor& t) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
+// Whether torch's settings ask for exact products of float32 matrices. They are Python's.
+bool exact_products() {
+  StableIValue result = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("eqk::tensor_product_conv_radial_is_exact", "", &result, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(result);
+}
+
 struct Cuda {
   using Problem = DeviceProblem;
+  using RadialProblem = DeviceRadialProblem;
 
   struct Edges : DeviceEdges {
     std::int32_t device = 0;
@@ -43,8 +53,32 @@ struct Cuda {
     return Launches::cover(problem) && copies_to_shared_memory(static_cast<const Edges&>(*problem.edges).device);
   }
 
+  // At full precision, so that with less the same problems run.
+  static bool covers(const RadialProblem& problem) {
+    const std::int32_t device = static_cast<const Edges&>(*problem.edges).device;
+    return copies_to_shared_memory(device) && RadialLaunches(problem, true, radial_device(device)).covered();
+  }
+
   static void launch(const Problem& call, const Tensor& like) {
-    constexpr const char* kOp = "tensor_product_conv";
+    run("tensor_product_conv", call, like, [](const Problem& problem, void* scratch, auto&& enqueue_all) {
+      enqueue_all(Launches(problem, scratch).all());
+    });
+  }
+
+  static void launch_radial(const RadialProblem& call, const Tensor& like) {
+    const RadialLaunches launches(call, exact_products(), radial_device(like.device().index()));
+    run("tensor_product_conv_radial", RadialLaunches::order_of(call), like,
+        [&](const Problem& order, void* scratch, auto&& enqueue_all) {
+          Launches ordering(order, scratch);
+          enqueue_all(ordering.all());
+          enqueue_all(launches.all(ordering.places()));
+        });
+  }
+
+ private:
+  // Calls f with the problem, its edges with their orders, its scratch memory, and what enqueues launches.
+  template <class F>
+  static void run(const char* op, const Problem& call, const Tensor& like, F&& f) {
     const std::int32_t device = like.device().index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     const auto& given = static_cast<const Edges&>(*call.edges);
@@ -58,23 +92,35 @@ struct Cuda {
     }
     Problem problem = call;
     problem.edges = &edges;
-    const cudaStream_t stream = current_stream(kOp, device);
+    const cudaStream_t stream = current_stream(op, device);
     Tensor scratch = torch::stable::new_empty(like, {Launches::scratch_bytes(problem)}, ScalarType::Byte);
-    for (const Launch& l : Launches(problem, scratch.mutable_data_ptr()).all())
-      check_cuda(kOp, enqueue(l, stream), l.name().c_str());
+    f(problem, scratch.mutable_data_ptr(), [&](const auto& launches) {
+      for (const auto& l : launches) check_cuda(op, enqueue(l, stream), l.name().c_str());
+    });
   }
 
- private:
+  static int attribute(const char* op, cudaDeviceAttr which, const char* what, std::int32_t device) {
+    int value = 0;
+    check_cuda(op, cudaDeviceGetAttribute(&value, which, device), what);
+    return value;
+  }
+
   // The kernels have code for sm_80 and newer.
   static bool copies_to_shared_memory(std::int32_t device) {
-    int major = 0;
-    check_cuda("tensor_product_conv", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-               "compute capability");
-    return major >= 8;
+    return attribute("tensor_product_conv", cudaDevAttrComputeCapabilityMajor, "compute capability", device) >= 8;
+  }
+
+  static RadialDevice radial_device(std::int32_t device) {
+    constexpr const char* kOp = "tensor_product_conv_radial";
+    return {attribute(kOp, cudaDevAttrMultiProcessorCount, "multiprocessors", device),
+            attribute(kOp, cudaDevAttrMaxSharedMemoryPerBlockOptin, "shared memory of a block", device)};
   }
 };
 
 }  // namespace
 }  // namespace eqk::tensor_product_conv
 
-STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) { eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) {
+  eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m);
+  eqk::tensor_product_conv::register_radial_forward<eqk::tensor_product_conv::Cuda>(m);
+}

@@ -180,6 +180,11 @@ struct Launch {
   }
 };
 
+// The edges in the order of their destinations, as the kernels find them.
+struct EdgePlaces {
+  const std::int32_t *row, *edge, *src;
+};
+
 // Chooses the launches of a problem.
 class Launches {
  public:
@@ -230,6 +235,8 @@ class Launches {
     if (problem.out[kY].data)
       y_rows_ = take<float>(edges_.count * std::max(units_->rows[0].y_columns, units_->rows[1].y_columns));
   }
+
+  EdgePlaces places() const { return {row_, edge_, src_}; }
 
   // In stream order.
   std::vector<Launch> all() {

@@ -13,7 +13,7 @@ struct Graph {
 
 // A call of an op over the edges of a graph; Description: its Problem. A backend has Edges, which it makes of a graph,
 // edges(op, graph, number of sources), its Problem and launch(problem, x), and RadialProblem and launch_radial. It may
-// leave a member of the family to torch operations: covers(problem).
+// leave a member of the family to torch operations, and the forward of a RadialProblem: covers(problem).
 template <class Backend, class Description>
 class GraphCall : public tensor_product::FamilyCall<Description> {
  protected:
@@ -57,18 +57,23 @@ class Call : public GraphCall<Backend, typename Backend::Problem> {
   bool covered() const { return Backend::covers(this->problem_); }
 };
 
-// The op of that name under `by_messages`, which torch operations make of any plan on any device.
+// An op that torch operations make of any plan on any device: what the kernels of another, `op`, do not cover.
 template <std::size_t results, class... Arguments>
-std::array<Tensor, results> by_messages(const char* member, const Arguments&... arguments) {
+std::array<Tensor, results> by_torch(const std::string& op, const std::string& name, const Arguments&... arguments) {
   static_assert(results <= sizeof...(arguments));
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  const std::string name = std::string("eqk::tensor_product_conv_by_messages") + member;
-  if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != 0)
-    fail("eqk::tensor_product_conv", member,
+  if (torch_call_dispatcher(("eqk::" + name).c_str(), "", stack.data(), TORCH_ABI_VERSION) != 0)
+    fail("eqk::", op,
          ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
   std::array<Tensor, results> tensors;
   for (std::size_t n = 0; n < results; ++n) tensors[n] = torch::stable::detail::to<Tensor>(stack[n]);
   return tensors;
+}
+
+template <std::size_t results, class... Arguments>
+std::array<Tensor, results> by_messages(const char* member, const Arguments&... arguments) {
+  const std::string op = "tensor_product_conv";
+  return by_torch<results>(op + member, op + "_by_messages" + member, arguments...);
 }
 
 using Flags = torch::headeronly::HeaderOnlyArrayRef<bool>;  // of which torch makes a list, as it does of no vector
@@ -157,14 +162,21 @@ class RadialCall : public GraphCall<Backend, typename Backend::RadialProblem> {
                      {"a", this->problem_.hidden, this->plan_->weight_numel},
                      of_plan[3]};
   }
+
+  bool covered() const { return Backend::covers(this->problem_); }
 };
 
 template <class Backend>
 Tensor radial_forward(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& src,
                       const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                       const OptionalTensor& by_src) {
-  RadialCall<Backend> call("tensor_product_conv_radial", x, a, plan, {src, dst, num_dst, by_dst, by_src});
+  const std::string text = plan;
+  constexpr const char* kOp = "tensor_product_conv_radial";
+  RadialCall<Backend> call(kOp, x, a, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a});
+  if (!call.covered())
+    return by_torch<1>(kOp, "tensor_product_conv_radial_by_weights", x, y, h, a, src, dst, num_dst, text, by_dst,
+                       by_src)[0];
   return call.forward(&Backend::launch_radial);
 }
 
@@ -202,8 +214,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
 }
 
 template <class Backend>
-void register_radial(torch::stable::detail::StableLibrary& m) {
+void register_radial_forward(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv_radial", TORCH_BOX(&radial_forward<Backend>));
+}
+
+template <class Backend>
+void register_radial_derivatives(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv_radial_jvp", TORCH_BOX(&radial_jvp<Backend>));
   m.impl("tensor_product_conv_radial_backward", TORCH_BOX(&radial_backward<Backend>));
   m.impl("tensor_product_conv_radial_double_backward", TORCH_BOX(&radial_double_backward<Backend>));

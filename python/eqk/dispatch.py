@@ -158,7 +158,7 @@ _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
 _BACKENDS_OF = {
     "tensor_product": ("cpu", "cuda", "triton", "reference"),
     "tensor_product_conv": ("cpu", "cuda", "torch", "reference"),
-    "tensor_product_conv_radial": ("cpu", "torch", "reference"),
+    "tensor_product_conv_radial": ("cpu", "cuda", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
 }

@@ -44,7 +44,8 @@ def _shapes(v: Sequence[MaybeTensor], rest: Sequence) -> tuple[tuple, ...]:
 FAMILY = Multilinear("eqk", _OP, 4, None, _check, _shapes, lambda *_: None)
 
 
-# On devices without a kernel: the convolution's, with the weights in memory.
+# On devices without a kernel, and for what those of a device leave to the op `by_weights`: the convolution's, with the
+# weights in memory.
 
 _OPS = torch.ops.eqk
 
@@ -100,6 +101,14 @@ def _other_devices_double_backward(*args):
 FAMILY.on_other_devices(
     _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
 )
+FAMILY.library.impl("tensor_product_conv_radial_by_weights", _other_devices_forward, "CompositeExplicitAutograd")
+
+
+def _is_exact() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision != "tf32"  # which every way of setting it changes
+
+
+FAMILY.library.impl("tensor_product_conv_radial_is_exact", _is_exact, "CompositeExplicitAutograd")
 
 
 def tensor_product_conv_radial(
@@ -118,7 +127,13 @@ def tensor_product_conv_radial(
     """:func:`eqk.tensor_product_conv` with weights h a + bias: out[dst[e]] += T(x[src[e]], y[e], h[e] a + bias).
 
     On the CPU the weights [edges, weight_numel] are made for 64 edges at a time and never stored, nor is their
-    gradient: all else is smaller. The same bits in every run.
+    gradient: all else is smaller. On GPUs from sm_80 on the forward stores none either, in float32 for what the kernels
+    of :func:`eqk.tensor_product_conv` cover; derivatives do. The same bits in every run.
+
+    There float32 means float32 (error 2e-7), as long as torch is not allowed less in products of matrices on CUDA:
+    after ``torch.set_float32_matmul_precision("high")``, or ``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
+    weights are products of sums of two bfloat16 numbers (1e-5), which is faster. Read whenever the op runs, compiled or
+    not; a weight or feature that is not finite makes NaN.
 
     Args:
         x: [num_src, dim1], columns ``plan.irreps_in1`` in ``plan.layout_in1``.
