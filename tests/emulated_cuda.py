@@ -15,6 +15,7 @@ import torch
 import triton
 
 ROOT = Path(__file__).resolve().parent.parent
+H100 = (132, 227 << 10)  # multiprocessors, and the shared memory that a block may have
 
 
 def cuobjdump(*arguments: object, cwd: Path | None = None) -> str:
@@ -178,6 +179,30 @@ class Emulator:
         assert somewhere.covered
         scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
         return results, self._execute(lambda address: problem(address).launches(address(scratch)), count)
+
+    def radial_problem(self, plan, sizes, indices, values, strides, result, exact, device=H100):
+        """The convolution with weights h a. ``sizes``: edges, sources, destinations, hidden features."""
+        return self.bindings.RadialConvolution(str(plan), sizes, indices, values, strides, result, exact, device)
+
+    def run_radial(self, plan, graph, values, exact=True, device=H100, pad=3, count=False):
+        """The same of the forward with weights h a; ``values``: of x, y, h and a. Results are behind these."""
+        src, dst, by_dst, num_dst = graph
+        x, y, h, a = [spread(v, "float32", pad) for v in values]
+        result = poisoned((num_dst, plan.irreps_out.dim), "float32", np.float32)
+        sizes = (len(src), len(x), num_dst, len(a))
+
+        def problem(address):
+            places = [(address(i), i.strides[0] // i.itemsize, i.itemsize) for i in (src, dst, by_dst)]
+            operands = [address(v) if v.size else 16 for v in (x, y, h, a)]
+            strides = [v.shape[1] for v in (x, y, h, a)]
+            return self.radial_problem(
+                plan, sizes, [*places, (0, 0, 0)], operands, strides, address(result), exact, device
+            )
+
+        somewhere = problem(lambda array: 16)
+        assert somewhere.covered
+        scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
+        return result, self._execute(lambda address: problem(address).launches(address(scratch)), count)
 
     def _execute(self, launches_at, count):
         """``launches_at(address)``: the launches for arrays that lie where ``address`` says."""

@@ -73,6 +73,8 @@ HOST_TO_DEVICE = 1
 MAX_DYNAMIC_SHARED_MEMORY = 8  # cudaFuncAttributeMaxDynamicSharedMemorySize
 NON_BLOCKING = 1
 COMPUTE_CAPABILITY_MAJOR = 75  # cudaDevAttrComputeCapabilityMajor
+# cudaDevAttrMultiProcessorCount and cudaDevAttrMaxSharedMemoryPerBlockOptin.
+H100 = {16: 132, 97: 232448}
 
 
 class Dim3(ctypes.Structure):
@@ -245,9 +247,9 @@ class Runtime:
         self.allowed_shared[device, self.kernels[function]] = value
 
     def cudaDeviceGetAttribute(self, device, details, out, attribute, of_device):
-        if attribute != COMPUTE_CAPABILITY_MAJOR or of_device not in range(DEVICES):
+        if attribute not in (COMPUTE_CAPABILITY_MAJOR, *H100) or of_device not in range(DEVICES):
             return INVALID_VALUE
-        INT.from_address(out).value = self.capability
+        INT.from_address(out).value = self.capability if attribute == COMPUTE_CAPABILITY_MAJOR else H100[attribute]
 
     def cudaLaunchKernel(self, device, details, function, grid, block, arguments, shared, stream):
         name = self.kernels[function]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import stub_cuda
 import torch
-from emulated_cuda import installed_bindings
+from emulated_cuda import H100, installed_bindings
 from stub_cuda import OPS, Runtime
 
 import eqk
@@ -662,6 +662,98 @@ def test_convolution_without_destinations(runtime, generator):
         assert [t.shape for t in (gx, gy, gw)] == [t.shape for t in operands]
         assert not gx.cpu().any()
         assert not gw.cpu().any()
+
+
+@pytest.fixture
+def high_precision():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def radial_operands(plan, edges, hidden, dtype, generator):
+    (x, y, _), src, dst = edges_of(plan, edges, 3, 4, dtype, generator)
+    shapes = (edges, hidden), (hidden, plan.weight_numel)
+    return [x, y, *((torch.rand(s, generator=generator) - 0.5).to("cuda:1", dtype) for s in shapes)], src, dst
+
+
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "capability", "by_kernels"),
+    [(8, torch.float32, 9, True), (8, torch.float32, 7, False), (8, torch.float64, 9, False), (4000, torch.float32, 9, False)],
+    ids=["float32", "before sm_80", "float64", "many features"],
+)  # fmt: skip
+def test_radial_convolution(runtime, hidden, dtype, capability, by_kernels, generator):
+    """The whole chain to second order, whose forward has a kernel of its own where that covers it."""
+    plan = CASES["depthwise-5"].plan
+    runtime.execute, runtime.capability = True, capability
+    operands, src, dst = radial_operands(plan, 7, hidden, dtype, generator)
+    host = [t.cpu() for t in operands]
+    directions = random_directions(host, torch.empty(4, plan.irreps_out.dim, dtype=dtype), 2, generator)
+    moved = [[t.to("cuda:1") for t in d] for d in directions]
+    try:
+        got = derivatives(lambda *t: eqk.tensor_product_conv_radial(*t, src, dst, 4, plan), operands, moved)
+    finally:
+        runtime.capability = 9
+    calls = runtime.take()
+    note_tables(runtime, plan, dtype, calls)
+    wide = [[t.double() for t in tensors] for tensors in (host, *directions)]
+
+    def dense(x, y, h, a):
+        return reference.tensor_product_conv(x, y, h @ a, src.cpu(), dst.cpu(), 4, str(plan))
+
+    for order, (results, expected) in enumerate(zip(got, derivatives(dense, wide[0], wide[1:]), strict=True)):
+        for result, want in zip(results, expected, strict=True):
+            assert_close(result.cpu(), want, order)
+    names = [launch["name"] for launch in launches(calls)]
+    assert ("eqk_tensor_product_conv_radial_f32" in names) == by_kernels
+    assert "eqk_tensor_product_conv_radial_bf16x3" not in names
+
+
+@pytest.mark.parametrize("edges", [9, 0])
+@pytest.mark.parametrize("exact", [True, False])
+def test_launches_of_the_radial_convolution(runtime, exact, edges, generator, request):
+    """Each byte of them, at the precision that torch was asked for, of matrix products as a whole or of CUDA's."""
+    plan = CASES["depthwise-5"].plan
+    operands, src, dst = radial_operands(plan, 9, 16, torch.float32, generator)
+    operands, src, dst = [t[:edges] if n in (1, 2) else t for n, t in enumerate(operands)], src[:edges], dst[:edges]
+    by_dst = dst.cpu().argsort(stable=True).to("cuda:1")
+    if not exact:
+        request.getfixturevalue("high_precision")
+    runtime.take(), stub_cuda.allocated()
+    out = EQK.tensor_product_conv_radial(*operands, src, dst, 4, str(plan), by_dst, None)
+    calls, blocks = runtime.take(), stub_cuda.allocated()
+    indices = [*((i.data_ptr(), 1, 8) for i in (src, dst, by_dst)), (0, 0, 0)]
+    addresses, strides = [t.data_ptr() for t in operands], [t.stride(0) for t in operands]
+    problem = runtime.bindings.RadialConvolution(
+        str(plan), (edges, 3, 4, 16), indices, addresses, strides, out.data_ptr(), exact, H100
+    )
+    assert problem.covered
+    assert blocks[-1][1] == problem.scratch_bytes
+    expected = problem.launches(blocks[-1][0])
+    assert launches(calls) == expected
+    of_kernel = "eqk_tensor_product_conv_radial_" + ("f32" if exact else "bf16x3")
+    assert [launch["name"] for launch in expected[1:]] == [of_kernel] * (len(expected) - 1)
+    assert len(expected) > 1
+
+
+def test_precision_of_the_radial_convolution(high_precision):
+    assert not EQK.tensor_product_conv_radial_is_exact()
+    torch.set_float32_matmul_precision("highest")
+    assert EQK.tensor_product_conv_radial_is_exact()
+
+
+def test_errors_of_the_radial_convolution(runtime, generator):
+    plan = CASES["depthwise-5"].plan
+    operands, src, dst = radial_operands(plan, 7, 8, torch.float32, generator)
+    runtime.faults["cudaFuncSetAttribute"] = runtime.faults["cudaLaunchKernel"] = stub_cuda.NO_KERNEL_IMAGE
+    with pytest.raises(RuntimeError, match="eqk::tensor_product_conv_radial: eqk_tensor_product_conv_order: no kernel"):
+        eqk.tensor_product_conv_radial(*operands, src, dst, 4, plan)
+    runtime.faults.pop("cudaFuncSetAttribute", None)
+    with pytest.raises(
+        RuntimeError, match=r"eqk::tensor_product_conv_radial: h: expected shape \[7, 8\], got \[6, 8\]"
+    ):
+        EQK.tensor_product_conv_radial(*operands[:2], operands[2][1:], operands[3], src, dst, 4, str(plan), None, None)
+    assert dispatch.choose("tensor_product_conv_radial", src.device) == "cuda"
 
 
 def test_operands_of_the_convolution_that_do_not_fit(runtime, generator):
