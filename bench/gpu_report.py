@@ -15,6 +15,9 @@ Sectors of 32 bytes are those that the warps request; compulsory bytes are those
 Convolutions: the same of the fused convolution on graphs of two degrees and of very uneven ones, with the launch that
 brings edges in order. Compulsory bytes have each node's row once.
 
+Radial: the same of its forward with the last layer of the radial network inside, exact to float32 and not. A block
+makes its part of the layer's matrix ready for 576 edges, about as many as on an H100 where there are 50 000.
+
 Model: the time of an edge is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and launches are
 not modelled; measured times are printed beside it where there is a GPU.
     dram        compulsory bytes from memory                           the memory floor
@@ -22,6 +25,7 @@ not modelled; measured times are printed beside it where there is a GPU.
     arithmetic  float32 instructions on the lanes                      the arithmetic floor
     issue       SASS instructions in the issue slots                   the issue-slot floor
     l1          shared-memory wavefronts, shuffles, and four sectors a cycle, of a multiprocessor
+    tensor      products of bfloat16 on tensor cores, at their peak
 
 The tables, and a roofline, go to build/gpu_report.
 """
@@ -53,6 +57,7 @@ from eqk.testing import CASES, depthwise
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from emulated_cuda import (  # noqa: E402
+    H100,
     Emulator,
     channel_degrees,
     cuobjdump,
@@ -66,7 +71,7 @@ DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
 ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
 MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.values()))
 PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
-COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems", "convolutions")}
+COMMITTED = {name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems", "convolutions", "radial")}
 
 # Duals or not, and the slots of the results.
 PHASES = {"forward": (False, "g"), "backward": (False, "xyw"), "double backward": (True, "xywg"), "jvp": (True, "g")}
@@ -80,6 +85,10 @@ ROWS = 16  # a multiple of the rows of a block
 CONVOLUTION_PHASES = ("forward", "backward", "double backward", "jvp")
 DEGREES = {"24": (24, 24), "32": (32, 32), "uneven": (0, 1, 2, 5, 14, 33)}
 EDGES = 50_000  # measured
+# Of the forward with weights h a: precisions, and whether they are exact to float32; as many hidden features and edges,
+# since each block makes its part of the matrix ready once for all of its edges.
+PRECISIONS = {"float32": True, "bf16x3": False}
+HIDDEN, RADIAL_EDGES = 64, 576
 TOLERANCE = 0.05
 
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
@@ -90,6 +99,7 @@ KEYS = {
     "kernels": ("kernel", "architecture"),
     "problems": ("problem", "phase", "of_plan"),
     "convolutions": ("problem", "phase", "degrees"),
+    "radial": ("problem", "precision", "degrees"),
 }
 # Of these more is better; of all other numbers less is.
 BETTER_MORE = re.compile(r"warps_?.*|store_width")
@@ -237,6 +247,16 @@ def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
     return found
 
 
+def all_radial_launches(bindings, architecture: str) -> dict[str, set[tuple[int, int]]]:
+    """The same of the forward with weights h a, whose launches depend on the shared memory of a block."""
+    found, shared = {}, ARCHITECTURES[architecture]["shared"] - 1024
+    for plan in [*PROBLEMS.values(), *(case.plan for case in CASES.values())]:
+        for exact in PRECISIONS.values():
+            for launch in radial_launches(bindings, plan, exact, shared):
+                found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
+    return found
+
+
 def convolution_launches(bindings, plan: eqk.Plan, dual: bool, wanted: str) -> list[dict]:
     """The same of the convolution in float32, none where its kernels do not cover the plan."""
     columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim]
@@ -249,9 +269,20 @@ def convolution_launches(bindings, plan: eqk.Plan, dual: bool, wanted: str) -> l
     return problem.launches(address) if problem.covered else []
 
 
-def kernel_rows(codes: Mapping[str, Sequence[Code]], launched: Mapping[str, set[tuple[int, int]]]) -> list[dict]:
-    rows = []
+def radial_launches(bindings, plan: eqk.Plan, exact: bool, shared: int = H100[1]) -> list[dict]:
+    """The same of the forward with weights h a."""
+    columns = [plan.irreps_in1.dim, plan.irreps_in2.dim, HIDDEN, plan.weight_numel]
+    indices = [(4096, 1, 8)] * 4
+    problem = bindings.RadialConvolution(
+        str(plan), (ROWS, ROWS, ROWS, HIDDEN), indices, [4096] * 4, columns, 4096, exact, (H100[0], shared)
+    )
+    return problem.launches(4096) if problem.covered else []
+
+
+def kernel_rows(codes: Mapping[str, Sequence[Code]], bindings) -> list[dict]:
+    rows, of_any = [], all_launches(bindings)
     for architecture, sources in codes.items():
+        launched = of_any | all_radial_launches(bindings, architecture)
         for name, usage in sorted((k, v) for code in sources for k, v in code.kernels.items()):
             limits, registers = ARCHITECTURES[architecture], usage["registers"]
             # Of the launches, the one of fewest warps on a multiprocessor.
@@ -341,6 +372,28 @@ def convolution_row(
     return row | costs(executed, moved, edges, codes)
 
 
+def radial_row(
+    emulator: Emulator, codes: Mapping[str, Sequence[Code]], problem: str, precision: str, degrees: str
+) -> dict:
+    """The same of the forward with weights h a. tensor: operations on tensor cores."""
+    plan, of_nodes = plan_of(problem), DEGREES[degrees] * (RADIAL_EDGES // sum(DEGREES[degrees]))
+    nodes, edges = len(of_nodes), sum(of_nodes)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (nodes, plan.irreps_in1.dim), (edges, plan.irreps_in2.dim), (edges, HIDDEN), (HIDDEN, plan.weight_numel)
+    values = [torch.randn(shape, generator=generator).numpy() for shape in shapes]
+    src = torch.randint(nodes, (edges,), generator=generator)
+    dst = torch.arange(nodes).repeat_interleave(torch.tensor(of_nodes))
+    graph = (src.numpy(), dst.numpy(), torch.arange(edges).numpy())
+    device = (1, H100[1])
+    result, executed = emulator.run_radial(
+        plan, (*graph, nodes), values, PRECISIONS[precision], device, pad=0, count=True
+    )
+    moved = sum(a.nbytes for a in (*values, result, *graph))
+    row = dict(zip(KEYS["radial"], (problem, precision, degrees), strict=True))
+    tensor = sum(n for _, stats in executed for kind, n in stats.flops.items() if kind.startswith("mma."))
+    return row | costs(executed, moved, edges, codes) | {"tensor": tensor / edges}
+
+
 def costs(executed: Sequence[tuple], moved: int, rows: int, codes: Mapping[str, Sequence[Code]]) -> dict:
     """Of launches and their counts, per row. ``moved``: the bytes of operands and results."""
     total = functools.reduce(add, (stats for _, stats in executed))
@@ -382,6 +435,8 @@ def model(row: Mapping, chip: Mapping) -> dict[str, float]:
         "issue": row[f"sass_{ARCHITECTURES[chip['architecture']]['machine_code']}"] / SCHEDULERS / per_cycle,
         "l1": (row["wavefronts"] + row["shuffles"] + sectors / 4) / per_cycle,
     }
+    if "tensor" in row:
+        terms["tensor"] = row["tensor"] / chip["tensor"] * 1e9
     if "l2" in chip:
         terms["l2"] = 32 * sectors / chip["l2"] * 1e9
     return terms
@@ -398,7 +453,7 @@ def model_rows(
             bound = max(terms, key=terms.get)
             rows.append({
                 "chip": name, **{key: row[key] for key in keys},
-                **{term: terms.get(term, "") for term in ("dram", "l2", "arithmetic", "issue", "l1")},
+                **{term: terms.get(term, "") for term in ("dram", "l2", "arithmetic", "issue", "l1", "tensor")},
                 "modelled": terms[bound], "bound": bound,
                 "measured": measured.get(tuple(row[k] for k in keys), "") if here(chip) else "",
                 "warps": row[f"warps_{chip['architecture']}"],
@@ -424,13 +479,18 @@ def operation(plan: eqk.Plan, phase: str, edges: int, device: str):
     }[phase]
 
 
-def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: str):
-    """The call that a phase of the convolution measures, on a graph of about so many edges, which come in order."""
-    generator = torch.Generator().manual_seed(0)
+def measured_graph(degrees: str, edges: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
     pattern = DEGREES[degrees]
     nodes = max(1, edges // sum(pattern)) * len(pattern)
     dst = torch.arange(nodes).repeat_interleave(torch.tensor(pattern).repeat(nodes // len(pattern)))
-    src, by_dst = torch.randint(nodes, dst.shape, generator=generator), torch.arange(len(dst))
+    return torch.randint(nodes, dst.shape, generator=generator), dst, nodes
+
+
+def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: str):
+    """The call that a phase of the convolution measures, on a graph of about so many edges, which come in order."""
+    generator = torch.Generator().manual_seed(0)
+    src, dst, nodes = measured_graph(degrees, edges, generator)
+    by_dst = torch.arange(len(dst))
     columns = (plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel)
     shapes = list(zip((nodes, len(dst), len(dst)), columns, strict=True))
     x, y, w, *t = (torch.randn(*shape, generator=generator).to(device) for shape in shapes * 2)
@@ -446,6 +506,27 @@ def convolution(plan: eqk.Plan, phase: str, degrees: str, edges: int, device: st
         ),
         "jvp": lambda: ops.tensor_product_conv_jvp(x, y, w, *t, *rest),
     }[phase], len(dst)
+
+
+def radial_convolution(plan: eqk.Plan, precision: str, degrees: str, edges: int, device: str):
+    """The same of the forward with weights h a."""
+    generator = torch.Generator().manual_seed(0)
+    src, dst, nodes = measured_graph(degrees, edges, generator)
+    by_dst = torch.arange(len(dst))
+    columns = (plan.irreps_in1.dim, plan.irreps_in2.dim, HIDDEN, plan.weight_numel)
+    shapes = zip((nodes, len(dst), len(dst), HIDDEN), columns, strict=True)
+    operands = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+    rest = (src.to(device), dst.to(device), nodes, str(plan), by_dst.to(device))
+
+    def run():
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest" if PRECISIONS[precision] else "high")
+        try:
+            return torch.ops.eqk.tensor_product_conv_radial(*operands, *rest)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run, len(dst)
 
 
 def measure(run: Callable, edges: int) -> float:
@@ -503,7 +584,7 @@ def in_library(row: Mapping, plans: Sequence[str], degrees: Sequence[int]) -> bo
     if "kernel" in row:
         scope = re.search(r"_f\d\d_(?:l(\d)|(\w+))$", row["kernel"])
         return scope is None or (int(scope[1]) in degrees if scope[1] else scope[2] in plans)
-    return (row["problem"] in PROBLEMS and row["of_plan"] == ANY) or row["problem"].replace("-", "_") in plans
+    return (row["problem"] in PROBLEMS and row.get("of_plan", ANY) == ANY) or row["problem"].replace("-", "_") in plans
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -614,7 +695,6 @@ def main() -> None:
         texts = ptx_of(library)
         bindings = installed_bindings()
         codes = assemble(texts, MACHINE_CODES, library, directory)
-        launched = all_launches(bindings)
         asked = problems(bindings, args.problems, args.phases)
         needed = {l["name"] for problem, phase, of_plan in asked
                   for l in launches(bindings, plan_of(problem), "float32", *PHASES[phase], of_plan)}  # fmt: skip
@@ -622,20 +702,29 @@ def main() -> None:
                         for phase in CONVOLUTION_PHASES if phase in args.phases for degrees in DEGREES]  # fmt: skip
         needed |= {l["name"] for problem, phase, _ in convolutions
                    for l in convolution_launches(bindings, plan_of(problem), *PHASES[phase])}  # fmt: skip
+        radial = [(problem, precision, degrees) for problem in args.problems if problem in PROBLEMS
+                  for precision in PRECISIONS if "forward" in args.phases for degrees in DEGREES]  # fmt: skip
+        needed |= {l["name"] for problem, precision, _ in radial
+                   for l in radial_launches(bindings, plan_of(problem), PRECISIONS[precision])}  # fmt: skip
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
-            "kernels": kernel_rows(codes, launched),
+            "kernels": kernel_rows(codes, bindings),
             "problems": [problem_row(emulator, codes, *names) for names in asked],
             "convolutions": [convolution_row(emulator, codes, *names) for names in convolutions],
+            "radial": [radial_row(emulator, codes, *names) for names in radial],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
-    measured, of_convolutions = {}, {}
+    measured, of_convolutions, of_radial = {}, {}, {}
     if torch.cuda.is_available():
         measured = {key: measure(operation(plan_of(key[0]), key[1], EDGES, "cuda"), EDGES) for key in fastest}
         of_convolutions = {key: measure(*convolution(plan_of(key[0]), *key[1:], EDGES, "cuda")) for key in convolutions}
+        of_radial = {key: measure(*radial_convolution(plan_of(key[0]), *key[1:], EDGES, "cuda")) for key in radial}
     models = model_rows(counted["problems"], measured)
     conv_models = model_rows(counted["convolutions"], of_convolutions, KEYS["convolutions"])
+
+    # Where a block of an H100 does not fit, other launches run.
+    radial_models = [r for r in model_rows(counted["radial"], of_radial, KEYS["radial"]) if r["warps"]]
 
     print_table("Kernels", counted["kernels"])
     for title, peer in (("problems", PEER), ("convolutions", PEER["convolution"])):
@@ -653,15 +742,23 @@ def main() -> None:
     if conv_models:
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in conv_models]
         print_table("Model of the convolutions, ns an edge, and over the memory floor", floors)
+    if radial_models:
+        given = {(r["chip"], r["problem"], r["degrees"]): r["modelled"] for r in conv_models if r["phase"] == "forward"}
+        print_table("Radial, per edge", counted["radial"])
+        print_table(
+            "Model of the forward with weights h a, ns an edge, and over that with the weights given",
+            [{**r, "to_given": r["modelled"] / given[r["chip"], r["problem"], r["degrees"]]} for r in radial_models],
+        )
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
-        for of, times in (("problems", measured), ("convolutions", of_convolutions)):
+        for of, times in (("problems", measured), ("convolutions", of_convolutions), ("radial", of_radial)):
             if times:
                 print_table(
                     title, [dict(zip(KEYS[of], key, strict=True)) | {"measured": t} for key, t in times.items()]
                 )
     args.output.mkdir(parents=True, exist_ok=True)
-    for title, rows in (*counted.items(), ("model", models), ("model_of_convolutions", conv_models)):
+    modelled = {"model": models, "model_of_convolutions": conv_models, "model_of_radial": radial_models}
+    for title, rows in (counted | modelled).items():
         if rows:  # no convolutions, where only phases or problems without were asked for
             write_csv(args.output / f"{title}.csv", rows)
     roofline(counted["problems"], args.output / "roofline.png")

@@ -204,6 +204,17 @@ def test_the_calls_that_are_measured():
         assert all(t.isfinite().all() and t.abs().max() > 0 for t in results)
 
 
+def test_the_radial_calls_that_are_measured():
+    plan = report.PROBLEMS["mace-medium-2e"]
+    for precision, degrees in itertools.product(report.PRECISIONS, report.DEGREES):
+        run, edges = report.radial_convolution(plan, precision, degrees, 120, "cpu")
+        assert 60 < edges <= 120
+        result = run()
+        assert result.shape[1] == plan.irreps_out.dim
+        assert result.isfinite().all()
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_the_committed_counts(tmp_path):
     """One problem, counted anew: a change that makes a kernel worse than committed fails."""
     require_nvcc()
@@ -214,7 +225,7 @@ def test_the_committed_counts(tmp_path):
     (text,) = (text for text in ptx_of(library) if launch["name"] in report.kernels_of(text))
     codes = report.assemble([text], [architecture], library, tmp_path)
     row = report.problem_row(Emulator([text], bindings), codes, problem, phase, report.ANY)
-    kernels = report.kernel_rows(codes, report.all_launches(bindings))
+    kernels = report.kernel_rows(codes, bindings)
     assert report.spills(kernels) == []
     for title, rows in (("problems", [row]), ("kernels", kernels)):
         assert report.growth(rows, report.read_csv(report.COMMITTED[title]), report.KEYS[title]) == []
@@ -265,3 +276,44 @@ def test_the_committed_limits_of_the_convolutions_gradients(phase):
         assert numbers["warps_sm_90"] >= 9
         terms = report.model(numbers, report.CHIPS["H100 SXM"])
         assert max(terms.values()) < TO_FLOOR[phase][row["problem"]] * terms["dram"]
+
+
+def numbers(row, keys):
+    return row | {k: float(v) for k, v in row.items() if k not in keys}
+
+
+# Over the modelled time of the forward with the weights given, on an H100.
+TO_GIVEN = {"float32": 1.05, "bf16x3": 0.8}
+
+
+def test_the_committed_limits_of_the_radial_convolution():
+    chip = report.CHIPS["H100 SXM"]
+    given = {
+        (r["problem"], r["degrees"]): max(report.model(numbers(r, report.KEYS["convolutions"]), chip).values())
+        for r in report.read_csv(report.COMMITTED["convolutions"])
+        if r["phase"] == "forward"
+    }
+    rows = report.read_csv(report.COMMITTED["radial"])
+    assert {(r["problem"], r["degrees"]) for r in rows} == set(given)
+    for row in rows:
+        if (row["problem"], row["degrees"]) == ("mace-large", "24"):
+            terms = report.model(numbers(row, report.KEYS["radial"]), chip)
+            assert max(terms.values()) < TO_GIVEN[row["precision"]] * given["mace-large", "24"]
+
+
+@pytest.mark.parametrize("precision", report.PRECISIONS)
+def test_the_committed_counts_of_the_radial_convolution(tmp_path, precision):
+    require_nvcc()
+    library, problem, degrees = library_path(), "mace-medium-2e", "24"
+    bindings, plan = installed_bindings(), report.PROBLEMS[problem]
+    names = {launch["name"] for launch in report.radial_launches(bindings, plan, report.PRECISIONS[precision])}
+    texts = [text for text in ptx_of(library) if names & set(report.kernels_of(text))]
+    codes = report.assemble(texts, ["sm_90"], library, tmp_path)
+    row = report.radial_row(Emulator(texts, bindings), codes, problem, precision, degrees)
+    assert report.growth([row], report.read_csv(report.COMMITTED["radial"]), report.KEYS["radial"]) == []
+    # As of the convolution, with features and the matrix in place of weights; products of 8 edges, none of zeros alone.
+    of_edge, of_nodes = plan.irreps_in2.dim + report.HIDDEN, plan.irreps_in1.dim + plan.irreps_out.dim
+    matrix = 4 * report.HIDDEN * plan.weight_numel / report.RADIAL_EDGES
+    assert row["compulsory"] == pytest.approx(4 * (of_edge + of_nodes / 24) + 24 + matrix)
+    products = {"float32": 6, "bf16x3": 3}[precision]
+    assert row["tensor"] == pytest.approx(2 * products * report.HIDDEN * plan.weight_numel)
