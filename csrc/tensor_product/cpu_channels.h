@@ -3,10 +3,16 @@
 // k] y[j], formed once with lanes over rows; then each nonzero (k, i) costs one multiply-add for W channels of a row.
 // Scratch rows keep the components of W channels adjacent, [channel tile][component][lane], so that every access is a
 // constant offset.
+#include <cstdlib>
+
 #include "core/contract.h"
 #include "core/interleave.h"
 #include "tensor_product/lowered.h"
-
+#define EQK_OFF off_()
+inline bool off_() {
+  static const bool b = std::getenv("EQK_NOFUSE") != nullptr;
+  return b;
+}
 namespace eqk::tensor_product {
 inline namespace EQK_ISA {
 
@@ -114,9 +120,10 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
   }
 }
 
+inline constexpr int kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
+
 // Tiles of channels that a loop takes at a time where each needs so many vector registers.
 constexpr int tiles_at_once(int registers) {
-  constexpr int kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
   return 4 * registers <= kRegisters ? 4 : 2 * registers <= kRegisters ? 2 : 1;
 }
 
@@ -215,14 +222,31 @@ void forward_summed_path(const ChannelPath& p, const SummedRows<T>& r, const T* 
                                                                 EQK_LAMBDA { sum_tiles<C, T, tiles>(p, r, m, u, n); });
 }
 
+// Components [kFirst, kLast) of i or, by k, of k.
+template <bool kByK, int kFirst, int kLast>
+struct Components {
+  static constexpr bool has(int i, int k) { return (kByK ? k : i) >= kFirst && (kByK ? k : i) < kLast; }
+};
+
+// How many components i have their sums for the shared operand in registers beside those of gradients().
+template <class C, bool kDual>
+constexpr int summed_components() {
+  constexpr int kOthers = kDual ? 2 * (2 * C::l3 + 1) + 8 : 2 * C::l3 + 6;  // g, the output, and of w, x, h and gw
+  int i = 0;
+  while (i <= 2 * C::l1 && kPairsByI<C>.begin[i + 1] + kOthers <= kRegisters) ++i;
+  return i;
+}
+
 // With h[i] = sum_k M[k, i] g[k]: the gradients of w, sum_i x_i h_i, and of the operand with channels, w h. Each number
-// of M is read once for all tiles; of i and k that one is the outer loop which takes fewer registers.
-template <class C, class T, bool kDual>
-EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
+// of M is read once for all tiles; of i and k that one is the outer loop which takes fewer registers. kAll: in the same
+// loop what shared_gradient() sums, for as many i as registers hold, and tangent_output(); it takes one tile at a time.
+template <class C, class T, bool kDual, bool kAll>
+EQK_HD void gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
   constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kDuals = kDual ? 2 : 1;
   constexpr int kIfByK = kDuals * d1 + 2, kIfByI = d3 + 2 * kDuals + 1;  // registers of a tile
-  constexpr bool kByK = kIfByK <= kIfByI;
-  constexpr int kTiles = tiles_at_once(kByK ? kIfByK : kIfByI);
+  constexpr bool kByK = !kAll && kIfByK <= kIfByI;
+  constexpr int kTiles = kAll ? 1 : tiles_at_once(kByK ? kIfByK : kIfByI);
+  constexpr int kSummed = kAll ? summed_components<C, kDual>() : 0;
   using V = Vector<T, W>;
   using S = std::conditional_t<kDual, Dual<V>, V>;
   const PathWeights<T, kDual> weights(p, r);
@@ -235,6 +259,7 @@ EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const 
     else
       return m[pair * kRows];
   };
+  V s[C::pairs] = {};
   for_tiles<kTiles, W>(p.channels, [&](auto tiles, std::int64_t u, std::int64_t n) EQK_LAMBDA {
     constexpr int kCount = tiles;
     const T *const c = r.c + p.c_scratch + u * d1, *const c_tangent =
@@ -246,13 +271,17 @@ EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const 
       weights.ahead(u + t * W);
       weight[t] = weights.load(tiles, u, n, t);
     });
+    const auto channel = [&](int t, int i) EQK_LAMBDA {
+      const int at = t * W * d1 + i * W;
+      return load_channel<T, kDual>(c + at, c_tangent + at);
+    };
     const auto put = [&](auto i, const S(&h)[kCount]) EQK_LAMBDA {
       unroll<kCount>([&](auto t) EQK_LAMBDA {
-        constexpr int at = t * W * d1 + i * W;
-        fma_part(sum[t], load_channel<T, kDual>(c + at, c_tangent + at), h[t]);
-        V total = load<T, W>(gc + u * d1 + at);
+        T* const to = gc + u * d1 + t * W * d1 + i * W;
+        fma_part(sum[t], channel(t, i), h[t]);
+        V total = load<T, W>(to);
         fma_part(total, weight[t], h[t]);
-        store<T, W>(gc + u * d1 + at, total);
+        store<T, W>(to, total);
       });
     };
     if constexpr (kByK) {
@@ -263,26 +292,30 @@ EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const 
         unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[t] = load<T, W>(g + t * W * d3 + k * W); });
         unroll<pairs.begin[k + 1] - pairs.begin[k]>([&](auto q) EQK_LAMBDA {
           constexpr int pair = pairs.pair[pairs.begin[k] + q];
-          const auto s = m_of_row(pair);
-          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[C::pair_i[pair]][t], s, g_k[t]); });
+          const auto number = m_of_row(pair);
+          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[C::pair_i[pair]][t], number, g_k[t]); });
         });
       });
       unroll<d1>([&](auto i) EQK_LAMBDA { put(i, h[i]); });
     } else {
       constexpr auto& pairs = kPairsByI<C>;
-      V g_k[d3][kCount];
+      V g_k[d3][kCount], out[d3] = {};
       unroll<d3>([&](auto k) EQK_LAMBDA {
         unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[k][t] = load<T, W>(g + t * W * d3 + k * W); });
       });
       unroll<d1>([&](auto i) EQK_LAMBDA {
-        S h[kCount] = {};
+        S h[kCount] = {}, weighted{};
+        if constexpr (kAll) weighted = mul(weight[0], channel(0, i));
         unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
-          constexpr int pair = pairs.begin[i] + q;
-          const auto s = m_of_row(pair);
-          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[t], s, g_k[C::pair_k[pair]][t]); });
+          constexpr int pair = pairs.begin[i] + q, k = C::pair_k[pair];
+          const auto number = m_of_row(pair);
+          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[t], number, g_k[k][t]); });
+          if constexpr (i < kSummed) s[pair] += part(weighted) * g_k[k][0];
+          if constexpr (kAll && kDual) fma_part(out[k], number, weighted);
         });
         put(i, h);
       });
+      if constexpr (kAll && kDual) write_out<d3>(p, r, u, n, out);
     }
     unroll<kCount>([&](auto t) EQK_LAMBDA {
       T* const to = gw + u + t * W;
@@ -294,27 +327,23 @@ EQK_HD void input_gradients(const ChannelPath& p, const ChannelRow<T>& r, const 
         store_n<T, W>(to, sum[t], n);
     });
   });
+  if constexpr (kSummed > 0)
+    contract_s<C>(s, static_cast<T>(p.coefficient), r.gs + p.shared.offset, Components<false, 0, kSummed>{});
 }
 
-// Components [kFirst, kLast) of i or, by k, of k.
-template <bool kByK, int kFirst, int kLast>
-struct Components {
-  static constexpr bool has(int i, int k) { return (kByK ? k : i) >= kFirst && (kByK ? k : i) < kLast; }
-};
-
-// gs[j] += coefficient sum C[i, j, k] sum_channels (w x_i) g_k, lanes not yet summed: over all channels for as many
-// components of the longer one of i and k as have their sums in registers.
-template <class C, class T, bool kDual>
+// gs[j] += coefficient sum C[i, j, k] sum_channels (w x_i) g_k over i from kFrom on, lanes not yet summed: over all
+// channels for as many components of the longer one of i and k as have their sums in registers.
+template <class C, class T, bool kDual, int kFrom>
 EQK_HD void shared_gradient(const ChannelPath& p, const ChannelRow<T>& r) {
   constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
-  constexpr bool kByK = d1 <= d3;
+  constexpr bool kByK = d1 <= d3 && kFrom == 0;
   constexpr int kLong = kByK ? d3 : d1, kEach = (C::pairs + kLong - 1) / kLong, kSums = EQK_VECTOR_BYTES == 64 ? 21 : 9;
   constexpr int kChunk = kSums / kEach < 1 ? 1 : kSums / kEach < kLong ? kSums / kEach : kLong;
   constexpr int kTiles = kChunk * kEach <= kSums / 2 ? 2 : 1;  // few sums would wait for each other
   using V = Vector<T, W>;
   const PathWeights<T, kDual> weights(p, r);
-  unroll<(kLong + kChunk - 1) / kChunk>([&](auto chunk) EQK_LAMBDA {
-    constexpr int first = chunk * kChunk, last = first + kChunk < kLong ? first + kChunk : kLong;
+  unroll<(kLong - kFrom + kChunk - 1) / kChunk>([&](auto chunk) EQK_LAMBDA {
+    constexpr int first = kFrom + chunk * kChunk, last = first + kChunk < kLong ? first + kChunk : kLong;
     using Wanted = Components<kByK, first, last>;
     V s[kTiles][C::pairs] = {};
     for_tiles<kTiles, W>(p.channels, [&](auto tiles, std::int64_t u, std::int64_t n) EQK_LAMBDA {
@@ -406,11 +435,22 @@ EQK_HD void tangent_output(const ChannelPath& p, const ChannelRow<T>& r, const T
       });
 }
 
+// All results in one loop, which reads operands once: where registers hold it. With sixteen it is no faster.
+inline constexpr bool kAllAtOnce = EQK_VECTOR_BYTES == 64;
+
 // kDual: the eps part of the same sums for x + eps x', y + eps y', w + eps w', and of the forward.
 template <class C, class T, bool kDual>
 void backward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
-  if (r.gc || (r.gw && p.weighted)) input_gradients<C, T, kDual>(p, r, m, m_tangent);
-  if (r.gs) shared_gradient<C, T, kDual>(p, r);
+  if constexpr (kAllAtOnce) {
+    if (r.gs && (!kDual || r.out)) {
+      constexpr int kSummed = summed_components<C, kDual>();
+      gradients<C, T, kDual, true>(p, r, m, m_tangent);
+      if constexpr (kSummed <= 2 * C::l1) shared_gradient<C, T, kDual, kSummed>(p, r);
+      return;
+    }
+  }
+  if (r.gc || (r.gw && p.weighted)) gradients<C, T, kDual, false>(p, r, m, m_tangent);
+  if (r.gs) shared_gradient<C, T, kDual, 0>(p, r);
   if constexpr (kDual)
     if (r.out) tangent_output<C, T>(p, r, m, m_tangent);
 }
