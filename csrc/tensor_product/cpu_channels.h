@@ -3,16 +3,10 @@
 // k] y[j], formed once with lanes over rows; then each nonzero (k, i) costs one multiply-add for W channels of a row.
 // Scratch rows keep the components of W channels adjacent, [channel tile][component][lane], so that every access is a
 // constant offset.
-#include <cstdlib>
-
 #include "core/contract.h"
 #include "core/interleave.h"
 #include "tensor_product/lowered.h"
-#define EQK_OFF off_()
-inline bool off_() {
-  static const bool b = std::getenv("EQK_NOFUSE") != nullptr;
-  return b;
-}
+
 namespace eqk::tensor_product {
 inline namespace EQK_ISA {
 
@@ -441,15 +435,16 @@ inline constexpr bool kAllAtOnce = EQK_VECTOR_BYTES == 64;
 // kDual: the eps part of the same sums for x + eps x', y + eps y', w + eps w', and of the forward.
 template <class C, class T, bool kDual>
 void backward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
+  const bool of_inputs = r.gc || (r.gw && p.weighted);
   if constexpr (kAllAtOnce) {
-    if (r.gs && (!kDual || r.out)) {
+    if (of_inputs && r.gs && (!kDual || r.out)) {
       constexpr int kSummed = summed_components<C, kDual>();
       gradients<C, T, kDual, true>(p, r, m, m_tangent);
       if constexpr (kSummed <= 2 * C::l1) shared_gradient<C, T, kDual, kSummed>(p, r);
       return;
     }
   }
-  if (r.gc || (r.gw && p.weighted)) gradients<C, T, kDual, false>(p, r, m, m_tangent);
+  if (of_inputs) gradients<C, T, kDual, false>(p, r, m, m_tangent);
   if (r.gs) shared_gradient<C, T, kDual, 0>(p, r);
   if constexpr (kDual)
     if (r.out) tangent_output<C, T>(p, r, m, m_tangent);
