@@ -101,6 +101,21 @@ def name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
+def check_chain(runtime, plan, function, truth, operands, rows, order, generator):
+    """Derivatives of a function of tensors on a device, each against that of ``truth`` in float64 on the host; its calls."""
+    host, device = [t.cpu() for t in operands], operands[0].device
+    value = torch.empty(rows, plan.irreps_out.dim, dtype=host[0].dtype)
+    directions = random_directions(host, value, order, generator)
+    got = derivatives(function, operands, [[t.to(device) for t in d] for d in directions])
+    calls = runtime.take()
+    note_tables(runtime, plan, value.dtype, calls)
+    wide = [[t.double() for t in tensors] for tensors in (host, *directions)]
+    for k, (results, expected) in enumerate(zip(got, derivatives(truth, wide[0], wide[1:]), strict=True)):
+        for result, want in zip(results, expected, strict=True):
+            assert_close(result.cpu(), want, k)
+    return calls
+
+
 def check(runtime, member, plan, v, t, wanted=(True,) * 4):
     """Calls a member and compares each byte of what it launches, and all that it allocates, with the problem's."""
     device, dtype, rows = v[0].device.index, v[0].dtype, v[0].shape[0]
@@ -531,17 +546,11 @@ def test_numbers(runtime, name, dtype, generator):
     """The whole chain, to third order: eqk.tensor_product of CUDA tensors, each launch executed, is the reference."""
     plan = CASES[name].plan
     runtime.execute = True
-    operands = [t / t.abs().max() for t in random_operands(plan, 2, dtype, generator)]
-    value = torch.empty(2, plan.irreps_out.dim, dtype=dtype)
-    directions = random_directions(operands, value, 3, generator)
-    move = lambda tensors: [t.to("cuda:0") for t in tensors]  # noqa: E731
-    got = derivatives(lambda *t: eqk.tensor_product(*t, plan), move(operands), [move(d) for d in directions])
-    note_tables(runtime, plan, dtype, runtime.take())
-    wide = [[t.double() for t in tensors] for tensors in (operands, *directions)]
-    truth = derivatives(lambda *t: reference.tensor_product(*t, plan), wide[0], wide[1:])
-    for order, (results, expected) in enumerate(zip(got, truth, strict=True)):
-        for result, want in zip(results, expected, strict=True):
-            assert_close(result.cpu(), want, order)
+    operands = [(t / t.abs().max()).to("cuda:0") for t in random_operands(plan, 2, dtype, generator)]
+    check_chain(
+        runtime, plan, lambda *t: eqk.tensor_product(*t, plan), lambda *t: reference.tensor_product(*t, plan),
+        operands, 2, 3, generator,
+    )  # fmt: skip
 
 
 def edges_of(plan, edges, num_src, num_dst, dtype, generator, device="cuda:1"):
@@ -571,23 +580,14 @@ def test_convolution(runtime, plan, dtype, capability, by_kernels, generator):
     """The whole chain to third order, by kernels of its own or, what they do not cover, by torch operations."""
     runtime.execute, runtime.capability = True, capability
     operands, src, dst = edges_of(plan, 7, 3, 4, dtype, generator)
-    host = [t.cpu() for t in operands]
-    directions = random_directions(host, torch.empty(4, plan.irreps_out.dim, dtype=dtype), 3, generator)
     OPS.set_stream(1, stream(1, 1))
-    moved = [[t.to("cuda:1") for t in d] for d in directions]
     try:
-        got = derivatives(lambda *t: eqk.tensor_product_conv(*t, src, dst, 4, plan), operands, moved)
+        calls = check_chain(
+            runtime, plan, lambda *t: eqk.tensor_product_conv(*t, src, dst, 4, plan),
+            lambda *t: reference.tensor_product_conv(*t, src.cpu(), dst.cpu(), 4, str(plan)), operands, 4, 3, generator,
+        )  # fmt: skip
     finally:
         runtime.capability = 9
-    calls = runtime.take()
-    note_tables(runtime, plan, dtype, calls)
-    wide = [[t.double() for t in tensors] for tensors in (host, *directions)]
-    truth = derivatives(
-        lambda *t: reference.tensor_product_conv(*t, src.cpu(), dst.cpu(), 4, str(plan)), wide[0], wide[1:]
-    )
-    for order, (results, expected) in enumerate(zip(got, truth, strict=True)):
-        for result, want in zip(results, expected, strict=True):
-            assert_close(result.cpu(), want, order)
     launched = [c for c in calls if c.name == "cudaLaunchKernel"]
     assert {(c.device, c.details["stream"]) for c in launched} == {(1, stream(1, 1))}
     names = {c.details["name"] for c in launched}
@@ -687,23 +687,16 @@ def test_radial_convolution(runtime, hidden, dtype, capability, by_kernels, gene
     plan = CASES["depthwise-5"].plan
     runtime.execute, runtime.capability = True, capability
     operands, src, dst = radial_operands(plan, 7, hidden, dtype, generator)
-    host = [t.cpu() for t in operands]
-    directions = random_directions(host, torch.empty(4, plan.irreps_out.dim, dtype=dtype), 2, generator)
-    moved = [[t.to("cuda:1") for t in d] for d in directions]
-    try:
-        got = derivatives(lambda *t: eqk.tensor_product_conv_radial(*t, src, dst, 4, plan), operands, moved)
-    finally:
-        runtime.capability = 9
-    calls = runtime.take()
-    note_tables(runtime, plan, dtype, calls)
-    wide = [[t.double() for t in tensors] for tensors in (host, *directions)]
 
-    def dense(x, y, h, a):
+    def truth(x, y, h, a):
         return reference.tensor_product_conv(x, y, h @ a, src.cpu(), dst.cpu(), 4, str(plan))
 
-    for order, (results, expected) in enumerate(zip(got, derivatives(dense, wide[0], wide[1:]), strict=True)):
-        for result, want in zip(results, expected, strict=True):
-            assert_close(result.cpu(), want, order)
+    try:
+        calls = check_chain(
+            runtime, plan, lambda *t: eqk.tensor_product_conv_radial(*t, src, dst, 4, plan), truth, operands, 4, 2, generator
+        )  # fmt: skip
+    finally:
+        runtime.capability = 9
     names = [launch["name"] for launch in launches(calls)]
     assert ("eqk_tensor_product_conv_radial_f32" in names) == by_kernels
     assert "eqk_tensor_product_conv_radial_bf16x3" not in names

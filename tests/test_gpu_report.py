@@ -259,6 +259,10 @@ def test_the_committed_counts_of_the_convolution(tmp_path, phase, of_peer):
     assert report.to_peer(row, report.PEER["convolution"]) < of_peer
 
 
+def numbers(row, keys):
+    return row | {k: float(v) for k, v in row.items() if k not in keys}
+
+
 TO_FLOOR = {
     "backward": dict.fromkeys(report.PROBLEMS, 1.15),
     "double backward": {"mace-medium-2e": 1.25, "mace-large": 1.25, "nequip-benzene": 1.5, "sevennet-l3i5": 1.3},
@@ -271,15 +275,11 @@ def test_the_committed_limits_of_the_convolutions_gradients(phase):
     rows = [r for r in report.read_csv(report.COMMITTED["convolutions"]) if (r["phase"], r["degrees"]) == (phase, "24")]
     assert {r["problem"] for r in rows} == set(TO_FLOOR[phase])
     for row in rows:
-        numbers = row | {k: float(v) for k, v in row.items() if k not in report.KEYS["convolutions"]}
-        assert (report.to_peer(numbers, report.PEER["convolution"]) or 0) < 0.8
-        assert numbers["warps_sm_90"] >= 9
-        terms = report.model(numbers, report.CHIPS["H100 SXM"])
+        counts = numbers(row, report.KEYS["convolutions"])
+        assert (report.to_peer(counts, report.PEER["convolution"]) or 0) < 0.8
+        assert counts["warps_sm_90"] >= 9
+        terms = report.model(counts, report.CHIPS["H100 SXM"])
         assert max(terms.values()) < TO_FLOOR[phase][row["problem"]] * terms["dram"]
-
-
-def numbers(row, keys):
-    return row | {k: float(v) for k, v in row.items() if k not in keys}
 
 
 # Over the modelled time of the forward with the weights given, on an H100.

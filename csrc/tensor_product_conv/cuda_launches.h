@@ -31,6 +31,19 @@ struct DeviceEdges {
 
 using DeviceProblem = GraphProblem<DeviceEdges, kSlots>;
 
+// Whether rows of float32 can be read and written as vectors of four.
+inline bool fits(const void* base, std::int64_t stride) {
+  return reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride % 4 == 0;
+}
+inline bool fits(const Operand& in) {
+  return fits(in.value, in.stride) && (!in.tangent || fits(in.tangent, in.tangent_stride));
+}
+
+inline Rows rows_of(const Operand& in) {
+  return {in.value, in.tangent, static_cast<std::int32_t>(4 * in.stride),
+          static_cast<std::int32_t>(4 * in.tangent_stride)};
+}
+
 inline int log_lanes(std::int64_t mul, int channels) {
   int log = kLeastLogLanes;
   while (log < 5 && channels << log < mul) ++log;
@@ -284,13 +297,6 @@ class Launches {
     launch<OrderArguments>(Kernel::order, std::max(edges_.count, arguments.num_end + 1)) = arguments;
   }
 
-  static bool fits(const void* base, std::int64_t stride) {
-    return reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride % 4 == 0;
-  }
-  static bool fits(const Operand& in) {
-    return fits(in.value, in.stride) && (!in.tangent || fits(in.tangent, in.tangent_stride));
-  }
-
   void forward() {
     launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward,
                                 [](UnitArguments&) {});
@@ -376,8 +382,7 @@ class Launches {
       Arguments& a = launch<Arguments>(kernel, 0);
       for (const int slot : {kX, kY, kW, kG}) {
         const Operand& in = problem.in[slot];
-        a.in[slot] = {in.value, in.tangent, static_cast<std::int32_t>(4 * in.stride),
-                      static_cast<std::int32_t>(4 * in.tangent_stride)};
+        a.in[slot] = rows_of(in);
       }
       const Result& out = problem.out[kG];
       a.out = out.data;

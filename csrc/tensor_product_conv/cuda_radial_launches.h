@@ -107,15 +107,9 @@ class RadialLaunches {
     RadialLaunch launch{};
     launch.parts = parts_;
     RadialArguments& a = launch.radial;
-    const auto rows = [](const Operand& in) {
-      return Rows{in.value, nullptr, static_cast<std::int32_t>(4 * in.stride), 0};
-    };
-    const auto fits = [](const void* base, std::int64_t stride) {
-      return reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && stride % 4 == 0;
-    };
     const Operand &x = problem_.in[kRadialX], &h = problem_.in[kHidden], &matrix = problem_.in[kMatrix];
     const Result& out = problem_.out[kRadialG];
-    a.x = rows(x), a.y = rows(problem_.in[kRadialY]), a.h = rows(h);
+    a.x = rows_of(x), a.y = rows_of(problem_.in[kRadialY]), a.h = rows_of(h);
     a.matrix = static_cast<const float*>(matrix.value);
     a.matrix_stride = matrix.stride;
     a.out = static_cast<float*>(out.data);
@@ -126,10 +120,10 @@ class RadialLaunches {
     a.steps = static_cast<std::int32_t>(steps_);
     a.x_mul_ir = problem_.plan->layout[0] == Layout::mul_ir;
     a.out_mul_ir = problem_.plan->layout[2] == Layout::mul_ir;
-    a.x_vectors = a.x_mul_ir && units_->x_aligned && fits(x.value, x.stride);
-    a.matrix_vectors = units_->w_aligned && fits(matrix.value, matrix.stride);
+    a.x_vectors = a.x_mul_ir && units_->x_aligned && fits(x);
+    a.matrix_vectors = units_->w_aligned && fits(matrix);
     a.out_vectors = a.out_mul_ir && units_->out_aligned && fits(out.data, out.stride);
-    a.h_vectors = problem_.hidden % 4 == 0 && fits(h.value, h.stride);
+    a.h_vectors = problem_.hidden % 4 == 0 && fits(h);
     const std::size_t warps = blocks[n].units.size();
     std::int32_t tiles = 0, units = 0;
     Memory most;

@@ -132,8 +132,8 @@ def tensor_product_conv_radial(
 
     There float32 means float32 (error 2e-7), as long as torch is not allowed less in products of matrices on CUDA:
     after ``torch.set_float32_matmul_precision("high")``, or ``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
-    weights are products of sums of two bfloat16 numbers (1e-5), which is faster. Read whenever the op runs, compiled or
-    not; a weight or feature that is not finite makes NaN.
+    weights are products of sums of two bfloat16 numbers (each off by 1.1e-5 at most), which is faster. Read whenever
+    the op runs, compiled or not; a weight or feature that is not finite makes NaN.
 
     Args:
         x: [num_src, dim1], columns ``plan.irreps_in1`` in ``plan.layout_in1``.
