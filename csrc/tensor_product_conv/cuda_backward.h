@@ -34,6 +34,8 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   static constexpr bool kSharedG = kSharedCotangents<U>;
   // Paths whose weights arrive while the one before is computed, and edges whose numbers do; none where registers lack.
   static constexpr int kAhead = kDual && kSharedG ? 0 : 1;
+  // Whether the row of the gradients of an edge's weights is found once, or for each path where registers lack.
+  static constexpr bool kKeepsRow = D1 < (kDual ? 7 : 5) && !kSharedG;
   static constexpr int kXGradient = x_gradient_size(U::l1, N);  // of a warp
 
   const BackwardArguments& a_;
@@ -174,12 +176,13 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 #pragma unroll
     for (T& v : gx) v = 0;
     Weights weights[kAhead + 1];
-    if constexpr (kAhead > 0) load_weights<0>(edge, weights[0]);
+    const WeightRow row(*this, edge, 0);
+    T* const gw = kKeepsRow ? gradients_of_weights(edge) : nullptr;
+    if constexpr (kAhead > 0) load_weights<0>(row, weights[0]);
     eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
       constexpr int q = decltype(slot)::value, next = q + kAhead;
-      if constexpr (next < U::count) load_weights<next>(kAhead ? edge : opaque(edge), weights[next % (kAhead + 1)]);
-      // Where registers lack, addresses are computed anew for each path.
-      if (this->has(q)) add_path<q>(edge_of_m, kAhead ? edge : opaque(edge), weights[q % (kAhead + 1)], x, gx, gy);
+      if constexpr (next < U::count) load_weights<next>(row, weights[next % (kAhead + 1)]);
+      if (this->has(q)) add_path<q>(edge_of_m, edge, row, gw, weights[q % (kAhead + 1)], x, gx, gy);
     });
     if (stages_x()) {
       T* const to = x_gradients() + this->warp_ * kXGradient + step % kStepsOfTile * kXStep + this->lane_ * (N * D1);
@@ -200,8 +203,8 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   }
 
   template <int q>
-  __device__ __forceinline__ void add_path(int edge_of_m, int edge, Weights& weights, const T (&x)[kParts][D1 * N],
-                                           T (&gx)[D1 * N], T (&gy)[kYColumns]) {
+  __device__ __forceinline__ void add_path(int edge_of_m, int edge, const WeightRow& row, T* gw_row, Weights& weights,
+                                           const T (&x)[kParts][D1 * N], T (&gx)[D1 * N], T (&gy)[kYColumns]) {
     using C = typename U::template C<q>;
     constexpr int D3 = 2 * U::kOf.l3[q] + 1, first = U::components(q);
     T shared[kSharedG ? D3 : 1][N];
@@ -213,8 +216,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         unpack(pack, shared[k]);
       }
     }
-    if (!this->w_vectors_)
-      this->template load_elements_of_weights<q>(WeightRow(*this, edge, 0), this->channel_, weights);
+    if (!this->w_vectors_) this->template load_elements_of_weights<q>(row, this->channel_, weights);
     S w[N], z[N], h[N];
     T gw[N];
 #pragma unroll
@@ -244,28 +246,35 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         gy[column] += c * sum;
       });
     });
-    if (a_.w) store_weights<q>(edge, gw);
+    store_weights<q>(edge, gw_row, gw);
   }
 
   template <int q>
-  __device__ __forceinline__ void load_weights(int edge, Weights& weights) const {
-    Base::template load_weights<q>(WeightRow(*this, edge, 0), this->channel_, this->unit_.w_vectors >> q & 1, weights);
+  __device__ __forceinline__ void load_weights(const WeightRow& row, Weights& weights) const {
+    Base::template load_weights<q>(row, this->channel_, this->unit_.w_vectors >> q & 1, weights);
   }
 
   template <int q>
-  __device__ __forceinline__ void store_weights(int edge, const T (&gw)[N]) const {
-    T* const to = row_of(static_cast<T*>(a_.w), edge, a_.w_stride) + (this->unit_.weight[q] + this->channel_);
+  __device__ __forceinline__ void store_weights(int edge, T* row, const T (&gw)[N]) const {
+    const auto to = [&]() EQK_LAMBDA {
+      return (kKeepsRow ? row : gradients_of_weights(edge)) + (this->unit_.weight[q] + this->channel_);
+    };
     if (a_.gw_vectors) {
       Pack<T, N> pack;
 #pragma unroll
       for (int c = 0; c < N; ++c) pack.set(c, gw[c]);
-      pack.store(to);
-    } else if (this->unit_.weighted >> q & 1) {
+      pack.store(to());
+    } else if (a_.w && this->unit_.weighted >> q & 1) {
       const int left = opaque(this->mul_) - static_cast<int>(this->channel_);
+      T* const first = to();
 #pragma unroll
       for (int c = 0; c < N; ++c)
-        if (c < left) to[c] = gw[c] + (a_.add ? to[c] : T{0});
+        if (c < left) first[c] = gw[c] + (a_.add ? first[c] : T{0});
     }
+  }
+
+  __device__ __forceinline__ T* gradients_of_weights(int edge) const {
+    return row_of(static_cast<T*>(a_.w), edge, a_.w_stride);
   }
 
   // Sums the columns over the lanes of an edge and writes them.

@@ -329,7 +329,7 @@ class Launches {
         a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
         a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
         a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
-        a.gw_vectors = units_->w_aligned && fits(w.data, w.stride) && !add;
+        a.gw_vectors = w.data && units_->w_aligned && fits(w.data, w.stride) && !add;
         a.add = add;
       });
     }
