@@ -337,5 +337,6 @@ struct Cpu {
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
   eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cpu>(m);
   eqk::tensor_product_conv::register_radial_forward<eqk::tensor_product_conv::Cpu>(m);
-  eqk::tensor_product_conv::register_radial_derivatives<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_radial_jvp<eqk::tensor_product_conv::Cpu>(m);
+  eqk::tensor_product_conv::register_radial_gradients<eqk::tensor_product_conv::Cpu>(m);
 }

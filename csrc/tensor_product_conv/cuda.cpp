@@ -3,6 +3,7 @@
 #include "core/cuda_stream.h"
 #include "tensor_product_conv/cuda_enqueue.h"
 #include "tensor_product_conv/cuda_radial_enqueue.h"
+#include "tensor_product_conv/cuda_radial_gradients.h"
 #include "tensor_product_conv/op.h"
 
 namespace eqk::tensor_product_conv {
@@ -22,12 +23,13 @@ Tensor stable_order(const Tensor& t) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
-// Whether torch's settings ask for exact products of float32 matrices. They are Python's.
-bool exact_products() {
+// What Python says: `what` of the radial convolution.
+template <class T>
+T asked(const std::string& what) {
   StableIValue result = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("eqk::tensor_product_conv_radial_is_exact", "", &result, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<bool>(result);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(("eqk::tensor_product_conv_radial_" + what).c_str(), "", &result,
+                                                      TORCH_ABI_VERSION));
+  return torch::stable::detail::to<T>(result);
 }
 
 struct Cuda {
@@ -53,22 +55,26 @@ struct Cuda {
     return Launches::cover(problem) && copies_to_shared_memory(static_cast<const Edges&>(*problem.edges).device);
   }
 
-  // At full precision, so that with less the same problems run.
+  // Of a forward at full precision, so that with less the same problems run.
   static bool covers(const RadialProblem& problem) {
     const std::int32_t device = static_cast<const Edges&>(*problem.edges).device;
-    return copies_to_shared_memory(device) && RadialLaunches(problem, true, radial_device(device)).covered();
+    if (!copies_to_shared_memory(device)) return false;
+    if (problem.in[kRadialG].value) return Launches::cover(with_weights(problem));
+    return RadialLaunches(problem, true, radial_device(device)).covered();
   }
 
   static void launch(const Problem& call, const Tensor& like) {
-    run("tensor_product_conv", call, like, [](const Problem& problem, void* scratch, auto&& enqueue_all) {
-      enqueue_all(Launches(problem, scratch).all());
-    });
+    run("tensor_product_conv", call, like,
+        [](const Problem& problem, const Tensor&, void* scratch, auto&& enqueue_all) {
+          enqueue_all(Launches(problem, scratch).all());
+        });
   }
 
   static void launch_radial(const RadialProblem& call, const Tensor& like) {
-    const RadialLaunches launches(call, exact_products(), radial_device(like.device().index()));
+    if (call.in[kRadialG].value) return launch_radial_gradients(call, like);
+    const RadialLaunches launches(call, asked<bool>("is_exact"), radial_device(like.device().index()));
     run("tensor_product_conv_radial", RadialLaunches::order_of(call), like,
-        [&](const Problem& order, void* scratch, auto&& enqueue_all) {
+        [&](const Problem& order, const Tensor&, void* scratch, auto&& enqueue_all) {
           Launches ordering(order, scratch);
           enqueue_all(ordering.all());
           enqueue_all(launches.all(ordering.places()));
@@ -76,7 +82,21 @@ struct Cuda {
   }
 
  private:
-  // Calls f with the problem, its edges with their orders, its scratch memory, and what enqueues launches.
+  static void launch_radial_gradients(const RadialProblem& call, const Tensor& like) {
+    Edges edges = static_cast<const Edges&>(*call.edges);
+    Tensor place_of = torch::stable::new_empty(like, {edges.count}, ScalarType::Int);
+    edges.place_of = static_cast<std::int32_t*>(place_of.mutable_data_ptr());
+    Problem problem = with_weights(call);
+    problem.edges = &edges;
+    run("tensor_product_conv_radial", problem, like,
+        [&](const Problem& ordered, const Tensor& by_dst, void* scratch, auto&& enqueue_all) {
+          RadialGradients(call, ordered, by_dst, asked<std::int64_t>("bytes_of_weights"), like)
+              .run(scratch, enqueue_all);
+        });
+  }
+
+  // Calls f with the problem, its edges with their orders, that of destinations, its scratch memory, and what enqueues
+  // launches.
   template <class F>
   static void run(const char* op, const Problem& call, const Tensor& like, F&& f) {
     const std::int32_t device = like.device().index();
@@ -94,7 +114,7 @@ struct Cuda {
     problem.edges = &edges;
     const cudaStream_t stream = current_stream(op, device);
     Tensor scratch = torch::stable::new_empty(like, {Launches::scratch_bytes(problem)}, ScalarType::Byte);
-    f(problem, scratch.mutable_data_ptr(), [&](const auto& launches) {
+    f(problem, by_dst, scratch.mutable_data_ptr(), [&](const auto& launches) {
       for (const auto& l : launches) check_cuda(op, enqueue(l, stream), l.name().c_str());
     });
   }
@@ -123,4 +143,5 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(eqk, CUDA, m) {
   eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cuda>(m);
   eqk::tensor_product_conv::register_radial_forward<eqk::tensor_product_conv::Cuda>(m);
+  eqk::tensor_product_conv::register_radial_gradients<eqk::tensor_product_conv::Cuda>(m);
 }

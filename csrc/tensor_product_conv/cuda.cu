@@ -54,7 +54,16 @@ struct Order {
       else
         assert(by_dst_is_the_stable_order_of_dst);
     }
-    a.edge[place] = static_cast<std::int32_t>(e);
+    std::int32_t number = static_cast<std::int32_t>(e);
+    if (a.place_of) {
+      if constexpr (kOfSources) {
+        number = a.place_of[e];
+      } else {
+        number = a.place_of[e] = static_cast<std::int32_t>(place);
+        a.end_of[place] = static_cast<std::int32_t>(n >= 0 && n < a.num_end ? n : 0);
+      }
+    }
+    a.edge[place] = number;
   }
 
   // The first place whose edge belongs to node r or one behind it.

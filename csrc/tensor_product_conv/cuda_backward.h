@@ -7,6 +7,12 @@
 
 namespace eqk::tensor_product_conv {
 
+// Where a warp keeps the number of its destination, for which duals leave no register.
+__device__ __forceinline__ int* kept_destination(int warp) {
+  __shared__ int destinations[kWarpsOfBlock];
+  return destinations + warp;
+}
+
 template <class T, int kChannels, bool kDual, class U>
 class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   using Base = UnitWarp<T, kChannels, kDual, U>;
@@ -18,15 +24,26 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       : Base(a, at, x_stage, own), a_(a), warps_(static_cast<int>(blockDim.x) / 32) {}
 
   __device__ __forceinline__ void run() {
-    const std::int32_t* const row = a_.row + this->at_.destination;
-    const int begin = row[0], end = row[1];
-    if (!kDual && begin == end) return;
     this->clear_x();
-    load_g();
-    if constexpr (kDual)
-      sum_out(begin, end);
-    else
-      add_edges(begin, end - begin);
+    int destination = this->at_.destination + (a_.destination ? a_.destination[a_.first_place] : 0);
+#pragma unroll 1
+    while (destination < a_.destination_count) {
+      const std::int32_t* const row = a_.row + destination;
+      const int begin = max(row[0], a_.first_place), end = min(row[1], a_.end_place);
+      if (begin > end) break;
+      if constexpr (kDual) {
+        __syncwarp();  // nobody reads the one before
+        *kept_destination(this->warp_) = destination;
+        __syncwarp();
+        load_g(destination);
+        sum_out(begin, end);
+        destination = *kept_destination(opaque(this->warp_));
+      } else if (begin < end) {
+        load_g(destination);
+        add_edges(begin, end - begin);
+      }
+      destination += static_cast<int>(a_.destinations.value());
+    }
   }
 
  private:
@@ -57,11 +74,11 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     while (true) {
       clear_out();
       if (first < end) add_edges(first, min(kEdgesOfSum, end - first));
-      const int destination = destination_of_block(a_);
+      const int destination = *kept_destination(opaque(this->warp_));
       const std::int32_t* const row = a_.row + destination;
       if (a_.out) this->template store<true>(a_, destination, out_, first != row[0]);
       first += kEdgesOfSum;
-      end = row[1];
+      end = min(row[1], a_.end_place);
       if (first >= end) break;
     }
   }
@@ -99,10 +116,11 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   }
 
   // Through the warp's own memory, so that whole sectors are read.
-  __device__ __forceinline__ void load_g() {
+  __device__ __forceinline__ void load_g(int destination) {
     const Rows& in = a_.in[kG];
-    const T* const row = row_of(static_cast<const T*>(in.value), this->at_.destination, in.stride);
-    const int slice = this->slice(), all = N << this->log_lanes_;
+    const T* const row = row_of(static_cast<const T*>(in.value), destination, in.stride);
+    const int slice = this->slice(), all = N << opaque(this->log_lanes_);
+    const int lane = opaque(this->lane_);  // else addresses stay in registers for the next destination
     // A loop over slots, for the size of the code.
 #pragma unroll 1
     for (int slot = 0; slot < U::count; ++slot) {
@@ -117,7 +135,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       if (a_.g_vectors) {
         from += this->first_channel_ * D3;
 #pragma unroll 1
-        for (int n = this->lane_ * N; n < slice * D3; n += 32 * N) {
+        for (int n = lane * N; n < slice * D3; n += 32 * N) {
           Pack<T, N> pack;
           pack.load(from + n);
           pack.store_shared(this->m_ + n);
@@ -128,14 +146,14 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 #pragma unroll 1
         for (int k = 0; k < D3; ++k, from += of_component)
 #pragma unroll 1
-          for (int c = this->lane_; c < all; c += 32) this->m_[c * D3 + k] = c < slice ? from[c * of_channel] : T{0};
+          for (int c = lane; c < all; c += 32) this->m_[c * D3 + k] = c < slice ? from[c * of_channel] : T{0};
       }
       __syncwarp();
       if (!this->has_channels()) continue;
       eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
         constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
         if (q != slot) return;
-        const T* const mine = this->m_ + (this->lane_ & ((1 << this->log_lanes_) - 1)) * (N * D);
+        const T* const mine = this->m_ + (lane & ((1 << opaque(this->log_lanes_)) - 1)) * (N * D);
         const T coefficient = this->unit_.coefficient[q];
         Pack<T, N> of_component[D];
 #pragma unroll

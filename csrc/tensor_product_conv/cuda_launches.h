@@ -27,6 +27,14 @@ struct DeviceIndices {
 struct DeviceEdges {
   std::int64_t count = 0, num_src = 0, num_dst = 0;
   DeviceIndices src, dst, by_dst, by_src;  // by_src: for gradients of x
+  // Null, or the rows of y, of weights and of their gradients come in the order of destinations: at these places, which
+  // the launches find.
+  std::int32_t* place_of = nullptr;
+};
+
+// Some of the edges, by their places in the order of destinations.
+struct Part {
+  std::int64_t first = 0, count = 0;
 };
 
 using DeviceProblem = GraphProblem<DeviceEdges, kSlots>;
@@ -240,6 +248,7 @@ class Launches {
         src_(take<std::int32_t>(edges_.count)),
         row_(take<std::int32_t>(edges_.num_dst + 1)) {
     if (!problem.in[kG].value) return;
+    if (edges_.place_of) destination_ = take<std::int32_t>(edges_.count);
     if (problem.out[kX].data) {
       edge_by_src_ = take<std::int32_t>(edges_.count);
       row_by_src_ = take<std::int32_t>(edges_.num_src + 1);
@@ -253,15 +262,76 @@ class Launches {
 
   // In stream order.
   std::vector<Launch> all() {
+    orders();
+    if (problem_.in[kG].value) {
+      gradients(problem_, {0, edges_.count}, false);
+      sums(problem_, false);
+      if (has_tangent_of_g(problem_)) {
+        const DeviceProblem problem = along_tangent_of_g(problem_);
+        gradients(problem, {0, edges_.count}, true);
+        sums(problem, true);
+      }
+    } else if (problem_.out[kG].data) {
+      forward();
+    }
+    return taken();
+  }
+
+  static bool has_tangent_of_g(const DeviceProblem& problem) { return problem.dual && problem.in[kG].tangent; }
+
+  // What the tangent of g contributes to the other gradients is the backward of that.
+  static DeviceProblem along_tangent_of_g(DeviceProblem problem) {
+    const Operand& g = problem.in[kG];
+    problem.dual = false;
+    problem.in[kG] = {g.tangent, nullptr, g.tangent_stride, 0};
+    problem.out[kG] = {};
+    return problem;
+  }
+
+  // The steps of a backward. Gradients may be those of one part after the other, of whose edges alone `problem` then has
+  // weights and their gradients; add: to what is there.
+  void orders() {
     order({edges_.dst.data, edges_.by_dst.data, edges_.src.data, edges_.dst.stride, edges_.by_dst.stride,
            edges_.src.stride, edges_.count, edges_.num_dst, edges_.num_src, edges_.dst.wide, edges_.by_dst.wide,
-           edges_.src.wide, 0, row_, edge_, src_});
-    if (problem_.in[kG].value)
-      backward();
-    else if (problem_.out[kG].data)
-      forward();
-    return std::move(result_);
+           edges_.src.wide, 0, row_, edge_, src_, edges_.place_of, destination_});
+    if (problem_.in[kG].value && problem_.out[kX].data)
+      order({edges_.src.data, edges_.by_src.data, nullptr, edges_.src.stride, edges_.by_src.stride, 0, edges_.count,
+             edges_.num_src, 0, edges_.src.wide, edges_.by_src.wide, 0, 1, row_by_src_, edge_by_src_, nullptr,
+             edges_.place_of, nullptr});
   }
+
+  void gradients(const DeviceProblem& problem, const Part& part, bool add) {
+    if (part.count == 0 && !problem.out[kG].data) return;
+    const Result& w = problem.out[kW];
+    const GradientRows& rows = units_->rows[problem.dual];
+    const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
+    launch_units<BackwardArguments>(problem, kernel, destinations_of(part), [&](BackwardArguments& a) {
+      a.in[kW] = from_first_edge(rows_of(problem.in[kW]), part);
+      if (w.data) a.w = from_first_edge(w.data, 4 * w.stride, part), a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+      if (problem.out[kX].data) a.x_rows = x_rows_;
+      if (problem.out[kY].data) a.y_rows = y_rows_;
+      a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
+      a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
+      a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
+      a.gw_vectors = w.data && units_->w_aligned && fits(w.data, w.stride) && !add;
+      a.add = add;
+      a.first_place = static_cast<std::int32_t>(part.first);
+      a.end_place = static_cast<std::int32_t>(part.first + part.count);
+      a.destination_count = static_cast<std::int32_t>(edges_.num_dst);
+      a.destination = part.first > 0 ? destination_ : nullptr;
+    });
+  }
+
+  void sums(const DeviceProblem& problem, bool add) {
+    const Plan& plan = *problem.plan;
+    const Result &x = problem.out[kX], &y = problem.out[kY];
+    const GradientRows& rows = units_->rows[problem.dual];
+    if (x.data) sum(Kernel::sum_x, x, rows.x, x_rows_, rows.x_columns, edges_.num_src, plan.layout[0], add);
+    if (y.data) sum(Kernel::sum_y, y, rows.y, y_rows_, rows.y_columns, edges_.count, plan.layout[1], add);
+  }
+
+  // Those of the steps since the last time, in stream order.
+  std::vector<Launch> taken() { return std::exchange(result_, {}); }
 
  private:
   static constexpr int kThreads = 128;  // of a block of kernels but those of units
@@ -272,7 +342,7 @@ class Launches {
   unsigned char* const scratch_;
   std::int64_t bytes_ = 0;
   std::int32_t *const edge_, *const src_, *const row_;
-  std::int32_t *edge_by_src_ = nullptr, *row_by_src_ = nullptr;
+  std::int32_t *edge_by_src_ = nullptr, *row_by_src_ = nullptr, *destination_ = nullptr;
   float *x_rows_ = nullptr, *y_rows_ = nullptr;
   std::vector<Launch> result_;
 
@@ -298,44 +368,26 @@ class Launches {
   }
 
   void forward() {
-    launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward,
+    launch_units<UnitArguments>(problem_, problem_.dual ? Kernel::forward_dual : Kernel::forward, edges_.num_dst,
                                 [](UnitArguments&) {});
   }
 
-  void backward() {
-    if (problem_.out[kX].data)
-      order({edges_.src.data, edges_.by_src.data, nullptr, edges_.src.stride, edges_.by_src.stride, 0, edges_.count,
-             edges_.num_src, 0, edges_.src.wide, edges_.by_src.wide, 0, 1, row_by_src_, edge_by_src_, nullptr});
-    gradients(problem_, false);
-    const Operand& g = problem_.in[kG];
-    if (!problem_.dual || !g.tangent) return;
-    // What the tangent of g contributes to the other gradients is the backward of that.
-    DeviceProblem problem = problem_;
-    problem.dual = false;
-    problem.in[kG] = {g.tangent, nullptr, g.tangent_stride, 0};
-    problem.out[kG] = {};
-    gradients(problem, true);
+  // For how many destinations a part has blocks: somewhat more than it has on average; blocks run as many as there are.
+  std::int64_t destinations_of(const Part& part) const {
+    if (part.count == edges_.count) return edges_.num_dst;
+    const double expected = static_cast<double>(part.count) / static_cast<double>(edges_.count) *
+                            static_cast<double>(edges_.num_dst);
+    return std::min(edges_.num_dst, static_cast<std::int64_t>(1.25 * expected) + 1);
   }
 
-  // add: to what is there.
-  void gradients(const DeviceProblem& problem, bool add) {
-    const Result &x = problem.out[kX], &y = problem.out[kY], &w = problem.out[kW];
-    const GradientRows& rows = units_->rows[problem.dual];
-    if (edges_.count > 0 || problem.out[kG].data) {
-      const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
-      launch_units<BackwardArguments>(problem, kernel, [&](BackwardArguments& a) {
-        if (w.data) a.w = w.data, a.w_stride = static_cast<std::int32_t>(4 * w.stride);
-        a.x_rows = x_rows_, a.y_rows = y_rows_;
-        a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
-        a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
-        a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
-        a.gw_vectors = w.data && units_->w_aligned && fits(w.data, w.stride) && !add;
-        a.add = add;
-      });
-    }
-    const Plan& plan = *problem.plan;
-    if (x.data) sum(Kernel::sum_x, x, rows.x, x_rows_, rows.x_columns, edges_.num_src, plan.layout[0], add);
-    if (y.data) sum(Kernel::sum_y, y, rows.y, y_rows_, rows.y_columns, edges_.count, plan.layout[1], add);
+  // Rows of the edges of a part, from where those of all edges would begin.
+  static void* from_first_edge(const void* rows, std::int64_t stride, const Part& part) {
+    const auto at = reinterpret_cast<std::uintptr_t>(rows);
+    return rows ? reinterpret_cast<void*>(at - static_cast<std::uintptr_t>(part.first * stride)) : nullptr;
+  }
+  static Rows from_first_edge(const Rows& rows, const Part& part) {
+    return {from_first_edge(rows.value, rows.stride, part), from_first_edge(rows.tangent, rows.tangent_stride, part),
+            rows.stride, rows.tangent_stride};
   }
 
   // In as few launches as hold the ranges and their terms.
@@ -370,9 +422,9 @@ class Launches {
     }
   }
 
-  // The launches of a kernel of units, whose arguments `fill` completes.
+  // The launches of a kernel of units, a block for each tile of so many destinations; `fill` completes the arguments.
   template <class Arguments, class Fill>
-  void launch_units(const DeviceProblem& problem, Kernel kernel, Fill&& fill) {
+  void launch_units(const DeviceProblem& problem, Kernel kernel, std::int64_t destinations, Fill&& fill) {
     constexpr bool kBackward = std::is_same_v<Arguments, BackwardArguments>;
     const int channels = channels_of_lane(problem.dual);
     const GradientRows& rows = units_->rows[problem.dual];
@@ -388,7 +440,7 @@ class Launches {
       a.out = out.data;
       a.out_stride = out.stride;
       a.row = row_, a.edge = edge_, a.src = src_;
-      a.destinations = Divisor(edges_.num_dst);
+      a.destinations = Divisor(destinations);
       a.x_mul_ir = problem.plan->layout[0] == Layout::mul_ir;
       a.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
       const Operand& w = problem.in[kW];
@@ -421,7 +473,7 @@ class Launches {
         shared = std::max(shared, end);
       }
       Launch& launch = result_.back();
-      launch.grid = tiles * edges_.num_dst;
+      launch.grid = tiles * destinations;
       launch.block = static_cast<int>(32 * warps);
       launch.shared = shared;
     }

@@ -9,6 +9,16 @@ struct DeviceRadialProblem : GraphProblem<DeviceEdges, kRadialSlots> {
   std::int64_t hidden = 0;
 };
 
+// The convolution whose gradients are those of a problem with weights h a, but for the weights.
+inline DeviceProblem with_weights(const DeviceRadialProblem& problem) {
+  return {problem.plan,
+          problem.dtype,
+          problem.dual,
+          problem.edges,
+          {problem.in[kRadialX], problem.in[kRadialY], {}, problem.in[kRadialG]},
+          {problem.out[kRadialX], problem.out[kRadialY], {}, problem.out[kRadialG]}};
+}
+
 // What launches depend on of a device: its multiprocessors, and the shared memory that a block may have.
 struct RadialDevice {
   int multiprocessors, shared;

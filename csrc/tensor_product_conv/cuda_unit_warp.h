@@ -52,11 +52,6 @@ __device__ __forceinline__ constexpr bool starts_k() {
   return true;
 }
 
-// Computed anew, for where no register keeps it.
-__device__ __forceinline__ int destination_of_block(const UnitArguments& a) {
-  return static_cast<int>(a.destinations.remainder(opaque(blockIdx.x)));
-}
-
 // Where a warp works: destination, unit, slice of channels.
 struct Place {
   const XRecord& x;

@@ -13,7 +13,7 @@ struct Graph {
 
 // A call of an op over the edges of a graph; Description: its Problem. A backend has Edges, which it makes of a graph,
 // edges(op, graph, number of sources), its Problem and launch(problem, x), and RadialProblem and launch_radial. It may
-// leave a member of the family to torch operations, and the forward of a RadialProblem: covers(problem).
+// leave a member of either family to torch operations: covers(problem).
 template <class Backend, class Description>
 class GraphCall : public tensor_product::FamilyCall<Description> {
  protected:
@@ -166,17 +166,20 @@ class RadialCall : public GraphCall<Backend, typename Backend::RadialProblem> {
   bool covered() const { return Backend::covers(this->problem_); }
 };
 
+template <std::size_t results, class... Arguments>
+std::array<Tensor, results> by_weights(const char* member, const Arguments&... arguments) {
+  const std::string op = "tensor_product_conv_radial";
+  return by_torch<results>(op + member, op + "_by_weights" + member, arguments...);
+}
+
 template <class Backend>
 Tensor radial_forward(const Tensor& x, const Tensor& y, const Tensor& h, const Tensor& a, const Tensor& src,
                       const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
                       const OptionalTensor& by_src) {
   const std::string text = plan;
-  constexpr const char* kOp = "tensor_product_conv_radial";
-  RadialCall<Backend> call(kOp, x, a, text, {src, dst, num_dst, by_dst, by_src});
+  RadialCall<Backend> call("tensor_product_conv_radial", x, a, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a});
-  if (!call.covered())
-    return by_torch<1>(kOp, "tensor_product_conv_radial_by_weights", x, y, h, a, src, dst, num_dst, text, by_dst,
-                       by_src)[0];
+  if (!call.covered()) return by_weights<1>("", x, y, h, a, src, dst, num_dst, text, by_dst, by_src)[0];
   return call.forward(&Backend::launch_radial);
 }
 
@@ -196,8 +199,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_backward(const Tensor& x, cons
                                                            const Tensor& dst, std::int64_t num_dst, StringArgument plan,
                                                            const OptionalTensor& by_dst, const OptionalTensor& by_src,
                                                            const std::vector<bool>& wanted) {
-  RadialCall<Backend> call("tensor_product_conv_radial_backward", x, a, plan, {src, dst, num_dst, by_dst, by_src});
+  const std::string text = plan;
+  RadialCall<Backend> call("tensor_product_conv_radial_backward", x, a, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a, g}, wanted);
+  if (!call.covered()) {
+    const std::array<bool, 4> flags{wanted[0], wanted[1], wanted[2], wanted[3]};
+    return std::tuple_cat(
+        by_weights<4>("_backward", x, y, h, a, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
+  }
   return call.backward(&Backend::launch_radial, wanted);
 }
 
@@ -207,9 +216,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
     const OptionalTensor& ty, const OptionalTensor& th, const OptionalTensor& ta, const OptionalTensor& tg,
     const Tensor& src, const Tensor& dst, std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst,
     const OptionalTensor& by_src, const std::vector<bool>& wanted) {
-  RadialCall<Backend> call("tensor_product_conv_radial_double_backward", x, a, plan,
+  const std::string text = plan;
+  RadialCall<Backend> call("tensor_product_conv_radial_double_backward", x, a, text,
                            {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
+  if (!call.covered()) {
+    const std::array<bool, 5> flags{wanted[0], wanted[1], wanted[2], wanted[3], wanted[4]};
+    return std::tuple_cat(by_weights<5>("_double_backward", x, y, h, a, g, tx, ty, th, ta, tg, src, dst, num_dst, text,
+                                        by_dst, by_src, Flags(flags)));
+  }
   return call.double_backward(&Backend::launch_radial, wanted);
 }
 
@@ -219,8 +234,12 @@ void register_radial_forward(torch::stable::detail::StableLibrary& m) {
 }
 
 template <class Backend>
-void register_radial_derivatives(torch::stable::detail::StableLibrary& m) {
+void register_radial_jvp(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv_radial_jvp", TORCH_BOX(&radial_jvp<Backend>));
+}
+
+template <class Backend>
+void register_radial_gradients(torch::stable::detail::StableLibrary& m) {
   m.impl("tensor_product_conv_radial_backward", TORCH_BOX(&radial_backward<Backend>));
   m.impl("tensor_product_conv_radial_double_backward", TORCH_BOX(&radial_double_backward<Backend>));
 }

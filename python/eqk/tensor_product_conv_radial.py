@@ -101,14 +101,23 @@ def _other_devices_double_backward(*args):
 FAMILY.on_other_devices(
     _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
 )
-FAMILY.library.impl("tensor_product_conv_radial_by_weights", _other_devices_forward, "CompositeExplicitAutograd")
+
+# On CUDA gradients form weights for so many edges at a time. Blocks of some hundred destinations keep a GPU busy.
+BYTES_OF_WEIGHTS = 256 << 20
 
 
 def _is_exact() -> bool:
     return torch.backends.cuda.matmul.fp32_precision != "tf32"  # which every way of setting it changes
 
 
-FAMILY.library.impl("tensor_product_conv_radial_is_exact", _is_exact, "CompositeExplicitAutograd")
+for _name, _function in {
+    "by_weights": _other_devices_forward,
+    "by_weights_backward": _other_devices_backward,
+    "by_weights_double_backward": _other_devices_double_backward,
+    "is_exact": _is_exact,
+    "bytes_of_weights": lambda: BYTES_OF_WEIGHTS,
+}.items():
+    FAMILY.library.impl(f"tensor_product_conv_radial_{_name}", _function, "CompositeExplicitAutograd")
 
 
 def tensor_product_conv_radial(
