@@ -48,6 +48,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
 };
 
+Device device_of(const void* p);
+
 // Without them autograd knows of no accelerator.
 struct CUDAHooks final : at::CUDAHooksInterface {
   explicit CUDAHooks(at::CUDAHooksArgs) {}
@@ -58,6 +60,7 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::DeviceIndex deviceCount() const override { return kDevices; }
   c10::DeviceIndex current_device() const override { return ::current_device; }
+  Device getDeviceFromPtr(void* p) const override { return device_of(p); }
 };
 
 // Blocks begin where the caching allocator's do and hold NaN in every dtype.
@@ -68,7 +71,7 @@ class Memory final : public c10::Allocator {
     if (!p) return {nullptr, nullptr, &free_block, {DeviceType::CUDA, current_device}};
     std::memset(p, 0xff, bytes);
     const std::lock_guard lock(mutex_);
-    live_[p] = bytes;
+    live_[p] = {bytes, current_device};
     for (const std::int64_t word :
          {reinterpret_cast<std::int64_t>(p), static_cast<std::int64_t>(bytes), std::int64_t{current_device}})
       allocated_.push_back(word);
@@ -81,11 +84,19 @@ class Memory final : public c10::Allocator {
   Words live() {
     const std::lock_guard lock(mutex_);
     Words result;
-    for (const auto& [p, bytes] : live_) {
+    for (const auto& [p, block] : live_) {
       result.push_back(reinterpret_cast<std::int64_t>(p));
-      result.push_back(static_cast<std::int64_t>(bytes));
+      result.push_back(static_cast<std::int64_t>(block.bytes));
     }
     return result;
+  }
+  // Of the block that an address is in.
+  c10::DeviceIndex device(const void* p) {
+    const std::lock_guard lock(mutex_);
+    const auto next = live_.upper_bound(p);
+    TORCH_CHECK(next != live_.begin() && p < static_cast<const char*>(std::prev(next)->first) + std::prev(next)->second.bytes,
+                "stub_torch_cuda.cpp: no memory of a device at ", p);
+    return std::prev(next)->second.device;
   }
   // [address, bytes, device] of every block that was asked for since the last call.
   Words allocated() {
@@ -94,8 +105,12 @@ class Memory final : public c10::Allocator {
   }
 
  private:
+  struct Block {
+    std::size_t bytes;
+    c10::DeviceIndex device;
+  };
   std::mutex mutex_;
-  std::map<void*, std::size_t> live_;
+  std::map<const void*, Block> live_;
   Words allocated_;
 
   static void free_block(void* p);
@@ -105,6 +120,8 @@ Memory& memory() {
   static auto* const instance = new Memory;  // tensors may outlive everything
   return *instance;
 }
+
+Device device_of(const void* p) { return {DeviceType::CUDA, memory().device(p)}; }
 
 void Memory::free_block(void* p) {
   {
