@@ -7,6 +7,7 @@ Run by test_cuda_host.py in a process of its own: those GPUs are torch's as long
 import gc
 import itertools
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -727,6 +728,83 @@ def test_launches_of_the_radial_convolution(runtime, exact, edges, generator, re
     of_kernel = "eqk_tensor_product_conv_radial_" + ("f32" if exact else "bf16x3")
     assert [launch["name"] for launch in expected[1:]] == [of_kernel] * (len(expected) - 1)
     assert len(expected) > 1
+
+
+def radial_truth(plan, src, dst, num_dst, v, t):
+    """Gradients of x, y, h, a, g, or with tangents the derivatives of those along them, in float64."""
+    v = [a.cpu().double().requires_grad_() for a in v]
+
+    def gradients(scalar, **how):
+        if not isinstance(scalar, torch.Tensor) or not scalar.requires_grad:
+            return [torch.zeros_like(a) for a in v]
+        return torch.autograd.grad(scalar, v, materialize_grads=True, **how)
+
+    x, y, h, a, g = v
+    out = reference.tensor_product_conv(x, y, h @ a, src.cpu(), dst.cpu(), num_dst, str(plan))
+    first = gradients((out * g).sum(), create_graph=t is not None)
+    if t is None:
+        return first
+    return gradients(sum((d * b.cpu().double()).sum() for d, b in zip(first, t, strict=True) if b is not None))
+
+
+@pytest.mark.parametrize(
+    ("of_part", "hidden", "kind", "given"),
+    [(4, 7, torch.int32, True), (5, 0, torch.int64, False), (1000, 9, torch.int64, False)],
+)
+def test_gradients_of_the_radial_convolution(runtime, monkeypatch, of_part, hidden, kind, given, generator):
+    """In parts of so many edges: the numbers, whatever is missing and wanted; the same bits twice; no weights of all."""
+    plan = CASES["depthwise-5"].plan
+    edges, num_dst = 11, 7
+    (x, y, _), src, dst = edges_of(plan, edges, 5, num_dst - 2, torch.float32, generator)  # the last two are alone
+    dst = torch.where(dst == 1, 2, dst)
+    shapes = (edges, hidden), (hidden, plan.weight_numel), (num_dst, plan.irreps_out.dim)
+    h, a, g = ((torch.rand(s, generator=generator) - 0.5).to("cuda:1") for s in shapes)
+    wide = (torch.rand(edges, 2 * hidden, generator=generator) - 0.5).to("cuda:1")
+    v = [x, y, wide[:, ::2] if given else h, a, g]  # columns that are apart
+    t = [(torch.rand(b.shape, generator=generator) - 0.5).to("cuda:1") for b in v]
+    by_dst, by_src = (i.cpu().argsort(stable=True).to("cuda:1", kind) if given else None for i in (dst, src))
+    rest = (src.to(kind), dst.to(kind), num_dst, str(plan), by_dst, by_src)
+    runtime.execute = True
+    of_weights = 4 * plan.weight_numel * edges
+    none = [None] * 5
+    for tangents, wanted in (
+        (None, (1, 1, 1, 1)), (None, (1, 0, 0, 0)), (None, (0, 1, 0, 1)), (t, (1, 1, 1, 1, 1)),
+        ([*none[:2], t[2], *none[:2]], (1, 0, 1, 1, 0)), ([*none[:3], t[3], None], (0, 1, 1, 0, 1)),
+    ):  # fmt: skip
+        wanted = [bool(want) for want in wanted]
+        with_rows = 1 + any(wanted[2:4]) + bool(tangents and (tangents[2] is not None or tangents[3] is not None))
+        bytes_of_weights = 4 * plan.weight_numel * with_rows * of_part
+        monkeypatch.setattr(sys.modules["eqk.tensor_product_conv_radial"], "BYTES_OF_WEIGHTS", bytes_of_weights)
+        op = EQK.tensor_product_conv_radial_double_backward if tangents else EQK.tensor_product_conv_radial_backward
+        stub_cuda.allocated(), runtime.take()
+        results, again = (op(*v, *(tangents or ()), *rest, wanted) for _ in range(2))
+        largest = sorted(size for _, size, _ in stub_cuda.allocated())
+        names = [launch["name"].removeprefix("eqk_tensor_product_conv_") for launch in launches(runtime.take())]
+        kernel = "backward_dual_f32" if tangents else "backward_f32"
+        assert names.count(kernel) % (2 * -(-edges // of_part)) == 0
+        assert of_part > edges or of_weights not in largest
+        truth = radial_truth(plan, src, dst, num_dst, v, tangents)
+        for result, same, want, is_wanted in zip(results, again, truth, wanted, strict=False):
+            assert torch.equal(result.cpu(), same.cpu())
+            assert (result.numel() > 0) == (is_wanted and want.numel() > 0)
+            if is_wanted:
+                assert_close(result.cpu(), want, 1 + (tangents is not None))
+
+
+def test_gradients_of_the_radial_convolution_without_edges(runtime, generator):
+    plan = CASES["depthwise-5"].plan
+    operands, src, dst = radial_operands(plan, 7, 8, torch.float32, generator)
+    operands, src, dst = [t[:0] if n in (1, 2) else t for n, t in enumerate(operands)], src[:0], dst[:0]
+    g = torch.ones(4, plan.irreps_out.dim).to("cuda:1")
+    rest = (src, dst, 4, str(plan), None, None)
+    runtime.execute = True
+    v = [*operands, g]
+    for results in (
+        EQK.tensor_product_conv_radial_backward(*v, *rest, [True] * 4),
+        EQK.tensor_product_conv_radial_double_backward(*v, *v, *rest, [True] * 5),
+    ):
+        for result, like in zip(results, v, strict=False):
+            assert torch.equal(result.cpu(), torch.zeros(like.shape))
 
 
 def test_precision_of_the_radial_convolution(high_precision):
