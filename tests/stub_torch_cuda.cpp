@@ -94,8 +94,9 @@ class Memory final : public c10::Allocator {
   c10::DeviceIndex device(const void* p) {
     const std::lock_guard lock(mutex_);
     const auto next = live_.upper_bound(p);
-    TORCH_CHECK(next != live_.begin() && p < static_cast<const char*>(std::prev(next)->first) + std::prev(next)->second.bytes,
-                "stub_torch_cuda.cpp: no memory of a device at ", p);
+    TORCH_CHECK(
+        next != live_.begin() && p < static_cast<const char*>(std::prev(next)->first) + std::prev(next)->second.bytes,
+        "stub_torch_cuda.cpp: no memory of a device at ", p);
     return std::prev(next)->second.device;
   }
   // [address, bytes, device] of every block that was asked for since the last call.

@@ -27,8 +27,8 @@ Tensor stable_order(const Tensor& t) {
 template <class T>
 T asked(const std::string& what) {
   StableIValue result = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(("eqk::tensor_product_conv_radial_" + what).c_str(), "", &result,
-                                                      TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(("eqk::tensor_product_conv_radial_" + what).c_str(), "", &result, TORCH_ABI_VERSION));
   return torch::stable::detail::to<T>(result);
 }
 

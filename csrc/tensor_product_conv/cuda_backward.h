@@ -121,7 +121,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     const T* const row = row_of(static_cast<const T*>(in.value), destination, in.stride);
     const int slice = this->slice(), all = N << opaque(this->log_lanes_);
     const int lane = opaque(this->lane_);  // else addresses stay in registers for the next destination
-    // A loop over slots, for the size of the code.
+                                           // A loop over slots, for the size of the code.
 #pragma unroll 1
     for (int slot = 0; slot < U::count; ++slot) {
       if (!this->has(slot)) continue;

@@ -288,8 +288,8 @@ class Launches {
     return problem;
   }
 
-  // The steps of a backward. Gradients may be those of one part after the other, of whose edges alone `problem` then has
-  // weights and their gradients; add: to what is there.
+  // The steps of a backward. Gradients may be those of one part after the other, of whose edges alone `problem` then
+  // has weights and their gradients; add: to what is there.
   void orders() {
     order({edges_.dst.data, edges_.by_dst.data, edges_.src.data, edges_.dst.stride, edges_.by_dst.stride,
            edges_.src.stride, edges_.count, edges_.num_dst, edges_.num_src, edges_.dst.wide, edges_.by_dst.wide,
@@ -307,7 +307,8 @@ class Launches {
     const Kernel kernel = problem.dual ? Kernel::backward_dual : Kernel::backward;
     launch_units<BackwardArguments>(problem, kernel, destinations_of(part), [&](BackwardArguments& a) {
       a.in[kW] = from_first_edge(rows_of(problem.in[kW]), part);
-      if (w.data) a.w = from_first_edge(w.data, 4 * w.stride, part), a.w_stride = static_cast<std::int32_t>(4 * w.stride);
+      if (w.data)
+        a.w = from_first_edge(w.data, 4 * w.stride, part), a.w_stride = static_cast<std::int32_t>(4 * w.stride);
       if (problem.out[kX].data) a.x_rows = x_rows_;
       if (problem.out[kY].data) a.y_rows = y_rows_;
       a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
@@ -375,8 +376,8 @@ class Launches {
   // For how many destinations a part has blocks: somewhat more than it has on average; blocks run as many as there are.
   std::int64_t destinations_of(const Part& part) const {
     if (part.count == edges_.count) return edges_.num_dst;
-    const double expected = static_cast<double>(part.count) / static_cast<double>(edges_.count) *
-                            static_cast<double>(edges_.num_dst);
+    const double expected =
+        static_cast<double>(part.count) / static_cast<double>(edges_.count) * static_cast<double>(edges_.num_dst);
     return std::min(edges_.num_dst, static_cast<std::int64_t>(1.25 * expected) + 1);
   }
 

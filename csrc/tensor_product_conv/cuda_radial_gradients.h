@@ -1,6 +1,6 @@
 #pragma once
-// Gradients of the convolution with weights h a: for part after part of the edges, weights by a product of matrices, the
-// backward of the convolution, and products with the gradients of weights. Of a part alone are there any of either.
+// Gradients of the convolution with weights h a: for part after part of the edges, weights by a product of matrices,
+// the backward of the convolution, and products with the gradients of weights. Of a part alone are there any of either.
 #include <utility>
 
 #include "core/tensor.h"

@@ -150,17 +150,17 @@ struct BackwardArguments : UnitArguments {
   std::int32_t w_stride, x_rows_stride, y_rows_stride;
   std::int32_t g_vectors, gw_vectors;  // as x_vectors
   std::int32_t add;                    // gradients of weights to what is there, by single elements
-  // Of the rows of w and of its gradient there are those of these places; pointers are as if there were all. A block runs
-  // every so many (`destinations`) of the destinations, from that of the first place on, which `destination` has by place;
-  // null: from 0 on.
+  // Of the rows of w and of its gradient there are those of these places; pointers are as if there were all. A block
+  // runs every so many (`destinations`) of the destinations, from that of the first place on, which `destination` has
+  // by place; null: from 0 on.
   std::int32_t first_place, end_place, destination_count;
   const std::int32_t *destination;
 };
 static_assert(sizeof(BackwardArguments) <= 4096, "more than a kernel's parameters may take");
 
 // Of the kernel that brings the edges into the order of one of their ends, for indices of either width, and refuses
-// those that are out of range. place_of: null, or the places of edges in the order of destinations, which with that order
-// it makes and which become the numbers of edges; end_of, with that order: the destinations by place.
+// those that are out of range. place_of: null, or the places of edges in the order of destinations, which with that
+// order it makes and which become the numbers of edges; end_of, with that order: the destinations by place.
 struct OrderArguments {
   const void *end, *order, *other;
   std::int64_t end_stride, order_stride, other_stride, edges, num_end, num_other;
