@@ -102,7 +102,8 @@ FAMILY.on_other_devices(
     _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
 )
 
-# On CUDA gradients form weights for so many edges at a time. Blocks of some hundred destinations keep a GPU busy.
+# What weights, their tangents and gradients may take on CUDA, where gradients are made for part after part of the edges:
+# parts of some hundred destinations keep a GPU busy.
 BYTES_OF_WEIGHTS = 256 << 20
 
 
@@ -137,7 +138,8 @@ def tensor_product_conv_radial(
 
     On the CPU the weights [edges, weight_numel] are made for 64 edges at a time and never stored, nor is their
     gradient: all else is smaller. On GPUs from sm_80 on the forward stores none either, in float32 for what the kernels
-    of :func:`eqk.tensor_product_conv` cover; derivatives do. The same bits in every run.
+    of :func:`eqk.tensor_product_conv` cover; there gradients and their derivatives hold weights and their gradients for
+    as many edges at a time as 256 MiB have room for. Forward mode stores weights. The same bits in every run.
 
     There float32 means float32 (error 2e-7), as long as torch is not allowed less in products of matrices on CUDA:
     after ``torch.set_float32_matmul_precision("high")``, or ``torch.backends.cuda.matmul.fp32_precision = "tf32"``,
