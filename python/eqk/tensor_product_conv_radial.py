@@ -102,8 +102,8 @@ FAMILY.on_other_devices(
     _other_devices_forward, _other_devices_jvp, _other_devices_backward, _other_devices_double_backward
 )
 
-# What weights, their tangents and gradients may take on CUDA, where gradients are made in parts of the edges, one after the
-# other: parts of some hundred destinations keep a GPU busy.
+# What weights, their tangents and gradients may take on CUDA, where gradients are made for one part of the edges after
+# the other: parts of some hundred destinations keep a GPU busy.
 BYTES_OF_WEIGHTS = 256 << 20
 
 
