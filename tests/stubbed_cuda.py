@@ -772,7 +772,8 @@ def test_gradients_of_the_radial_convolution(runtime, monkeypatch, of_part, hidd
         ([*none[:2], t[2], *none[:2]], (1, 0, 1, 1, 0)), ([*none[:3], t[3], None], (0, 1, 1, 0, 1)),
     ):  # fmt: skip
         wanted = [bool(want) for want in wanted]
-        with_rows = 1 + any(wanted[2:4]) + bool(tangents and (tangents[2] is not None or tangents[3] is not None))
+        of_tangents = tangents and (tangents[2] is not None or tangents[3] is not None)
+        with_rows = 1 + (any(wanted[2:4]) + bool(of_tangents) if hidden else 0)
         bytes_of_weights = 4 * plan.weight_numel * with_rows * of_part
         monkeypatch.setattr(sys.modules["eqk.tensor_product_conv_radial"], "BYTES_OF_WEIGHTS", bytes_of_weights)
         op = EQK.tensor_product_conv_radial_double_backward if tangents else EQK.tensor_product_conv_radial_backward
