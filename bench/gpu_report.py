@@ -16,7 +16,9 @@ Convolutions: the same of the fused convolution on graphs of two degrees and of 
 brings edges in order. Compulsory bytes have each node's row once.
 
 Radial: the same of its forward with the last layer of the radial network inside, exact to float32 and not. A block
-makes its part of the layer's matrix ready for 576 edges, about as many as on an H100 where there are 50 000.
+makes its part of the layer's matrix ready for 576 edges, about as many as on an H100 where there are 50 000. Its
+backward is the convolution's and three products of matrices by torch, which are modelled alone: w = h a, and the
+gradient of w by a and by h, in float32.
 
 Model: the time of an edge is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and launches are
 not modelled; measured times are printed beside it where there is a GPU.
@@ -442,6 +444,26 @@ def model(row: Mapping, chip: Mapping) -> dict[str, float]:
     return terms
 
 
+def products(plan: eqk.Plan, chip: Mapping) -> float:
+    """Nanoseconds an edge of w = h a, gw a^T and h^T gw: on the lanes, or w written and gw read twice."""
+    multiply_adds = 3 * HIDDEN * plan.weight_numel
+    on_lanes = multiply_adds / (chip["multiprocessors"] * chip["lanes"] * chip["clock"])
+    return 1e9 * max(on_lanes, 3 * 4 * plan.weight_numel / chip["dram"])
+
+
+def radial_backward_rows(conv_models: Iterable[Mapping]) -> list[dict]:
+    rows = []
+    for row in conv_models:
+        if row["phase"] != "backward":
+            continue
+        given, of_products = row["modelled"], products(PROBLEMS[row["problem"]], CHIPS[row["chip"]])
+        rows.append({
+            **{key: row[key] for key in ("chip", "problem", "degrees")}, "given": given, "products": of_products,
+            "modelled": given + of_products, "to_given": (given + of_products) / given,
+        })  # fmt: skip
+    return rows
+
+
 def model_rows(
     problems: Iterable[Mapping], measured: Mapping[tuple, float], keys: Sequence[str] = KEYS["problems"]
 ) -> list[dict]:
@@ -723,6 +745,7 @@ def main() -> None:
     models = model_rows(counted["problems"], measured)
     conv_models = model_rows(counted["convolutions"], of_convolutions, KEYS["convolutions"])
 
+    radial_backwards = radial_backward_rows(conv_models)
     # Where a block of an H100 does not fit, other launches run.
     radial_models = [r for r in model_rows(counted["radial"], of_radial, KEYS["radial"]) if r["warps"]]
 
@@ -749,6 +772,11 @@ def main() -> None:
             "Model of the forward with weights h a, ns an edge, and over that with the weights given",
             [{**r, "to_given": r["modelled"] / given[r["chip"], r["problem"], r["degrees"]]} for r in radial_models],
         )
+    if radial_backwards:
+        print_table(
+            "Model of the backward with weights h a: that with the weights given and products in float32, ns an edge",
+            radial_backwards,
+        )
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
         for of, times in (("problems", measured), ("convolutions", of_convolutions), ("radial", of_radial)):
@@ -757,7 +785,8 @@ def main() -> None:
                     title, [dict(zip(KEYS[of], key, strict=True)) | {"measured": t} for key, t in times.items()]
                 )
     args.output.mkdir(parents=True, exist_ok=True)
-    modelled = {"model": models, "model_of_convolutions": conv_models, "model_of_radial": radial_models}
+    modelled = {"model": models, "model_of_convolutions": conv_models, "model_of_radial": radial_models,
+                "model_of_radial_backward": radial_backwards}  # fmt: skip
     for title, rows in (counted | modelled).items():
         if rows:  # no convolutions, where only phases or problems without were asked for
             write_csv(args.output / f"{title}.csv", rows)

@@ -92,6 +92,15 @@ def test_model():
     assert report.model(ROW, without) == pytest.approx({k: v for k, v in expected.items() if k != "l2"})
 
 
+def test_model_of_the_radial_backward():
+    """By hand: products of 64 features on 132 x 128 lanes of 1.98 GHz, beside the weights' share of 3.35 TB/s."""
+    numel = report.PROBLEMS["mace-large"].weight_numel
+    row = {"chip": "H100 SXM", "problem": "mace-large", "degrees": "24", "modelled": 10.0}
+    (result,) = report.radial_backward_rows([{**row, "phase": "backward"}, {**row, "phase": "forward"}])
+    assert result["products"] == pytest.approx(max(3 * 64 * numel / 33.454e3, 12 * numel / 3.35e3), rel=1e-4)
+    assert result["to_given"] == pytest.approx(1 + result["products"] / 10)
+
+
 def committed(**changes):
     return [{k: str(v) for k, v in {**ROW, **changes}.items()}]
 

@@ -120,8 +120,9 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     const Rows& in = a_.in[kG];
     const T* const row = row_of(static_cast<const T*>(in.value), destination, in.stride);
     const int slice = this->slice(), all = N << opaque(this->log_lanes_);
-    const int lane = opaque(this->lane_);  // else addresses stay in registers for the next destination
-                                           // A loop over slots, for the size of the code.
+    // Else addresses stay in registers for the next destination.
+    const int lane = opaque(this->lane_);
+    // A loop over slots, for the size of the code.
 #pragma unroll 1
     for (int slot = 0; slot < U::count; ++slot) {
       if (!this->has(slot)) continue;
