@@ -45,15 +45,6 @@ struct Order {
       assert(src_is_in_range);
       a.edge_other[place] = src_is_in_range ? static_cast<std::int32_t>(s) : 0;
     }
-    if (place > 0) {
-      const std::int64_t before = edge(place - 1), n_before = end(before);
-      const bool by_dst_is_the_stable_order_of_dst = n_before < n || (n_before == n && before < e),
-                 by_src_is_the_stable_order_of_src = by_dst_is_the_stable_order_of_dst;
-      if constexpr (kOfSources)
-        assert(by_src_is_the_stable_order_of_src);
-      else
-        assert(by_dst_is_the_stable_order_of_dst);
-    }
     std::int32_t number = static_cast<std::int32_t>(e);
     if (a.place_of) {
       if constexpr (kOfSources) {
@@ -64,6 +55,15 @@ struct Order {
       }
     }
     a.edge[place] = number;
+    if (place > 0) {
+      const std::int64_t before = edge(place - 1), n_before = end(before);
+      const bool by_dst_is_the_stable_order_of_dst = n_before < n || (n_before == n && before < e),
+                 by_src_is_the_stable_order_of_src = by_dst_is_the_stable_order_of_dst;
+      if constexpr (kOfSources)
+        assert(by_src_is_the_stable_order_of_src);
+      else
+        assert(by_dst_is_the_stable_order_of_dst);
+    }
   }
 
   // The first place whose edge belongs to node r or one behind it.
