@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,11 @@ def runtime(machine):
     assert not machine.pending
     assert getattr(machine.thread, "mode", 0) == 0
     assert OPS.device() == 0
-    if stub_cuda.live() != before:
+    for _ in range(50):
+        if stub_cuda.live() == before:
+            break
         gc.collect()  # of graphs that a cycle keeps
+        time.sleep(0.1)  # a thread of autograd's may still hold what it has just run
     assert stub_cuda.live() == before
     assert len(machine.memory) == len(machine.tables)
 
