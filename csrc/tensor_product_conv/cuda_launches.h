@@ -33,7 +33,7 @@ struct DeviceEdges {
 };
 
 // Some of the edges, by their places in the order of destinations.
-struct Part {
+struct PlaceRange {
   std::int64_t first = 0, count = 0;
 };
 
@@ -300,7 +300,7 @@ class Launches {
              edges_.place_of, nullptr});
   }
 
-  void gradients(const DeviceProblem& problem, const Part& part, bool add) {
+  void gradients(const DeviceProblem& problem, const PlaceRange& part, bool add) {
     if (part.count == 0 && !problem.out[kG].data) return;
     const Result& w = problem.out[kW];
     const GradientRows& rows = units_->rows[problem.dual];
@@ -374,7 +374,7 @@ class Launches {
   }
 
   // For how many destinations a part has blocks: somewhat more than it has on average; blocks run as many as there are.
-  std::int64_t destinations_of(const Part& part) const {
+  std::int64_t destinations_of(const PlaceRange& part) const {
     if (part.count == edges_.count) return edges_.num_dst;
     const double expected =
         static_cast<double>(part.count) / static_cast<double>(edges_.count) * static_cast<double>(edges_.num_dst);
@@ -382,11 +382,11 @@ class Launches {
   }
 
   // Rows of the edges of a part, from where those of all edges would begin.
-  static void* from_first_edge(const void* rows, std::int64_t stride, const Part& part) {
+  static void* from_first_edge(const void* rows, std::int64_t stride, const PlaceRange& part) {
     const auto at = reinterpret_cast<std::uintptr_t>(rows);
     return rows ? reinterpret_cast<void*>(at - static_cast<std::uintptr_t>(part.first * stride)) : nullptr;
   }
-  static Rows from_first_edge(const Rows& rows, const Part& part) {
+  static Rows from_first_edge(const Rows& rows, const PlaceRange& part) {
     return {from_first_edge(rows.value, rows.stride, part), from_first_edge(rows.tangent, rows.tangent_stride, part),
             rows.stride, rows.tangent_stride};
   }

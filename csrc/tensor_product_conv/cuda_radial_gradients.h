@@ -112,7 +112,7 @@ class RadialGradients {
   template <class F>
   void gradients_along(DeviceProblem problem, Launches& launches, bool add, F&& enqueue) {
     // With an output, no edges are a part too, of which it gets zeros.
-    for (Part part; part.first < edges_ || part.first == 0; part.first += size_) {
+    for (PlaceRange part; part.first < edges_ || part.first == 0; part.first += size_) {
       part.count = std::min(size_, edges_ - part.first);
       const auto of_part = [&](const Tensor& all) { return rows(all, part.first, part.count); };
       const Tensor w = rows(w_, 0, part.count);
@@ -148,7 +148,7 @@ class RadialGradients {
   }
 
   // What the gradients of a part's weights contribute to those of a factor, by the other one.
-  void add_products(const Part& part, const OptionalTensor& h, const OptionalTensor& a, bool add) {
+  void add_products(const PlaceRange& part, const OptionalTensor& h, const OptionalTensor& a, bool add) {
     const Tensor gw = rows(*gw_, 0, part.count);
     if (gh_ && a) {
       const Tensor gh = rows(*gh_, part.first, part.count);
