@@ -78,6 +78,13 @@ std::array<Tensor, results> by_messages(const char* member, const Arguments&... 
 
 using Flags = torch::headeronly::HeaderOnlyArrayRef<bool>;  // of which torch makes a list, as it does of no vector
 
+template <std::size_t count>
+std::array<bool, count> flags(const std::vector<bool>& wanted) {
+  std::array<bool, count> result;
+  std::copy_n(wanted.begin(), count, result.begin());
+  return result;
+}
+
 template <class Backend>
 Tensor forward(const Tensor& x, const Tensor& y, const OptionalTensor& w, const Tensor& src, const Tensor& dst,
                std::int64_t num_dst, StringArgument plan, const OptionalTensor& by_dst, const OptionalTensor& by_src) {
@@ -107,11 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, co
   const std::string text = plan;
   Call<Backend> call("tensor_product_conv_backward", x, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, w, g}, wanted);
-  if (!call.covered()) {
-    const std::array<bool, 3> flags{wanted[0], wanted[1], wanted[2]};
+  if (!call.covered())
     return std::tuple_cat(
-        by_messages<3>("_backward", x, y, w, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
-  }
+        by_messages<3>("_backward", x, y, w, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags<3>(wanted))));
   return call.backward(&Backend::launch, wanted);
 }
 
@@ -126,11 +131,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(const Tensor& x, cons
   const std::string text = plan;
   Call<Backend> call("tensor_product_conv_double_backward", x, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, w, g}, {tx, ty, tw, tg}, wanted);
-  if (!call.covered()) {
-    const std::array<bool, 4> flags{wanted[0], wanted[1], wanted[2], wanted[3]};
+  if (!call.covered())
     return std::tuple_cat(by_messages<4>("_double_backward", x, y, w, g, tx, ty, tw, tg, src, dst, num_dst, text,
-                                         by_dst, by_src, Flags(flags)));
-  }
+                                         by_dst, by_src, Flags(flags<4>(wanted))));
   return call.double_backward(&Backend::launch, wanted);
 }
 
@@ -202,11 +205,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_backward(const Tensor& x, cons
   const std::string text = plan;
   RadialCall<Backend> call("tensor_product_conv_radial_backward", x, a, text, {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a, g}, wanted);
-  if (!call.covered()) {
-    const std::array<bool, 4> flags{wanted[0], wanted[1], wanted[2], wanted[3]};
+  if (!call.covered())
     return std::tuple_cat(
-        by_weights<4>("_backward", x, y, h, a, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags)));
-  }
+        by_weights<4>("_backward", x, y, h, a, g, src, dst, num_dst, text, by_dst, by_src, Flags(flags<4>(wanted))));
   return call.backward(&Backend::launch_radial, wanted);
 }
 
@@ -220,11 +221,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_double_backward(
   RadialCall<Backend> call("tensor_product_conv_radial_double_backward", x, a, text,
                            {src, dst, num_dst, by_dst, by_src});
   call.take({y, h, a, g}, {tx, ty, th, ta, tg}, wanted);
-  if (!call.covered()) {
-    const std::array<bool, 5> flags{wanted[0], wanted[1], wanted[2], wanted[3], wanted[4]};
+  if (!call.covered())
     return std::tuple_cat(by_weights<5>("_double_backward", x, y, h, a, g, tx, ty, th, ta, tg, src, dst, num_dst, text,
-                                        by_dst, by_src, Flags(flags)));
-  }
+                                        by_dst, by_src, Flags(flags<5>(wanted))));
   return call.double_backward(&Backend::launch_radial, wanted);
 }
 
