@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <array>
 #include <exception>
 #include <initializer_list>
 #include <mutex>
@@ -75,6 +77,16 @@ inline std::string device_string(const Tensor& t) {
   std::string name = d.is_cpu() ? "cpu" : d.is_cuda() ? "cuda" : "another kind";
   if (d.has_index()) name.append(":").append(std::to_string(d.index()));
   return name;
+}
+
+// The first results of an operation that torch's stable interface has no function for.
+template <std::size_t results = 1, class... Arguments>
+std::array<Tensor, results> torch_operation(const char* name, const char* overload, const Arguments&... arguments) {
+  std::array<StableIValue, std::max(results, sizeof...(arguments))> stack{torch::stable::detail::from(arguments)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  std::array<Tensor, results> tensors;
+  for (std::size_t n = 0; n < results; ++n) tensors[n] = torch::stable::detail::to<Tensor>(stack[n]);
+  return tensors;
 }
 
 // Kernels read rows through a row stride; only the elements of a row have to be adjacent.

@@ -156,10 +156,7 @@ class MatmulRows {
 
   // to[r, c] = (a b)[r, c], rows row_stride apart.
   void multiply(const Tensor& a, const Tensor& b, T* to, std::int64_t row_stride) const {
-    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                      torch::stable::detail::from(matrix(to, a.size(0), b.size(1), row_stride, 1))};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-    torch::stable::detail::to<Tensor>(stack[0]);  // owns what the call returned
+    torch_operation("aten::mm", "out", a, b, matrix(to, a.size(0), b.size(1), row_stride, 1));
   }
 
   // to[r, k, c] += (a b)[r * components + k, c]

@@ -15,12 +15,7 @@ DeviceIndices indices(const Tensor& t) {
 
 // torch.argsort(t, stable=True), which waits for no device.
 Tensor stable_order(const Tensor& t) {
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(t),
-                                    torch::stable::detail::from(std::optional<bool>(true)),
-                                    torch::stable::detail::from(std::int64_t{0}), torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);  // owns what it is made of
-  return torch::stable::detail::to<Tensor>(stack[1]);
+  return torch_operation<2>("aten::sort", "stable", t, std::optional<bool>(true), std::int64_t{0}, false)[1];
 }
 
 // What Python says: `what` of the radial convolution.

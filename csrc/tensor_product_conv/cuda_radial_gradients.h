@@ -8,14 +8,6 @@
 
 namespace eqk::tensor_product_conv {
 
-// Of an operation of torch, the only result.
-template <class... Arguments>
-Tensor torch_operation(const char* name, const char* overload, const Arguments&... arguments) {
-  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 class RadialGradients {
  public:
   // ordered: with_weights(call), whose edges have place_of; by_dst: the order of destinations; bytes: that weights may
@@ -41,10 +33,7 @@ class RadialGradients {
       problem_.out[kY] = {gy_->mutable_data_ptr(), dim_y_};
     }
     if (call.out[kHidden].data) gh_ = empty(like, {edges_, hidden_});
-    if (call.out[kMatrix].data) {
-      const std::array<std::int64_t, 2> sizes{hidden_, numel_};
-      ga_ = torch::stable::new_zeros(like, {sizes.data(), 2});
-    }
+    if (call.out[kMatrix].data) ga_ = torch::stable::new_zeros(like, {hidden_, numel_});
 
     const bool tangent = th_ || ta_, gradient = gh_ || ga_;
     const std::int64_t row = 4 * numel_ * (1 + tangent + gradient);
@@ -79,20 +68,19 @@ class RadialGradients {
   OptionalTensor th_, ta_, ty_, tw_, gy_, gh_, ga_, gw_;
 
   Tensor matrix(const void* data, std::int64_t rows, std::int64_t columns, std::int64_t stride) const {
-    const std::array<std::int64_t, 2> sizes{rows, columns}, strides{stride, 1};
-    return torch::stable::from_blob(const_cast<void*>(data), {sizes.data(), 2}, {strides.data(), 2}, like_.device(),
+    return torch::stable::from_blob(const_cast<void*>(data), {rows, columns}, {stride, 1}, like_.device(),
                                     like_.scalar_type());
   }
   Tensor of_result(const Result& result, std::int64_t rows, std::int64_t columns) const {
     return matrix(result.data, rows, columns, result.stride);
   }
   Tensor by_place(const void* data, std::int64_t stride, std::int64_t columns) const {
-    return torch_operation("aten::index_select", "", matrix(data, edges_, columns, stride), std::int64_t{0}, by_dst_);
+    return torch_operation("aten::index_select", "", matrix(data, edges_, columns, stride), std::int64_t{0},
+                           by_dst_)[0];
   }
   void by_edge(const Tensor& rows, const Result& result, std::int64_t columns) const {
-    const std::array<std::int64_t, 1> sizes{edges_}, strides{1};
-    const Tensor place_of = torch::stable::from_blob(problem_.edges->place_of, {sizes.data(), 1}, {strides.data(), 1},
-                                                     like_.device(), ScalarType::Int);
+    const Tensor place_of =
+        torch::stable::from_blob(problem_.edges->place_of, {edges_}, {1}, like_.device(), ScalarType::Int);
     torch_operation("aten::index_select", "out", rows, std::int64_t{0}, place_of, of_result(result, edges_, columns));
   }
 
@@ -100,7 +88,7 @@ class RadialGradients {
     return torch::stable::narrow(t, 0, first, count);
   }
   static Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
-  static Tensor product(const Tensor& p, const Tensor& q) { return torch_operation("aten::mm", "", p, q); }
+  static Tensor product(const Tensor& p, const Tensor& q) { return torch_operation("aten::mm", "", p, q)[0]; }
   static void multiply(const Tensor& p, const Tensor& q, const Tensor& out) {
     torch_operation("aten::mm", "out", p, q, out);
   }

@@ -60,14 +60,12 @@ class Call : public GraphCall<Backend, typename Backend::Problem> {
 // An op that torch operations make of any plan on any device: what the kernels of another, `op`, do not cover.
 template <std::size_t results, class... Arguments>
 std::array<Tensor, results> by_torch(const std::string& op, const std::string& name, const Arguments&... arguments) {
-  static_assert(results <= sizeof...(arguments));
-  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  if (torch_call_dispatcher(("eqk::" + name).c_str(), "", stack.data(), TORCH_ABI_VERSION) != 0)
+  try {
+    return torch_operation<results>(("eqk::" + name).c_str(), "", arguments...);
+  } catch (const std::exception&) {
     fail("eqk::", op,
          ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
-  std::array<Tensor, results> tensors;
-  for (std::size_t n = 0; n < results; ++n) tensors[n] = torch::stable::detail::to<Tensor>(stack[n]);
-  return tensors;
+  }
 }
 
 template <std::size_t results, class... Arguments>
