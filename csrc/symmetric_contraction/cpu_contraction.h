@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "core/aligned.h"
-#include "core/interleave.h"
+#include "core/cpu_tile.h"
 #include "core/lanes.h"
 #include "symmetric_contraction/cpu_kernels.h"
 
@@ -25,121 +25,6 @@ struct NestedOf<V, 0> {
 };
 template <class V, int Tangents>
 using Nested = typename NestedOf<V, Tangents>::type;
-
-// Channels [first, first + count) of rows of nodes, between memory of any storage type and vectors of lanes.
-template <class T>
-class Tile {
- public:
-  static constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
-  using V = Vector<T, W>;
-
-  Tile(Dtype dtype, std::int64_t channels, std::int64_t first)
-      : dtype_(dtype), channels_(channels), first_(first), count_(std::min<std::int64_t>(W, channels - first)) {}
-
-  // Component i of [channels, dim] or [dim, channels] from and to v[i * pitch].
-  void load_matrix(const void* data, std::int64_t row, int dim, bool channels_first, V* v, std::int64_t pitch) const {
-    with_storage(data, [&](const auto* base) {
-      const auto* const p = base + row;
-      if (!channels_first) {
-        for (int i = 0; i < dim; ++i) v[i * pitch] = load_n<T, W>(p + i * channels_ + first_, count_);
-        return;
-      }
-      for (int i = 0; i < dim; i += W) {
-        V block[W];
-        for (int c = 0; c < W; ++c)
-          block[c] = c < count_ ? load_n<T, W>(p + (first_ + c) * dim + i, std::min(W, dim - i)) : V{};
-        transpose<T, W>(block);
-        for (int j = 0; j < std::min(W, dim - i); ++j) v[(i + j) * pitch] = block[j];
-      }
-    });
-  }
-
-  void store_matrix(void* data, std::int64_t row, int dim, bool channels_first, const V* v, std::int64_t pitch) const {
-    with_storage(data, [&](auto* base) {
-      auto* const p = base + row;
-      if (!channels_first) {
-        for (int i = 0; i < dim; ++i) store_n<T, W>(p + i * channels_ + first_, v[i * pitch], count_);
-        return;
-      }
-      for (int i = 0; i < dim; i += W) {
-        V block[W];
-        for (int j = 0; j < W; ++j) block[j] = i + j < dim ? v[(i + j) * pitch] : V{};
-        transpose<T, W>(block);
-        for (int c = 0; c < count_; ++c) store_n<T, W>(p + (first_ + c) * dim + i, block[c], std::min(W, dim - i));
-      }
-    });
-  }
-
-  // The same of irreps, one after another, each [channels, 2 l + 1].
-  void load_irreps(const void* data, std::int64_t row, const std::vector<Segment>& irreps, V* v,
-                   std::int64_t pitch) const {
-    for (const Segment& s : irreps)
-      with_storage(data, [&]<class Storage>(const Storage* base) {
-        const Storage* const p = base + row + s.offset * channels_ + first_ * s.dim();
-        V* const to = v + s.offset * pitch;
-        if constexpr (std::is_same_v<T, Storage>) {
-          if (with_components(s.l, [&](auto d) {
-                V part[d];
-                load_channels<d, T, W>(p, true, channels_, count_, part);
-                for (int i = 0; i < d; ++i) to[i * pitch] = part[i];
-              }))
-            return;
-        }
-        for (int i = 0; i < s.dim(); ++i) {
-          V lanes{};
-          for (int c = 0; c < count_; ++c) lanes[c] = from_storage<T>(p[c * s.dim() + i]);
-          to[i * pitch] = lanes;
-        }
-      });
-  }
-
-  void store_irreps(void* data, std::int64_t row, const std::vector<Segment>& irreps, const V* v,
-                    std::int64_t pitch) const {
-    for (const Segment& s : irreps)
-      with_storage(data, [&]<class Storage>(Storage* base) {
-        Storage* const p = base + row + s.offset * channels_ + first_ * s.dim();
-        const V* const from = v + s.offset * pitch;
-        if constexpr (std::is_same_v<T, Storage>) {
-          if (with_components(s.l, [&](auto d) {
-                V part[d];
-                for (int i = 0; i < d; ++i) part[i] = from[i * pitch];
-                store_channels<d, T, W>(p, true, channels_, count_, part, false);
-              }))
-            return;
-        }
-        for (int i = 0; i < s.dim(); ++i)
-          for (int c = 0; c < count_; ++c) p[c * s.dim() + i] = as_storage<Storage>(from[i * pitch][c]);
-      });
-  }
-
-  V load_channels_at(const void* data, std::int64_t row) const {
-    V v;
-    load_matrix(data, row, 1, false, &v, 1);
-    return v;
-  }
-
-  std::int64_t first() const { return first_; }
-  std::int64_t count() const { return count_; }
-
- private:
-  Dtype dtype_;
-  std::int64_t channels_, first_, count_;
-
-  template <class Void, class F>
-  void with_storage(Void* data, const F& f) const {
-    const auto typed = [&]<class Storage>(Storage) {
-      f(static_cast<std::conditional_t<std::is_const_v<Void>, const Storage, Storage>*>(data));
-    };
-    if constexpr (sizeof(T) == 8)
-      typed(double{});
-    else if (dtype_ == Dtype::float32)
-      typed(float{});
-    else if (dtype_ == Dtype::float16)
-      typed(Half{});
-    else
-      typed(BFloat16{});
-  }
-};
 
 // Tangents: how many. TangentOfW: whether the weights may have one.
 template <class T, int Tangents, bool TangentOfW>

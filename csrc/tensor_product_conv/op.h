@@ -15,14 +15,15 @@ struct Graph {
 // edges(op, graph, number of sources), its Problem and launch(problem, x), and RadialProblem and launch_radial. It may
 // leave a member of either family to torch operations: covers(problem).
 template <class Backend, class Description>
-class GraphCall : public tensor_product::FamilyCall<Description> {
+class GraphCall : public FamilyCall<Description> {
  protected:
-  using Base = tensor_product::FamilyCall<Description>;
+  using Base = FamilyCall<Description>;
   using Base::first_;
   using Base::op_;
   using Base::problem_;
 
-  GraphCall(const char* op, const Tensor& x, const std::string& plan, const Graph& graph) : Base(op, x, plan, "nodes") {
+  GraphCall(const char* op, const Tensor& x, const std::string& plan, const Graph& graph)
+      : Base(op, x, cached_plan(plan), "nodes") {
     if (graph.num_dst < 0) fail("eqk::", op, ": num_dst: expected at least 0, got ", graph.num_dst);
     check("src", graph.src, nullptr);
     check("dst", graph.dst, &graph.src);
@@ -51,7 +52,7 @@ class Call : public GraphCall<Backend, typename Backend::Problem> {
  public:
   Call(const char* op, const Tensor& x, const std::string& plan, const Graph& graph)
       : Call::GraphCall(op, x, plan, graph) {
-    this->shapes_ = this->shapes_of_plan(x.size(0), graph.src.size(0), graph.num_dst);
+    this->shapes_ = tensor_product::shapes_of(*this->plan_, x.size(0), graph.src.size(0), graph.num_dst);
   }
 
   bool covered() const { return Backend::covers(this->problem_); }
@@ -155,7 +156,7 @@ class RadialCall : public GraphCall<Backend, typename Backend::RadialProblem> {
       fail("eqk::", op, ": a: expected 2 dimensions [hidden, ", this->plan_->weight_numel, "], got shape ",
            shape_string(a));
     const std::int64_t edges = graph.src.size(0);
-    const auto of_plan = this->shapes_of_plan(x.size(0), edges, graph.num_dst);
+    const auto of_plan = tensor_product::shapes_of(*this->plan_, x.size(0), edges, graph.num_dst);
     this->problem_.hidden = a.size(0);
     this->shapes_ = {of_plan[0],
                      of_plan[1],

@@ -7,6 +7,8 @@ _library.load()
 from eqk import o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
 from eqk.convert import convert  # noqa: E402
+from eqk.gaunt_plan import GauntPlan  # noqa: E402
+from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
@@ -20,6 +22,7 @@ from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E
 
 __version__ = "0.1.0"
 __all__ = [
+    "GauntPlan",
     "Graph",
     "Instruction",
     "Irrep",
@@ -27,6 +30,7 @@ __all__ = [
     "Plan",
     "SymmetricContractionPlan",
     "convert",
+    "gaunt_product",
     "keep_memory",
     "o3",
     "spherical_harmonics",

@@ -161,6 +161,7 @@ _BACKENDS_OF = {
     "tensor_product_conv_radial": ("cpu", "cuda", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
+    "gaunt_product": ("cpu", "torch", "reference"),
 }
 
 

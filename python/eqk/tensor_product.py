@@ -94,7 +94,7 @@ def _leading_shape(shapes: list[list[int]]) -> list[int]:
     return leading
 
 
-def _rows(t: Tensor, leading: list[int]) -> Tensor:
+def rows_of(t: Tensor, leading: list[int]) -> Tensor:
     """t [..., columns] broadcast to [rows, columns]; a single leading dimension needs no copy."""
     t = t.expand(leading + [t.shape[-1]])  # noqa: RUF005 TorchScript has no [*a, b]
     if len(leading) == 1:
@@ -112,8 +112,8 @@ def _broadcast(x: Tensor, y: Tensor, w: Tensor | None, shared: bool) -> tuple[Te
         shapes.append(list(w.shape[:-1]))
     leading = _leading_shape(shapes)
     if w is not None and not shared:
-        w = _rows(w, leading)
-    return _rows(x, leading), _rows(y, leading), w, leading
+        w = rows_of(w, leading)
+    return rows_of(x, leading), rows_of(y, leading), w, leading
 
 
 _OPS = {

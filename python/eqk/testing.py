@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eqk._library import wigner_3j
+from eqk.gaunt_plan import GauntPlan
 from eqk.irreps import Irrep, Irreps, IrrepsLike
 from eqk.plan import LAYOUTS, MODES, Plan
 from eqk.symmetric_contraction_plan import MAX_CORRELATION, SymmetricContractionPlan, chains_to
@@ -222,6 +223,35 @@ def random_contraction(rng: random.Random, max_degree: int = 4) -> SymmetricCont
     rng.shuffle(paths)
     layouts = rng.choice(LAYOUTS), rng.choice(LAYOUTS)
     return SymmetricContractionPlan(everything, Irreps([(1, ir) for ir in irreps_out]), tuple(paths), *layouts)
+
+
+def random_gaunt_operands(
+    plan: GauntPlan, rows: int, weighted: Sequence[bool], dtype: torch.dtype, generator: torch.Generator
+) -> list[Tensor | None]:
+    """Signed x, y and those of the weights a, b, c that are wanted; each row has a scale of its own, 1e-1 to 1e1."""
+    columns = [*plan.dims[:2], *[n if w else None for n, w in zip(plan.weight_numels, weighted, strict=True)]]
+    operands = [None if n is None else torch.randn(rows, n, generator=generator) for n in columns]
+    scales = [10 ** (2 * torch.rand(rows, 1, generator=generator) - 1) for _ in operands]
+    return [None if t is None else (t * s).to(dtype) for t, s in zip(operands, scales, strict=True)]
+
+
+def random_gaunt_plan(rng: random.Random, max_degree: int = 5) -> GauntPlan:
+    """A product of signals with what a plan may have.
+
+    No factor is near zero: on the rings all degrees are one function, so that rounding errors of those that do not
+    contribute are of the size of those that do.
+    """
+
+    def factor() -> float:
+        return rng.choice((-1, 1)) * rng.uniform(0.5, 2)
+
+    lmaxes = [rng.randint(0, max_degree) for _ in range(3)]
+    channels = rng.choice((1, 2, 3, 4, 7, 8, 16, 17, 33))
+    pair = rng.choice(((channels, channels), (channels, channels), (channels, 1), (1, channels)))
+    even, odd = rng.choice(((1.0, 0.0), (0.0, 1.0), (factor(), factor())))
+    scales = [tuple(factor() for _ in range(l + 1)) if rng.random() < 0.5 else () for l in lmaxes]
+    layouts = [rng.choice(LAYOUTS) for _ in range(3)]
+    return GauntPlan(*lmaxes, *pair, even, odd, rng.choice((1, 1, 2, 3)), *scales, *layouts)
 
 
 _MULTIPLICITIES = (1, 1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 32, 33, 48, 64, 89, 127, 128, 130)
@@ -521,4 +551,19 @@ CONTRACTIONS: dict[str, SymmetricContractionPlan] = {
     "cubic-mixed": _contraction("1o + 0e + 1e", "1e + 2o + 0e", 3, layout_out="ir_mul"),
     "quartic": _contraction("0e + 1o", "0e + 1o", 4),
     "quartic-mixed": _contraction("0e + 1o + 2e", "1o", 4, layout_in="ir_mul"),
+}
+
+# Of products of signals: kinds, layouts, a single factor on either side, channels around the lanes of a vector, degrees
+# that differ and are 0, more degrees than a loop keeps in registers.
+GAUNTS: dict[str, GauntPlan] = {
+    "even": GauntPlan.normalized(2, 2, 2, 5, 5),
+    "odd": GauntPlan.normalized(3, 3, 3, 4, 4, "odd", "component"),
+    "all": GauntPlan.normalized(2, 3, 4, 3, 3, "all", "component", rank=2),
+    "all-mul_ir": GauntPlan(3, 1, 2, 17, 17, 0.7, -1.3, 1, layout1="mul_ir", layout2="ir_mul", layout_out="mul_ir"),
+    "one-channel": GauntPlan(2, 2, 4, 1, 1, 1.0, 1.0, 2),
+    "single-y": GauntPlan(3, 2, 3, 9, 1, 1.0, 0.5, 1, layout1="mul_ir", layout_out="mul_ir"),
+    "single-x": GauntPlan(2, 2, 1, 1, 16, 1.0, 0.5, 3, (1.0, -0.5, 2.0)),
+    "scalars": GauntPlan(0, 0, 0, 3, 3, 1.0, 1.0),
+    "scalar-x": GauntPlan(0, 3, 3, 2, 2, 1.0, 1.0),
+    "degree-9": GauntPlan(9, 8, 10, 2, 2, 1.0, 0.3),
 }

@@ -1,11 +1,13 @@
 """Dense truth for every op: einsum on whole coefficient tensors, any dtype, no cleverness."""
 
+from eqk.reference.gaunt_product import gaunt_product
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
 from eqk.reference.tensor_product_conv import tensor_product_conv
 
 __all__ = [
+    "gaunt_product",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "symmetric_contraction",

@@ -1,0 +1,213 @@
+"""Time of eqk.gaunt_product against a grid in memory, Clebsch-Gordan products and e3nn-jax, on the CPU.
+
+    python bench/gaunt_product.py
+    python bench/gaunt_product.py --cases even-4 all-4 --threads 1 --phases forward backward --providers grid cg
+    python bench/gaunt_product.py --cases mimo-2 mimo-4 --threads 1 --phases forward --providers jax-grid jax-cg
+
+Cases even-L, odd-L and all-L: --channels channels of degrees 0 to L, L x L -> L, --rows rows. mimo-L: the benchmark of
+Xie et al. 2025 (arXiv:2506.13523), one channel, L x L -> 2 L, 10 000 rows. Providers: grid, e3nn's S2 grid, the
+smallest that is exact, by one dense einsum to it and one back; cg, the same paths by eqk.tensor_product; jax-grid and
+jax-cg, e3nn-jax (an extra: pip install e3nn-jax) with its Gauss-Legendre grid and with one einsum a path, both
+compiled by jax.jit.
+JAX takes as many threads as the process has cores: --threads 1 binds it to one core, and times are then wall time.
+
+Checks: value and gradients against the first provider that has them. Phases, --malloc and how times are taken: as in
+bench/tensor_product.py. floor: x, y and the result move once for each derivative; multiply-adds of Legendre sums on
+pairs of rings and of the products of polynomials on each ring, as they are in the kernel.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import sys
+import time
+
+import torch
+from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+
+import eqk
+from eqk.testing import TOLERANCES, relative_error
+
+PROVIDERS = ("grid", "cg", "jax-grid", "jax-cg")
+CASES = [f"{kind}-{lmax}" for kind in ("even", "odd", "all", "mimo") for lmax in range(1, 9)]
+STANDARD = [f"{kind}-{lmax}" for kind in ("even", "all") for lmax in range(2, 7)]
+
+
+def paths(plan: eqk.GauntPlan):
+    """(l1, l2, l3, coefficient) of the product."""
+    for l1, l2, l3 in itertools.product(*[range(lmax + 1) for lmax in plan.lmaxes]):
+        if coefficient := plan.path_coefficient(l1, l2, l3):
+            yield l1, l2, l3, coefficient
+
+
+def grid_product(plan: eqk.GauntPlan):
+    from e3nn.o3 import FromS2Grid, ToS2Grid
+
+    if plan.odd:
+        raise ValueError("no bracket")
+    points = sum(plan.lmaxes) + 1
+    resolution = points + points % 2, points + 1 - points % 2
+    to = [ToS2Grid(lmax, resolution, normalization="integral") for lmax in plan.lmaxes[:2]]
+    to = [torch.einsum("mbi,am->bai", t.shb, t.sha) for t in to]
+    back = FromS2Grid(resolution, plan.lmax_out, normalization="integral")
+    back = torch.einsum("am,mbi->bai", back.sha, back.shb)
+
+    def f(x, y):
+        on_grid = [torch.einsum("bai,zic->zbac", t, operand) for t, operand in zip(to, (x, y), strict=True)]
+        return torch.einsum("bai,zbac->zic", back, on_grid[0] * on_grid[1])
+
+    return f
+
+
+def cg_product(plan: eqk.GauntPlan):
+    irreps = ["+".join(f"{plan.channels}x{l}e" for l in range(lmax + 1)) for lmax in plan.lmaxes]
+    instructions = [(l1, l2, l3, "uuu", False, coefficient) for l1, l2, l3, coefficient in paths(plan)]
+    cg = eqk.Plan(*irreps, instructions, "ir_mul", "ir_mul", "ir_mul")
+    return lambda x, y: eqk.tensor_product(x.flatten(1), y.flatten(1), None, cg).unflatten(1, (-1, plan.channels))
+
+
+def jax_product(plan: eqk.GauntPlan, on_grid: bool):
+    import e3nn_jax
+    import jax
+    import jax.numpy as jnp
+
+    if plan.channels != 1 or (on_grid and plan.odd):
+        raise ValueError("products of one channel alone")
+    irreps = [e3nn_jax.s2_irreps(lmax) for lmax in plan.lmaxes]
+    if on_grid:
+        points = sum(plan.lmaxes) + 1
+        options = {"quadrature": "gausslegendre", "p_val": 1, "p_arg": -1, "fft": False}
+
+        def product(x, y):
+            signals = [
+                e3nn_jax.to_s2grid(
+                    e3nn_jax.IrrepsArray(ir, t), points // 2 + 1, points, normalization="integral", **options
+                )
+                for ir, t in zip(irreps, (x, y), strict=False)
+            ]
+            z = e3nn_jax.from_s2grid(signals[0] * signals[1], irreps[2], normalization="integral", fft=False).array
+            return z / math.sqrt(4 * math.pi)  # its harmonics are that much larger
+
+    else:
+        symbols = [(*l, c * jnp.asarray(eqk.wigner_3j(*l, dtype=torch.float32).numpy())) for *l, c in paths(plan)]
+
+        def product(x, y):
+            out = [jnp.zeros((x.shape[0], 2 * l + 1)) for l in range(plan.lmax_out + 1)]
+            for l1, l2, l3, symbol in symbols:
+                parts = x[:, l1 * l1 : (l1 + 1) ** 2], y[:, l2 * l2 : (l2 + 1) ** 2]
+                out[l3] = out[l3] + jnp.einsum("zi,zj,ijk->zk", *parts, symbol)
+            return jnp.concatenate(out, 1)
+
+    compiled = jax.jit(product)
+    pairs: dict[tuple[int, int], tuple] = {}
+
+    def f(x, y):
+        key = x.data_ptr(), y.data_ptr()
+        if key not in pairs:  # so that copies of operands are not timed
+            pairs[key] = tuple(jnp.asarray(t[..., 0].detach().numpy()) for t in (x, y))
+        return compiled(*pairs[key]).block_until_ready()
+
+    return f
+
+
+def provider(name: str, plan: eqk.GauntPlan):
+    if name.startswith("jax"):
+        return jax_product(plan, name == "jax-grid")
+    return {"grid": grid_product, "cg": cg_product}[name](plan)
+
+
+def floors(plan: eqk.GauntPlan, rows: int, limits: tuple[float, float]) -> dict[str, float]:
+    def ring(first: int, second: int, out: int) -> int:
+        """Real multiply-adds of a product of polynomials; 0 is real, and of a pair with the conjugate one is formed."""
+        total = 2 * min(first, second) + 1
+        for m in range(1, out + 1):
+            for p in range(max(-first, m - second), min(first, m + second) + 1):
+                total += 2 if p in (0, m) else 4
+        return total
+
+    rings, kinds = sum(plan.lmaxes) // 2 + 1, (plan.even != 0) + (plan.odd != 0)
+    half, (n1, n2, n3) = (rings + 1) // 2, ((lmax + 1) ** 2 for lmax in plan.lmaxes)
+    l1, l2, l3 = plan.lmaxes
+    of_ring = {"even": 1.0, "odd": 2.0, "all": 2.5}["even" if not plan.odd else "all" if plan.even else "odd"]
+    product = [rings * of_ring * ring(*degrees) for degrees in ((l1, l2, l3), (l2, l3, l1), (l3, l1, l2))]
+    forward = half * (kinds * (n1 + n2) + n3) + product[0]
+    backward = half * (kinds * (n1 + n2 + n3) + n1 + n2) + product[1] + product[2]
+    double = half * (2 * kinds * (n1 + n2 + n3) + n1 + n2 + n3) + 2 * sum(product)
+    moved = {"forward": n1 + n2 + n3, "backward": 2 * (n1 + n2) + n3, "double": 3 * (n1 + n2 + n3)}
+    result, total = {}, [0.0, 0.0]
+    for phase, count in zip(PHASES, (forward, backward, double), strict=True):
+        total = [t + rows * plan.channels * n for t, n in zip(total, (4 * moved[phase], count), strict=True)]
+        result[phase] = max(total[0] / limits[0], total[1] / limits[1])
+    return result
+
+
+def plan_of(name: str, channels: int) -> eqk.GauntPlan:
+    kind, lmax = name.split("-")
+    lmax = int(lmax)
+    if kind == "mimo":
+        return eqk.GauntPlan.normalized(lmax, lmax, 2 * lmax, 1, 1)
+    return eqk.GauntPlan.normalized(lmax, lmax, lmax, channels, channels, kind)
+
+
+def bench(name: str, args, clock, limits) -> list[list]:
+    plan, generator = plan_of(name, args.channels), torch.Generator().manual_seed(0)
+    rows = 10_000 if name.startswith("mimo") else args.rows
+    signals = zip(plan.lmaxes, (plan.channels1, plan.channels2, plan.channels), strict=True)
+    x, y, g = (torch.randn(rows, (lmax + 1) ** 2, channels, generator=generator) for lmax, channels in signals)
+    directions = [torch.randn(t.shape, generator=generator) for t in (x, y)]
+    kind = "even" if not plan.odd else "all" if plan.even else "odd"
+    functions = {"eqk": lambda x, y: eqk.gaunt_product(x, y, plan.lmax_out, kind=kind)}
+    for other in args.providers:
+        try:
+            functions[other] = provider(other, plan)
+        except (ImportError, ValueError) as error:
+            print(f"{name}: {other}: {error}", file=sys.stderr)
+    for other, f in functions.items():
+        for phase in PHASES[:1] if other.startswith("jax") else PHASES[:2]:
+            with torch.no_grad():
+                ours, theirs = functions["eqk"](x, y), f(x, y)
+            if phase == "backward":
+                pair = [phase_function(phase, functions[n], (x, y), g, directions)() for n in ("eqk", other)]
+            else:
+                if other.startswith("jax"):
+                    import numpy
+
+                    theirs = torch.from_numpy(numpy.array(theirs))[..., None]
+                pair = [(ours,), (theirs,)]
+            worst = max(relative_error(a, b) for a, b in zip(*pair, strict=True))
+            if worst > 2 * TOLERANCES[torch.float32][1]:
+                sys.exit(f"{name}: {phase} of eqk differs from {other} by {worst:.1e}")
+    present = [n for n in args.providers if n in functions]
+    clock = time.perf_counter if any(n.startswith("jax") for n in present) else clock
+    return timed(
+        name,
+        functions,
+        (x, y),
+        g,
+        directions,
+        floors(plan, rows, limits),
+        args,
+        clock,
+        peer=present[0] if present else "",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, STANDARD, CASES)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--providers", nargs="*", default=["grid", "cg"], choices=PROVIDERS)
+    args = parser.parse_args()
+    args.device, args.calls = "cpu", 1
+    if any(name.startswith("jax") for name in args.providers):
+        if args.threads is None or len(args.threads) != 1:
+            parser.error("--threads: expected one number, since JAX cannot change its own")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads[0] :])
+    keep_memory(args.malloc)
+    print_table(args, bench, lambda name: name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Products of signals on the sphere, without a grid in memory and without FFT.
+
+``torch.ops.eqk.gaunt_product(x, y, a, b, c, plan)`` is the op: x [rows, channels1 (lmax1 + 1)^2], y, and the weights
+a, b, c [rows, rank (lmax + 1) channels] of x, y and the result, or None for ones; ``str(plan)`` of
+:class:`eqk.GauntPlan`. Slots of the family of :mod:`eqk.register`: x, y, a, b, c and the cotangent g [rows, dim_out].
+
+The product of two factors f g is symmetric under exchange of f, g and the cotangent h in int f g h, and
+int h {f, g} is cyclic, so that each gradient is a product again: int {g, h} f for x, int {h, f} g for y.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eqk import dispatch, reference
+from eqk.gaunt_plan import GauntPlan
+from eqk.irreps import MAX_DEGREE
+from eqk.register import MaybeTensor, Multilinear, merged_rows
+from eqk.tensor_product import check_operands, rows_of
+
+_NAMES = ("x", "y", "a", "b", "c", "g")
+
+
+def _shapes(v: Sequence[MaybeTensor], rest: Sequence[str]) -> tuple[tuple | None, ...]:
+    plan, rows = GauntPlan.parse(rest[0]), v[0].shape[0]
+    weights = zip(v[2:5], plan.weight_numels, strict=True)
+    of_weights = [None if w is None else (rows, numel) for w, numel in weights]
+    return (rows, plan.dims[0]), (rows, plan.dims[1]), *of_weights, (rows, plan.dims[2])
+
+
+def _check(v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], rest: Sequence[str]) -> None:
+    check_operands("gaunt_product", v, g, t, _shapes(v, rest), _NAMES)
+
+
+def _batch(
+    tensors: Sequence[MaybeTensor], rest: Sequence[str], in_dims: Sequence[int | None], size: int
+) -> tuple[list[MaybeTensor], Sequence[str]]:
+    return merged_rows(tensors, in_dims, size), rest
+
+
+FAMILY = Multilinear("eqk", "gaunt_product", 5, None, _check, _shapes, _batch)
+
+
+def gaunt_product(
+    x: Tensor,
+    y: Tensor,
+    lmax_out: int | None = None,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    c: Tensor | None = None,
+    kind: str = "even",
+    normalization: str = "integral",
+) -> Tensor:
+    """The product of two signals on the sphere, their Poisson bracket, or both, up to a degree.
+
+    For f = sum of x_lm Y_lm and g likewise, with e3nn's real harmonics, orthonormal ('integral'), z_lm is the component
+    of ``"even"``: f g; ``"odd"``: the bracket {f, g} = r . (grad f x grad g); ``"all"``: their sum. In terms of Wigner
+    3j symbols each path (l1, l2, l3) with an even (odd) sum of degrees occurs once, times
+    :func:`eqk.gaunt_plan.gaunt_coefficient`. (Xie et al. 2025, arXiv:2506.13523, for the product on a grid;
+    Bochkarev et al. 2026, arXiv:2605.15073, for the bracket.) Exact: (lmax1 + lmax2 + lmax_out) // 2 + 1 rings of
+    Gauss and Legendre, and on each a product of trigonometric polynomials. No grid is stored.
+
+    Weights factorise, with one term for each r of a rank: sum over r of c[r, l3] P_l3[(a[r] x) (b[r] y)].
+
+    Args:
+        x: [..., (lmax1 + 1)^2, channels], components in the order l^2 + l + m.
+        y: [..., (lmax2 + 1)^2, channels], or with 1 channel for all those of x (as x may have for those of y).
+        lmax_out: largest degree of the result; that of x by default.
+        a, b, c: [..., rank, lmax1 + 1, channels], [..., rank, lmax2 + 1, channels],
+            [..., rank, lmax_out + 1, channels], or with 1 channel or rank 1; ones where None.
+        kind: ``"even"``, ``"odd"`` or ``"all"``.
+        normalization: ``"integral"`` or ``"component"``, as in :meth:`eqk.GauntPlan.normalized`.
+
+    All of one dtype (float32, float64; float16 and bfloat16 accumulate in float32) and device; leading dimensions are
+    broadcast; under autocast mixed dtypes are promoted. Differentiable to any order, in reverse and forward mode, under
+    torch.func and torch.compile. The same bits in every run and for any number of threads.
+
+    Returns:
+        [..., (lmax_out + 1)^2, channels]
+
+    Raises:
+        RuntimeError: naming the operand whose shape, dtype or device does not fit; or why the backend that was asked
+            for (:mod:`eqk.dispatch`) cannot run.
+        ValueError: naming the option that does not fit.
+        TypeError: naming the operand that is no tensor.
+    """
+    for name, operand in (("x", x), ("y", y), ("a", a), ("b", b), ("c", c)):
+        if not isinstance(operand, Tensor) and not (operand is None and name in "abc"):
+            raise TypeError(f"eqk.gaunt_product: {name}: expected a tensor, got {operand!r}")
+        if operand is None:
+            continue
+        if operand.layout != torch.strided:
+            raise RuntimeError(f"eqk.gaunt_product: {name}: expected a dense tensor, got layout {operand.layout}")
+        least = 3 if name in "abc" else 2
+        if operand.dim() < least:
+            shape = tuple(operand.shape)
+            raise RuntimeError(f"eqk.gaunt_product: {name}: expected at least {least} dimensions, got shape {shape}")
+    lmaxes = [_lmax(name, t) for name, t in (("x", x), ("y", y))]
+    lmaxes.append(lmaxes[0] if lmax_out is None else lmax_out)
+    # The plan is a constant: torch.compile is to have a graph for each number of channels.
+    channels1, channels2 = operator.index(x.shape[-1]), operator.index(y.shape[-1])
+    if channels1 != channels2 and 1 not in (channels1, channels2):
+        raise RuntimeError(f"eqk.gaunt_product: y: expected {channels1} channels as x has, or 1, got {channels2}")
+    channels = channels2 if channels1 == 1 else channels1
+    rank = 1
+    for w in (a, b, c):
+        if w is not None and w.shape[-3] != 1:
+            rank = operator.index(w.shape[-3])
+    if rank == 0:
+        raise RuntimeError("eqk.gaunt_product: a, b, c: expected a rank of at least 1, got 0")
+    plan = _plan(*lmaxes, channels1, channels2, kind, normalization, rank)
+    full = [
+        None if w is None else _full(name, w, (rank, lmax + 1, channels))
+        for name, w, lmax in zip("abc", (a, b, c), lmaxes, strict=True)
+    ]
+    operands = [x.flatten(-2), y.flatten(-2), *full]
+    shapes = [t.shape[:-1] for t in operands if t is not None]
+    try:
+        leading = list(torch.broadcast_shapes(*shapes))
+        shape = (*leading, (lmaxes[2] + 1) ** 2, channels)
+    except RuntimeError:
+        shapes = [tuple(shape) for shape in shapes]
+        raise RuntimeError(
+            f"eqk.gaunt_product: x, y, a, b, c: expected leading dimensions that broadcast, got {shapes}"
+        ) from None
+    if not leading:
+        operands, leading = [None if t is None else t[None] for t in operands], [1]
+    out = dispatched_gaunt_product(*[None if t is None else rows_of(t, leading) for t in operands], plan)
+    return out.reshape(shape)
+
+
+@dispatch._constant_when_traced
+def _plan(*args) -> str:
+    return _cached_plan(*args)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_plan(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank) -> str:
+    return str(GauntPlan.normalized(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank=rank))
+
+
+def _lmax(name: str, t: Tensor) -> int:
+    for lmax in range(MAX_DEGREE + 1):  # torch.compile knows no root of a size
+        if t.shape[-2] == (lmax + 1) ** 2:
+            return lmax
+    raise RuntimeError(
+        f"eqk.gaunt_product: {name}: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, got "
+        f"{tuple(t.shape)}"
+    )
+
+
+def _full(name: str, w: Tensor, wanted: tuple[int, int, int]) -> Tensor:
+    """[..., rank, degree, channel] with 1 for any rank or number of channels -> [..., rank * degree * channel]."""
+    have = tuple(w.shape[-3:])
+    if have[1] != wanted[1] or have[0] not in (1, wanted[0]) or have[2] not in (1, wanted[2]):
+        raise RuntimeError(
+            f"eqk.gaunt_product: {name}: expected shape [..., {wanted}], or 1 for rank or channels, got "
+            f"{tuple(w.shape)}"
+        )
+    return w.expand(*w.shape[:-3], *wanted).flatten(-3)
+
+
+def dispatched_gaunt_product(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, plan: str
+) -> Tensor:
+    """The op, on the backend that is chosen."""
+    if dispatch.choose("gaunt_product", x.device) in ("reference", "torch"):
+        return reference.gaunt_product(x, y, a, b, c, plan)
+    return torch.ops.eqk.gaunt_product(x, y, a, b, c, plan)
