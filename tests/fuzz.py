@@ -15,7 +15,7 @@ from eqk import reference, testing
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|lmax\w+|channels\d|rank|scale\w+|layout\w+|even|odd)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -376,13 +376,100 @@ def one_contraction(rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
+def gaunt_truth(member, v, t, text, wanted):
+    """As :func:`truth`, of products of signals."""
+    v = [None if a is None else a.detach().double().requires_grad_() for a in v]
+    t = [None if a is None or b is None else a.detach().double() for a, b in zip(t, v, strict=False)]
+    out = reference.gaunt_product(*v[:5], text)
+    if member == "":
+        return [out.detach()]
+
+    def gradient(scalar, slots, create_graph=False):
+        present = [s for s in slots if s is not None]
+        found = [torch.zeros_like(s) for s in present]
+        if scalar.requires_grad:
+            found = torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True)
+        found = iter(found)
+        return [torch.zeros(0) if s is None else next(found) for s in slots]
+
+    g = torch.zeros_like(out, requires_grad=True) if member == "_jvp" else v[5]
+    slots = [*v[:5], g]
+    first = gradient((out * g).sum(), slots, create_graph=True)
+    if member == "_backward":
+        results = [r.detach() for r in first[:5]]
+    else:
+        terms = [(a * b).sum() for a, b in zip(first, t, strict=False) if b is not None]
+        results = gradient(sum(terms, (out * g).sum() * 0), slots)
+    return (
+        results[5:] if member == "_jvp" else [r if w else torch.zeros(0) for r, w in zip(results, wanted, strict=False)]
+    )
+
+
+def one_gaunt(rng, generator):
+    """As :func:`one_call`, of products of signals."""
+    plan, rows, member = testing.random_gaunt_plan(rng, 3), rng.choice((0, 1, 2, 17)), rng.choice(MEMBERS[:-1])
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    weighted = [rng.random() < 0.5 for _ in range(3)]
+
+    def slots():
+        operands = testing.random_gaunt_operands(plan, rows, weighted, dtype, generator)
+        return [*operands, torch.randn(rows, plan.dims[2], generator=generator).to(dtype)]
+
+    v, t, text = slots(), slots(), str(plan)
+    wanted = [rng.random() < 0.7 for _ in range(5 + (member == "_double_backward"))]
+    tensors = {"": v[:5], "_jvp": v[:5] + t[:5], "_backward": v}.get(member, v + t)
+    mutation = []
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        if rng.random() < 0.3:
+            text = mutate_plan(text, rng) if text else "*"
+            mutation.append("plan")
+        elif rng.random() < 0.1 and "backward" in member:
+            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            mutation.append("wanted")
+        else:
+            n = rng.randrange(len(tensors))
+            try:
+                tensors[n] = mutate_tensor(tensors[n], rng, generator) if isinstance(tensors[n], torch.Tensor) else None
+            except (RuntimeError, ValueError, IndexError):  # no such mutation, as in one_call
+                continue
+            mutation.append(n)
+    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
+    what = f"gaunt_product{member} {mutation} {shapes} {text} {wanted}"
+    try:
+        result = getattr(OPS, f"gaunt_product{member}")(*tensors, text, *([wanted] if "backward" in member else []))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        named = NAMED.search(str(error))
+        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    results = [result] if isinstance(result, torch.Tensor) else list(result)
+    if any(r.device.type == "meta" for r in results):
+        return "accepted", None
+    count = 5 + ("backward" in member)
+    sizes = [float(t.detach().double().abs().max()) for t in tensors if t is not None and t.numel()]
+    if not all(
+        size < 1e3 for size in sizes
+    ):  # on the rings all degrees of a signal meet, those that are not finite too
+        return "accepted", None
+    parsed = eqk.GauntPlan.parse(text)
+    factors = [abs(f) for f in (parsed.even, parsed.odd, *parsed.scale1, *parsed.scale2, *parsed.scale_out) if f]
+    if factors and max(factors) > 1e3 * min(factors):  # likewise
+        return "accepted", None
+    expected = gaunt_truth(member, tensors[:count], tensors[count:], text, wanted)
+    ok = all(right(a, b) for a, b in zip(results, expected, strict=True))
+    return "accepted", None if ok else f"{what}: wrong numbers"
+
+
 def run(count):
     rng, generator = testing.generators("fuzz")
     cases = [case for case in testing.CASES.values() if not case.problem and not case.name.startswith("degree-")]
     outcomes, failures = collections.Counter(), []
     for _ in range(count):
-        contraction = rng.random() < 0.3
-        outcome, failure = one_contraction(rng, generator) if contraction else one_call(cases, rng, generator)
+        draw = rng.random()
+        if draw < 0.25:
+            outcome, failure = one_contraction(rng, generator)
+        elif draw < 0.45:
+            outcome, failure = one_gaunt(rng, generator)
+        else:
+            outcome, failure = one_call(cases, rng, generator)
         outcomes[outcome] += 1
         if failure:
             failures.append(failure)

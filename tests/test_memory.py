@@ -127,7 +127,7 @@ def test_bad_limit(max_bytes):
 
 MANY_CALLS = """
 import json, resource, torch, eqk
-from eqk.testing import CASES, CONTRACTIONS, random_contraction_operands
+from eqk.testing import CASES, CONTRACTIONS, GAUNTS, random_contraction_operands, random_gaunt_operands
 
 case, rows = CASES["depthwise-3"], 8
 plan = str(case.plan)
@@ -138,6 +138,8 @@ index = torch.zeros(rows, dtype=torch.int64)
 edges = (index, index, rows, plan, index.argsort(stable=True), None)
 contraction = CONTRACTIONS["quadratic-ir_mul"]
 operands = random_contraction_operands(contraction, rows, 4, 2, torch.float32, generator)
+gaunt = GAUNTS["all"]
+signals = random_gaunt_operands(gaunt, rows, (True,) * 3, torch.float32, generator)
 vectors, degrees = torch.ones(rows, 3), "0,1,2,3,4,5,6,7,8 component"
 OPS = torch.ops.eqk
 calls = {
@@ -149,6 +151,7 @@ calls = {
     "conv_backward": lambda: OPS.tensor_product_conv_backward(x, y, w, g, *edges, [True] * 3),
     "radial": lambda: OPS.tensor_product_conv_radial(x, y, torch.ones(rows, 2), torch.ones(2, w.shape[1]), *edges),
     "symmetric_contraction": lambda: eqk.symmetric_contraction(*operands, contraction),
+    "gaunt_product": lambda: OPS.gaunt_product(*signals, str(gaunt)),
     "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
 }
 
@@ -172,5 +175,5 @@ def test_calls_keep_nothing():
     """Not even what a call was given by the dispatcher: a plan is some hundred bytes."""
     result = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True)
     grown = json.loads(result.stdout)
-    assert len(grown) == 9
+    assert len(grown) == 10
     assert max(grown.values()) < 40, f"bytes a call: {grown}"
