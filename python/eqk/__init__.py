@@ -13,6 +13,7 @@ from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
+from eqk.s2grid import exact_degree, exact_resolution, from_s2grid, plot_signal, s2_grid, to_s2grid  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
@@ -30,13 +31,19 @@ __all__ = [
     "Plan",
     "SymmetricContractionPlan",
     "convert",
+    "exact_degree",
+    "exact_resolution",
+    "from_s2grid",
     "gaunt_product",
     "keep_memory",
     "o3",
+    "plot_signal",
+    "s2_grid",
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",
     "tensor_product_conv",
     "tensor_product_conv_radial",
+    "to_s2grid",
     "wigner_3j",
 ]

@@ -6,6 +6,7 @@ SymmetricContraction is MACE's.
 from eqk._library import wigner_3j
 from eqk.irreps import Irrep, Irreps
 from eqk.o3._linear import Linear
+from eqk.o3._s2grid import FromS2Grid, ToS2Grid
 from eqk.o3._spherical_harmonics import SphericalHarmonics, spherical_harmonics
 from eqk.o3._symmetric_contraction import SymmetricContraction
 from eqk.o3._tensor_product import (
@@ -19,6 +20,7 @@ from eqk.o3._tensor_product import (
 
 __all__ = [
     "ElementwiseTensorProduct",
+    "FromS2Grid",
     "FullTensorProduct",
     "FullyConnectedTensorProduct",
     "Instruction",
@@ -29,6 +31,7 @@ __all__ = [
     "SymmetricContraction",
     "TensorProduct",
     "TensorSquare",
+    "ToS2Grid",
     "spherical_harmonics",
     "wigner_3j",
 ]

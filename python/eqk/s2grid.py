@@ -1,0 +1,318 @@
+"""Signals on the sphere, from components to a grid of angles and back, and drawn.
+
+A point has angles beta, from the pole y, and alpha, about it: (sin b sin a, cos b, sin b cos a), as in e3nn. Grids are
+products of rings beta and angles alpha = 2 pi j / res_alpha. Rings are those of Gauss and Legendre
+(``"gausslegendre"``) or e3nn's equiangular ones, beta = pi (i + 1/2) / res_beta (``"soft"``; weights of Kostelec and
+Rockmore 2008, "FFTs on the rotation group", eq. 3.15).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eqk import dispatch
+from eqk.irreps import MAX_DEGREE, IrrepsLike, irreps_argument
+from eqk.spherical_harmonics import spherical_harmonics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUADRATURES = ("gausslegendre", "soft")
+NORMALIZATIONS = ("integral", "component", "norm")
+Resolution = int | tuple[int, int]
+
+
+class S2Grid(NamedTuple):
+    """``betas`` [res_beta], ``alphas`` [res_alpha], and the ``weights`` [res_beta] of each point of a ring.
+
+    The integral over the sphere of a function of values f [res_beta, res_alpha] is ``(weights[:, None] * f).sum()``.
+    """
+
+    betas: Tensor
+    alphas: Tensor
+    weights: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """[res_beta, res_alpha, 3]: points on the unit sphere."""
+        b, a = self.betas[:, None], self.alphas
+        return torch.stack([b.sin() * a.sin(), b.cos() + 0 * a, b.sin() * a.cos()], -1)
+
+
+def _resolution(res: Resolution, quadrature: str) -> tuple[int, int]:
+    if quadrature not in QUADRATURES:
+        raise ValueError(f"quadrature: expected one of {', '.join(QUADRATURES)}, got {quadrature!r}")
+    pair = (res, res) if isinstance(res, int) else tuple(res)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise ValueError(f"res: expected a positive number or two, (res_beta, res_alpha), got {res!r}")
+    if quadrature == "soft" and pair[0] % 2:
+        raise ValueError(f"res: expected an even res_beta for quadrature 'soft', got {pair[0]}")
+    return pair
+
+
+def exact_degree(res: Resolution, quadrature: str = "gausslegendre") -> int:
+    """Degree of harmonics up to which sums over the grid are integrals; above it functions alias to lower degrees."""
+    res_beta, res_alpha = _resolution(res, quadrature)
+    return min(2 * res_beta - 1 if quadrature == "gausslegendre" else res_beta - 1, res_alpha - 1)
+
+
+def exact_resolution(degree: int, quadrature: str = "gausslegendre") -> tuple[int, int]:
+    """(res_beta, res_alpha) of the smallest grid whose sums are integrals of harmonics up to ``degree``.
+
+    A product of signals of degrees L1 and L2, projected to L3, needs L1 + L2 + L3; a signal of degree L alone 2 L.
+    """
+    if not isinstance(degree, int) or degree < 0:
+        raise ValueError(f"degree: expected a number from 0, got {degree!r}")
+    _resolution(2, quadrature)
+    rings = degree // 2 + 1 if quadrature == "gausslegendre" else degree + 1 + (degree + 1) % 2
+    return rings, degree + 1
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(res_beta: int, res_alpha: int, quadrature: str) -> S2Grid:
+    """On the CPU in float64."""
+    if quadrature == "gausslegendre":
+        # Golub and Welsch 1969: nodes are the eigenvalues of the Jacobi matrix of the Legendre polynomials.
+        n = torch.arange(1, res_beta, dtype=torch.float64)
+        off = n / (4 * n * n - 1).sqrt()
+        z, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+        betas, weights = z.flip(0).acos(), 2 * vectors[0].square().flip(0)
+    else:
+        betas = (torch.arange(res_beta, dtype=torch.float64) + 0.5) * (math.pi / res_beta)
+        odd = 2 * torch.arange(res_beta // 2, dtype=torch.float64) + 1
+        weights = (4 / res_beta) * betas.sin() * ((betas[:, None] * odd).sin() / odd).sum(1)
+    alphas = torch.arange(res_alpha, dtype=torch.float64) * (2 * math.pi / res_alpha)
+    return S2Grid(betas, alphas, weights * (2 * math.pi / res_alpha))
+
+
+def s2_grid(
+    res: Resolution,
+    quadrature: str = "gausslegendre",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> S2Grid:
+    """Angles and weights of a grid of ``res`` rings and angles, or (res_beta, res_alpha), in torch's default dtype.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    dtype = dtype or torch.get_default_dtype()
+    return S2Grid(*[t.to(device, dtype) for t in _grid(*_resolution(res, quadrature), quadrature)])
+
+
+def _factors(lmax: int, normalization: str, lmax_in: int, inverse: bool) -> Tensor:
+    """Of each degree, on the way to the grid or back: all degrees have the same variance on the grid, 1 in sum."""
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization: expected one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+    degrees = torch.arange(lmax + 1, dtype=torch.float64)
+    if normalization == "integral":
+        return torch.ones_like(degrees)
+    factors = math.sqrt(4 * math.pi / (lmax_in + 1)) / (
+        (2 * degrees + 1).sqrt() if normalization == "component" else torch.ones_like(degrees)
+    )
+    return 1 / factors if inverse else factors
+
+
+@functools.lru_cache(maxsize=256)
+def _ring_tables(lmax: int, res_beta: int, res_alpha: int, quadrature: str) -> tuple[Tensor, Tensor]:
+    """P [2 lmax + 1, res_beta, (lmax + 1)^2] and S [res_alpha, 2 lmax + 1].
+
+    P is zero but where column l^2 + l + m has the order m. The harmonic (l, m) is P times sqrt(2) sin(|m| alpha), 1 or
+    sqrt(2) cos(m alpha).
+    """
+    grid, degrees = _grid(res_beta, res_alpha, quadrature), list(range(lmax + 1))
+    at_zero = torch.stack([torch.zeros_like(grid.betas), grid.betas.cos(), grid.betas.sin()], 1)
+    y = spherical_harmonics(degrees, at_zero, False, "integral")
+    p = y.new_zeros(2 * lmax + 1, res_beta, (lmax + 1) ** 2)
+    for l in degrees:
+        for m in range(-l, l + 1):
+            p[lmax + m, :, l * l + l + m] = y[:, l * l + l + abs(m)] / (math.sqrt(2) if m else 1)
+    m = torch.arange(1, lmax + 1, dtype=torch.float64)
+    angles = grid.alphas[:, None] * m
+    sine, cosine = (math.sqrt(2) * f(angles) for f in (torch.sin, torch.cos))
+    return p, torch.cat([sine.flip(1), torch.ones_like(grid.alphas)[:, None], cosine], 1)
+
+
+@dispatch._constant_when_traced
+def to_tables(
+    lmax: int, res: Resolution, quadrature: str, normalization: str, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """What :func:`to_s2grid` multiplies by: P [m, res_beta, component] with all factors, and S [res_alpha, m]."""
+    p, s = _ring_tables(lmax, *_resolution(res, quadrature), quadrature)
+    factors = _factors(lmax, normalization, lmax, False).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+    return (p * factors).to(device, dtype), s.to(device, dtype)
+
+
+@dispatch._constant_when_traced
+def from_tables(
+    lmax: int,
+    res: Resolution,
+    quadrature: str,
+    normalization: str,
+    lmax_in: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """The same for :func:`from_s2grid`, the weights of the quadrature included."""
+    pair = _resolution(res, quadrature)
+    p, s = _ring_tables(lmax, *pair, quadrature)
+    factors = _factors(lmax, normalization, lmax_in, True).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+    return (p * factors * _grid(*pair, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
+
+
+def _checked_lmax(name: str, lmax: object) -> int:
+    if not isinstance(lmax, int) or not 0 <= lmax <= MAX_DEGREE:
+        raise ValueError(f"{name}: expected a degree from 0 to {MAX_DEGREE}, got {lmax!r}")
+    return lmax
+
+
+def to_s2grid(
+    x: Tensor, res: Resolution, *, quadrature: str = "gausslegendre", normalization: str = "integral"
+) -> Tensor:
+    """Values on a grid of the signal f = sum of x_lm Y_lm, with e3nn's real harmonics.
+
+    Args:
+        x: [..., (lmax + 1)^2], floating; components in the order l^2 + l + m.
+        res: number of rings and of angles, or (res_beta, res_alpha); any.
+        quadrature: ``"gausslegendre"`` or ``"soft"``, e3nn's rings, of an even number.
+        normalization: ``"integral"``: orthonormal harmonics. ``"component"`` (``"norm"``): each degree is scaled such
+            that components of unit variance (degrees of unit norm) have values of unit variance, as in e3nn.
+
+    Returns:
+        [..., res_beta, res_alpha]. Differentiable to any order.
+
+    Raises:
+        ValueError: naming the option that does not fit.
+        RuntimeError: if x has another shape.
+    """
+    lmax = next((l for l in range(MAX_DEGREE + 1) if x.dim() and x.shape[-1] == (l + 1) ** 2), None)
+    if lmax is None:
+        raise RuntimeError(f"x: expected shape [..., (lmax + 1)^2] with lmax up to {MAX_DEGREE}, got {list(x.shape)}")
+    p, s = to_tables(lmax, res, quadrature, normalization, x.dtype, x.device)
+    return torch.einsum("mbi,...i->...bm", p, x) @ s.mT
+
+
+def from_s2grid(
+    f: Tensor,
+    lmax: int,
+    *,
+    quadrature: str = "gausslegendre",
+    normalization: str = "integral",
+    lmax_in: int | None = None,
+) -> Tensor:
+    """Components up to ``lmax`` of a signal with these values on a grid: the inverse of :func:`to_s2grid`.
+
+    Args:
+        f: [..., res_beta, res_alpha], floating.
+        lmax: largest degree of the result.
+        quadrature, normalization: as for :func:`to_s2grid`.
+        lmax_in: largest degree that the signal had in :func:`to_s2grid`, on whose factor ``"component"`` and ``"norm"``
+            depend; ``lmax`` by default.
+
+    Returns:
+        [..., (lmax + 1)^2]. Differentiable to any order.
+
+    Raises:
+        ValueError: naming the option that does not fit, or if the grid is too coarse: harmonics of degree lmax are
+            orthogonal on grids that are exact for 2 lmax (:func:`exact_degree`).
+        RuntimeError: if f has fewer than two dimensions.
+    """
+    lmax_in = _checked_lmax("lmax", lmax) if lmax_in is None else _checked_lmax("lmax_in", lmax_in)
+    if f.dim() < 2:
+        raise RuntimeError(f"f: expected shape [..., res_beta, res_alpha], got {list(f.shape)}")
+    res = int(f.shape[-2]), int(f.shape[-1])
+    if exact_degree(res, quadrature) < 2 * lmax:
+        raise ValueError(
+            f"f: expected at least {exact_resolution(2 * lmax, quadrature)} rings and angles for degree {lmax}, got "
+            f"{res}, which is exact to degree {exact_degree(res, quadrature)}"
+        )
+    p, s = from_tables(lmax, res, quadrature, normalization, lmax_in, f.dtype, f.device)
+    return torch.einsum("mbi,...bm->...i", p, f @ s)
+
+
+def plot_signal(
+    x: Tensor,
+    file: str | Path | None = None,
+    *,
+    irreps: IrrepsLike | None = None,
+    res: Resolution = (60, 121),
+    shape: str = "radius",
+    titles: list[str] | None = None,
+) -> Figure:
+    """Signals on the sphere as surfaces, red where positive and blue where negative.
+
+    Args:
+        x: [(lmax + 1)^2], or [signals, (lmax + 1)^2] for a row of them, or columns of ``irreps``.
+        file: where to write a PNG, or another format that matplotlib knows.
+        irreps: where x is a vector of irreps of multiplicity 1, each degree once, instead of a full signal.
+        res: resolution of the surface.
+        shape: ``"radius"``: the surface has the distance |f| from the centre; ``"sphere"``: it is the unit sphere.
+        titles: one for each signal.
+
+    Returns:
+        The matplotlib figure. Needs matplotlib.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if shape not in ("radius", "sphere"):
+        raise ValueError(f"shape: expected 'radius' or 'sphere', got {shape!r}")
+    x = torch.atleast_2d(x.detach().to("cpu", torch.float64))
+    if irreps is not None:
+        irreps = irreps_argument("irreps", irreps)
+        degrees = [ir.l for _, ir in irreps]
+        if any(mul != 1 for mul, _ in irreps) or len(set(degrees)) < len(degrees) or x.shape[-1] != irreps.dim:
+            raise ValueError(f"irreps: expected each degree once for {x.shape[-1]} columns of x, got {irreps}")
+        full = x.new_zeros(x.shape[0], (max(degrees, default=0) + 1) ** 2)
+        for l, columns in zip(degrees, irreps.slices(), strict=True):
+            full[:, l * l : (l + 1) ** 2] = x[:, columns]
+        x = full
+    if x.dim() != 2 or not x.shape[0]:
+        raise ValueError(f"x: expected shape [signals, (lmax + 1)^2], got {list(x.shape)}")
+    if titles is not None and len(titles) != x.shape[0]:
+        raise ValueError(f"titles: expected {x.shape[0]}, one for each signal, got {len(titles)}")
+    grid = s2_grid(res, dtype=torch.float64)
+    values = to_s2grid(x, res)
+    # A surface needs its poles, and its first meridian twice.
+    north, south = (_at_pole(x, up).expand(-1, 1, values.shape[-1]) for up in (1, -1))
+    values = torch.cat([north, values, south], 1)
+    values = torch.cat([values, values[..., :1]], -1)
+    betas = torch.cat([torch.zeros(1), grid.betas, torch.full((1,), math.pi)]).double()
+    alphas = torch.cat([grid.alphas, grid.alphas[:1] + 2 * math.pi])
+    positions = S2Grid(betas, alphas, betas).positions
+    figure = Figure(figsize=(3.2 * x.shape[0], 3.4))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.06, top=0.9, wspace=0.02)  # layouts do not see labels in 3D
+    for n, f in enumerate(values):
+        axes = figure.add_subplot(1, x.shape[0], n + 1, projection="3d")
+        largest = float(f.abs().max()) or 1.0
+        surface = positions * f.abs()[..., None] / largest if shape == "radius" else positions
+        colors = colormaps["RdBu_r"]((f / largest).numpy() / 2 + 0.5)
+        # y, the polar axis, is drawn upwards.
+        axes.plot_surface(
+            *[surface[..., i].numpy() for i in (2, 0, 1)], facecolors=colors, rcount=200, ccount=200, shade=True
+        )
+        axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), xticks=[], yticks=[], zticks=[])
+        axes.set_box_aspect((1, 1, 1), zoom=0.95)
+        for direction, name in zip("xyz", "zxy", strict=True):
+            getattr(axes, f"set_{direction}label")(name, labelpad=-14)
+        if titles is not None:
+            axes.set_title(titles[n])
+    if file is not None:
+        figure.savefig(file, dpi=150)
+    return figure
+
+
+def _at_pole(x: Tensor, up: int) -> Tensor:
+    """[signals, 1, 1]: values at (0, up, 0)."""
+    lmax = math.isqrt(x.shape[1]) - 1
+    y = spherical_harmonics(list(range(lmax + 1)), x.new_tensor([[0.0, up, 0.0]]), False, "integral")
+    return (x @ y[0])[:, None, None]
