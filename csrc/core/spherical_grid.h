@@ -43,6 +43,21 @@ inline std::vector<Ring> gauss_legendre_rings(int count) {
   return rings;
 }
 
+// The equiangular rings of e3nn, beta = pi (i + 1/2) / count of an even count, in the same order, with the weights of
+// Kostelec and Rockmore 2008, eq. 3.15: exact to degree count - 1.
+inline std::vector<Ring> soft_rings(int count) {
+  std::vector<Ring> rings;
+  for (int i = 0; i < count / 2; ++i) {
+    const double beta = std::numbers::pi * (i + 0.5) / count;
+    double sum = 0;
+    for (int k = 0; k < count / 2; ++k) sum += std::sin((2 * k + 1) * beta) / (2 * k + 1);
+    const double weight = 4.0 / count * std::sin(beta) * sum;
+    rings.push_back({std::cos(beta), weight});
+    rings.push_back({-std::cos(beta), weight});
+  }
+  return rings;
+}
+
 // P_lm(beta) for 0 <= m <= l <= lmax, of the orthonormal real harmonics: Y_lm = P_l|m| S_m with S_m sqrt(2) sin(|m| a),
 // 1 or sqrt(2) cos(m a). The recurrences of fully normalised functions (Holmes and Featherstone 2002, eq. 11 to 13).
 class LegendreFunctions {

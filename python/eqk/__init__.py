@@ -13,7 +13,10 @@ from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
-from eqk.s2grid import exact_degree, exact_resolution, from_s2grid, plot_signal, s2_grid, to_s2grid  # noqa: E402
+from eqk.s2_activation import s2_activation  # noqa: E402
+from eqk.s2_activation_plan import S2ActivationPlan  # noqa: E402
+from eqk.s2_quadrature import exact_degree, exact_resolution, s2_grid  # noqa: E402
+from eqk.s2grid import from_s2grid, plot_signal, to_s2grid  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
@@ -29,6 +32,7 @@ __all__ = [
     "Irrep",
     "Irreps",
     "Plan",
+    "S2ActivationPlan",
     "SymmetricContractionPlan",
     "convert",
     "exact_degree",
@@ -38,6 +42,7 @@ __all__ = [
     "keep_memory",
     "o3",
     "plot_signal",
+    "s2_activation",
     "s2_grid",
     "spherical_harmonics",
     "symmetric_contraction",

@@ -162,6 +162,7 @@ _BACKENDS_OF = {
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
     "gaunt_product": ("cpu", "torch", "reference"),
+    "s2_activation": ("cpu", "torch", "reference"),
 }
 
 

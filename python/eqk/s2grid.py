@@ -1,132 +1,41 @@
-"""Signals on the sphere, from components to a grid of angles and back, and drawn.
-
-A point has angles beta, from the pole y, and alpha, about it: (sin b sin a, cos b, sin b cos a), as in e3nn. Grids are
-products of rings beta and angles alpha = 2 pi j / res_alpha. Rings are those of Gauss and Legendre
-(``"gausslegendre"``) or e3nn's equiangular ones, beta = pi (i + 1/2) / res_beta (``"soft"``; weights of Kostelec and
-Rockmore 2008, "FFTs on the rotation group", eq. 3.15).
-"""
+"""Signals on the sphere, from components to a grid of angles and back, and drawn."""
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eqk import dispatch
 from eqk.irreps import MAX_DEGREE, IrrepsLike, irreps_argument
+from eqk.s2_quadrature import (
+    Resolution,
+    S2Grid,
+    cached_grid,
+    cached_tables,
+    checked_resolution,
+    exact_degree,
+    exact_resolution,
+    grid_factors,
+    s2_grid,
+)
 from eqk.spherical_harmonics import spherical_harmonics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-QUADRATURES = ("gausslegendre", "soft")
-NORMALIZATIONS = ("integral", "component", "norm")
-Resolution = int | tuple[int, int]
 
-
-class S2Grid(NamedTuple):
-    """``betas`` [res_beta], ``alphas`` [res_alpha], and the ``weights`` [res_beta] of each point of a ring.
-
-    The integral over the sphere of a function of values f [res_beta, res_alpha] is ``(weights[:, None] * f).sum()``.
-    """
-
-    betas: Tensor
-    alphas: Tensor
-    weights: Tensor
-
-    @property
-    def positions(self) -> Tensor:
-        """[res_beta, res_alpha, 3]: points on the unit sphere."""
-        b, a = self.betas[:, None], self.alphas
-        return torch.stack([b.sin() * a.sin(), b.cos() + 0 * a, b.sin() * a.cos()], -1)
-
-
-def _resolution(res: Resolution, quadrature: str) -> tuple[int, int]:
-    if quadrature not in QUADRATURES:
-        raise ValueError(f"quadrature: expected one of {', '.join(QUADRATURES)}, got {quadrature!r}")
-    pair = (res, res) if isinstance(res, int) else tuple(res)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
-        raise ValueError(f"res: expected a positive number or two, (res_beta, res_alpha), got {res!r}")
-    if quadrature == "soft" and pair[0] % 2:
-        raise ValueError(f"res: expected an even res_beta for quadrature 'soft', got {pair[0]}")
-    return pair
-
-
-def exact_degree(res: Resolution, quadrature: str = "gausslegendre") -> int:
-    """Degree of harmonics up to which sums over the grid are integrals; above it functions alias to lower degrees."""
-    res_beta, res_alpha = _resolution(res, quadrature)
-    return min(2 * res_beta - 1 if quadrature == "gausslegendre" else res_beta - 1, res_alpha - 1)
-
-
-def exact_resolution(degree: int, quadrature: str = "gausslegendre") -> tuple[int, int]:
-    """(res_beta, res_alpha) of the smallest grid whose sums are integrals of harmonics up to ``degree``.
-
-    A product of signals of degrees L1 and L2, projected to L3, needs L1 + L2 + L3; a signal of degree L alone 2 L.
-    """
-    if not isinstance(degree, int) or degree < 0:
-        raise ValueError(f"degree: expected a number from 0, got {degree!r}")
-    _resolution(2, quadrature)
-    rings = degree // 2 + 1 if quadrature == "gausslegendre" else degree + 1 + (degree + 1) % 2
-    return rings, degree + 1
-
-
-@functools.lru_cache(maxsize=256)
-def _grid(res_beta: int, res_alpha: int, quadrature: str) -> S2Grid:
-    """On the CPU in float64."""
-    if quadrature == "gausslegendre":
-        # Golub and Welsch 1969: nodes are the eigenvalues of the Jacobi matrix of the Legendre polynomials.
-        n = torch.arange(1, res_beta, dtype=torch.float64)
-        off = n / (4 * n * n - 1).sqrt()
-        z, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-        betas, weights = z.flip(0).acos(), 2 * vectors[0].square().flip(0)
-    else:
-        betas = (torch.arange(res_beta, dtype=torch.float64) + 0.5) * (math.pi / res_beta)
-        odd = 2 * torch.arange(res_beta // 2, dtype=torch.float64) + 1
-        weights = (4 / res_beta) * betas.sin() * ((betas[:, None] * odd).sin() / odd).sum(1)
-    alphas = torch.arange(res_alpha, dtype=torch.float64) * (2 * math.pi / res_alpha)
-    return S2Grid(betas, alphas, weights * (2 * math.pi / res_alpha))
-
-
-def s2_grid(
-    res: Resolution,
-    quadrature: str = "gausslegendre",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> S2Grid:
-    """Angles and weights of a grid of ``res`` rings and angles, or (res_beta, res_alpha), in torch's default dtype.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
-    dtype = dtype or torch.get_default_dtype()
-    return S2Grid(*[t.to(device, dtype) for t in _grid(*_resolution(res, quadrature), quadrature)])
-
-
-def _factors(lmax: int, normalization: str, lmax_in: int, inverse: bool) -> Tensor:
-    """Of each degree, on the way to the grid or back: all degrees have the same variance on the grid, 1 in sum."""
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization: expected one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
-    degrees = torch.arange(lmax + 1, dtype=torch.float64)
-    if normalization == "integral":
-        return torch.ones_like(degrees)
-    factors = math.sqrt(4 * math.pi / (lmax_in + 1)) / (
-        (2 * degrees + 1).sqrt() if normalization == "component" else torch.ones_like(degrees)
-    )
-    return 1 / factors if inverse else factors
-
-
-@functools.lru_cache(maxsize=256)
+@cached_tables
 def _ring_tables(lmax: int, res_beta: int, res_alpha: int, quadrature: str) -> tuple[Tensor, Tensor]:
     """P [2 lmax + 1, res_beta, (lmax + 1)^2] and S [res_alpha, 2 lmax + 1].
 
     P is zero but where column l^2 + l + m has the order m. The harmonic (l, m) is P times sqrt(2) sin(|m| alpha), 1 or
     sqrt(2) cos(m alpha).
     """
-    grid, degrees = _grid(res_beta, res_alpha, quadrature), list(range(lmax + 1))
+    grid, degrees = cached_grid(res_beta, res_alpha, quadrature), list(range(lmax + 1))
     at_zero = torch.stack([torch.zeros_like(grid.betas), grid.betas.cos(), grid.betas.sin()], 1)
     y = spherical_harmonics(degrees, at_zero, False, "integral")
     p = y.new_zeros(2 * lmax + 1, res_beta, (lmax + 1) ** 2)
@@ -144,8 +53,8 @@ def to_tables(
     lmax: int, res: Resolution, quadrature: str, normalization: str, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """What :func:`to_s2grid` multiplies by: P [m, res_beta, component] with all factors, and S [res_alpha, m]."""
-    p, s = _ring_tables(lmax, *_resolution(res, quadrature), quadrature)
-    factors = _factors(lmax, normalization, lmax, False).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+    p, s = _ring_tables(lmax, *checked_resolution(res, quadrature), quadrature)
+    factors = grid_factors(lmax, normalization, lmax, False).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
     return (p * factors).to(device, dtype), s.to(device, dtype)
 
 
@@ -160,10 +69,10 @@ def from_tables(
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """The same for :func:`from_s2grid`, the weights of the quadrature included."""
-    pair = _resolution(res, quadrature)
+    pair = checked_resolution(res, quadrature)
     p, s = _ring_tables(lmax, *pair, quadrature)
-    factors = _factors(lmax, normalization, lmax_in, True).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
-    return (p * factors * _grid(*pair, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
+    factors = grid_factors(lmax, normalization, lmax_in, True).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+    return (p * factors * cached_grid(*pair, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
 
 
 def _checked_lmax(name: str, lmax: object) -> int:

@@ -20,6 +20,7 @@ from eqk._library import wigner_3j
 from eqk.gaunt_plan import GauntPlan
 from eqk.irreps import Irrep, Irreps, IrrepsLike
 from eqk.plan import LAYOUTS, MODES, Plan
+from eqk.s2_activation_plan import FUNCTIONS, S2ActivationPlan
 from eqk.symmetric_contraction_plan import MAX_CORRELATION, SymmetricContractionPlan, chains_to
 
 # Largest error for derivative order 0 to 3, relative to the largest magnitude of the reference result. The 16-bit types
@@ -252,6 +253,19 @@ def random_gaunt_plan(rng: random.Random, max_degree: int = 5) -> GauntPlan:
     scales = [tuple(factor() for _ in range(l + 1)) if rng.random() < 0.5 else () for l in lmaxes]
     layouts = [rng.choice(LAYOUTS) for _ in range(3)]
     return GauntPlan(*lmaxes, *pair, even, odd, rng.choice((1, 1, 2, 3)), *scales, *layouts)
+
+
+def random_s2_activation(rng: random.Random, max_degree: int = 5) -> S2ActivationPlan:
+    """A function of signals with what a plan may have, on any grid, however coarse."""
+    lmaxes = rng.randint(0, max_degree), rng.randint(0, max_degree)
+    quadrature = rng.choice(("gausslegendre", "soft"))
+    rings = rng.randint(1, 7) * (2 if quadrature == "soft" else 1)
+    channels, layouts = rng.choice((1, 2, 3, 7, 16, 17)), [rng.choice(LAYOUTS) for _ in range(2)]
+    scales = [tuple(rng.gauss(0, 1) for _ in range(l + 1)) if rng.random() < 0.5 else () for l in lmaxes]
+    res = rings, rng.randint(1, 14)
+    return S2ActivationPlan(
+        *lmaxes, channels, rng.choice(FUNCTIONS), res, quadrature, rng.gauss(0, 1), *scales, *layouts
+    )
 
 
 _MULTIPLICITIES = (1, 1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 32, 33, 48, 64, 89, 127, 128, 130)

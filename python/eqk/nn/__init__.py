@@ -1,5 +1,6 @@
-"""Modules on eqk's ops that e3nn does not have."""
+"""Modules on signals on the sphere, on eqk's ops."""
 
 from eqk.nn._gaunt import GauntTensorProduct
+from eqk.nn._s2_activation import S2Activation
 
-__all__ = ["GauntTensorProduct"]
+__all__ = ["GauntTensorProduct", "S2Activation"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eqk.o3._module import ArgumentError, E3nnModule, check_operand
-from eqk.s2grid import NORMALIZATIONS, from_tables, s2_grid, to_tables
+from eqk.s2_quadrature import NORMALIZATIONS, s2_grid
+from eqk.s2grid import from_tables, to_tables
 
 
 def _complete(lmax: int | None, res: int | tuple[int | None, int | None] | None) -> tuple[int, int, int]:

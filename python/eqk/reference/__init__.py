@@ -1,6 +1,7 @@
 """Dense truth for every op: einsum on whole coefficient tensors, any dtype, no cleverness."""
 
 from eqk.reference.gaunt_product import gaunt_product
+from eqk.reference.s2_activation import s2_activation
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
@@ -8,6 +9,7 @@ from eqk.reference.tensor_product_conv import tensor_product_conv
 
 __all__ = [
     "gaunt_product",
+    "s2_activation",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "symmetric_contraction",

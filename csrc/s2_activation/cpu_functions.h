@@ -1,0 +1,179 @@
+#pragma once
+// Functions of vectors of lanes and their derivatives, as coefficients of Taylor series: a[n] = f^(n)(x) / n!.
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+#include <type_traits>
+
+#include "core/lanes.h"
+#include "s2_activation/plan.h"
+
+namespace eqk::s2_activation {
+inline namespace EQK_ISA {
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using Int = std::int32_t;
+  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
+  static constexpr float kLimit = 87, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+};
+template <>
+struct Bits<double> {
+  using Int = std::int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
+  static constexpr double kLimit = 708, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
+};
+
+// The smaller and the larger one; b where either is not a number.
+template <class T, int W>
+EQK_HD Vector<T, W> smaller(Vector<T, W> a, Vector<T, W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4)
+    return __builtin_bit_cast(
+        Vector<T, W>, _mm512_maskz_min_ps(0xffff, __builtin_bit_cast(__m512, a), __builtin_bit_cast(__m512, b)));
+#endif
+  return a < b ? a : b;
+}
+template <class T, int W>
+EQK_HD Vector<T, W> larger(Vector<T, W> a, Vector<T, W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4)
+    return __builtin_bit_cast(
+        Vector<T, W>, _mm512_maskz_max_ps(0xffff, __builtin_bit_cast(__m512, a), __builtin_bit_cast(__m512, b)));
+#endif
+  return a > b ? a : b;
+}
+
+// 1 / x of normal numbers, to the last bit or two.
+template <class T, int W>
+EQK_HD Vector<T, W> reciprocal(Vector<T, W> x) {
+#if defined(__AVX512F__)
+  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4) {
+    const auto r = __builtin_bit_cast(Vector<T, W>, _mm512_maskz_rcp14_ps(0xffff, __builtin_bit_cast(__m512, x)));
+    return r + r * (1 - x * r);
+  }
+#endif
+  return 1 / x;
+}
+
+// exp(x) = 2^n (1 + q) with q = exp(r) - 1 of |r| <= log(2) / 2, a Taylor series. Beyond kLimit x is taken for it.
+template <class T, int W>
+struct Exponential {
+  using V = Vector<T, W>;
+  using B = Bits<T>;
+  V power, q;
+
+  EQK_HD explicit Exponential(V x) {
+    const V limit = splat<T, W>(B::kLimit);
+    x = larger<T, W>(-limit, smaller<T, W>(limit, x));
+    // Adding this leaves the nearest integer in the last bits.
+    const V magic = splat<T, W>(static_cast<T>(std::int64_t{3} << (B::kMantissa - 1)));
+    const V shifted = x * static_cast<T>(std::numbers::log2e) + magic;
+    const V n = shifted - magic, r = (x - n * B::kLn2High) - n * B::kLn2Low;
+    using I = Vector<typename B::Int, W>;
+    const I bits = __builtin_bit_cast(I, shifted) - __builtin_bit_cast(I, magic);
+    power = __builtin_bit_cast(V, (bits + B::kBias) << B::kMantissa);
+    double factorial = 1;
+    for (int k = 2; k <= B::kTerms; ++k) factorial *= k;
+    q = splat<T, W>(static_cast<T>(1 / factorial));
+    for (int k = B::kTerms; k > 1; --k) {
+      factorial /= k;
+      q = q * r + static_cast<T>(1 / factorial);
+    }
+    q *= r;
+  }
+
+  EQK_HD V exp() const { return power + power * q; }
+  EQK_HD V exp_minus_one() const { return (power - 1) + power * q; }
+};
+
+// f of each lane, for what has no loop of its own.
+template <class T, int W, class F>
+EQK_HD Vector<T, W> each_lane(Vector<T, W> x, const F& f) {
+  for (int i = 0; i < W; ++i) x[i] = f(x[i]);
+  return x;
+}
+
+// Coefficients of order 0 to K at x.
+template <Function function, int K, class T, int W>
+EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
+  using V = Vector<T, W>;
+  const V zero{}, one = splat<T, W>(1);
+  const auto inverse = [](int n) EQK_LAMBDA { return static_cast<T>(1.0 / n); };
+  // y' = y (1 - y)
+  const auto sigmoid = [&](V* s, int order) EQK_LAMBDA {
+    s[0] = reciprocal<T, W>(one + Exponential<T, W>(-x).exp());
+    for (int n = 0; n < order; ++n) {
+      V sum = s[n];
+      for (int i = 0; i <= n; ++i) sum -= s[i] * s[n - i];
+      s[n + 1] = sum * inverse(n + 1);
+    }
+  };
+  for (int n = 0; n <= K; ++n) a[n] = zero;
+  if constexpr (function == Function::identity) {
+    a[0] = x;
+    if (K > 0) a[1] = one;
+  } else if constexpr (function == Function::square) {
+    a[0] = x * x;
+    if (K > 0) a[1] = 2 * x;
+    if (K > 1) a[2] = one;
+  } else if constexpr (function == Function::relu) {
+    a[0] = x < zero ? zero : x;  // not a number stays so
+    if (K > 0) a[1] = x > zero ? one : zero;
+  } else if constexpr (function == Function::abs) {
+    a[0] = x < zero ? -x : x;
+    if (K > 0) a[1] = x > zero ? one : x < zero ? -one : zero;
+  } else if constexpr (function == Function::sigmoid) {
+    sigmoid(a, K);
+  } else if constexpr (function == Function::silu) {
+    V s[K + 1];
+    sigmoid(s, K);
+    for (int n = 0; n <= K; ++n) a[n] = n ? x * s[n] + s[n - 1] : x * s[n];
+  } else if constexpr (function == Function::tanh) {
+    const V e = Exponential<T, W>(2 * x).exp_minus_one();  // no digits are lost where x is small
+    a[0] = e / (e + 2);
+    for (int n = 0; n < K; ++n) {  // y' = 1 - y^2
+      V sum = n ? zero : one;
+      for (int i = 0; i <= n; ++i) sum -= a[i] * a[n - i];
+      a[n + 1] = sum * inverse(n + 1);
+    }
+  } else if constexpr (function == Function::gelu) {
+    // x Phi with Phi' = phi the normal distribution, phi' = -x phi
+    V phi[K + 1], distribution[K + 1];
+    distribution[0] =
+        each_lane<T, W>(x, [](T t) { return T(0.5) * std::erfc(-t * static_cast<T>(1 / std::numbers::sqrt2)); });
+    phi[0] = Exponential<T, W>(x * x * T(-0.5)).exp() * static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    for (int n = 0; n < K; ++n) {
+      distribution[n + 1] = phi[n] * inverse(n + 1);
+      phi[n + 1] = (x * phi[n] + (n ? phi[n - 1] : zero)) * -inverse(n + 1);
+    }
+    for (int n = 0; n <= K; ++n) a[n] = n ? x * distribution[n] + distribution[n - 1] : x * distribution[n];
+  } else {
+    // softplus, shifted by log(2): the derivative is the sigmoid
+    a[0] = each_lane<T, W>(x, [](T t) {
+      return std::max(t, T(0)) + std::log1p(std::exp(-std::abs(t))) -
+             (function == Function::ssp ? static_cast<T>(std::numbers::ln2) : 0);
+    });
+    if constexpr (K > 0) {
+      V s[K];
+      sigmoid(s, K - 1);
+      for (int n = 1; n <= K; ++n) a[n] = s[n - 1] * inverse(n);
+    }
+  }
+}
+
+// f^(K)(x)
+template <Function function, int K, class T, int W>
+EQK_HD Vector<T, W> derivative(Vector<T, W> x) {
+  Vector<T, W> a[K + 1];
+  taylor<function, K, T, W>(x, a);
+  constexpr T factorial[] = {1, 1, 2, 6, 24};
+  static_assert(K < 5);
+  return a[K] * factorial[K];
+}
+
+}  // namespace EQK_ISA
+}  // namespace eqk::s2_activation

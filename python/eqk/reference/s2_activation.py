@@ -1,0 +1,64 @@
+"""A function applied to signals on the sphere, by dense matrices to a grid and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eqk.reference.spherical_harmonics import spherical_harmonics
+from eqk.s2_activation_plan import S2ActivationPlan
+from eqk.s2_quadrature import s2_grid
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: 1 * x,
+    "square": lambda x: x * x,
+    "relu": F.relu,
+    "abs": torch.abs,
+    "sigmoid": torch.sigmoid,
+    "silu": lambda x: x * torch.sigmoid(x),  # torch's own has two derivatives
+    "tanh": torch.tanh,
+    "gelu": lambda x: 0.5 * x * torch.erfc(-x / math.sqrt(2)),
+    "softplus": lambda x: torch.where(x > 0, x, 0) + torch.log1p(torch.exp(-x.abs())),
+    "ssp": lambda x: FUNCTIONS["softplus"](x) - math.log(2),
+}
+
+
+def dense(plan: S2ActivationPlan, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """S [points, (lmax_in + 1)^2] and A [points, (lmax_out + 1)^2]: f = S x, z = A^T f."""
+    grid = s2_grid(plan.res, plan.quadrature, torch.float64)
+    weights = grid.weights[:, None].expand(plan.res).flatten()
+
+    def harmonics(lmax: int, scale: tuple[float, ...]) -> Tensor:
+        y = spherical_harmonics(range(lmax + 1), grid.positions.flatten(0, 1), "integral")
+        degrees = torch.arange(lmax + 1)
+        return y * torch.tensor(scale, dtype=torch.float64).repeat_interleave(2 * degrees + 1)
+
+    back = harmonics(plan.lmax_out, plan.scale_out) * weights[:, None] * plan.gain
+    return harmonics(plan.lmax_in, plan.scale_in).to(device, dtype), back.to(device, dtype)
+
+
+def split(t: Tensor, lmax: int, channels: int, layout: str) -> Tensor:
+    """[rows, columns] -> [rows, (lmax + 1)^2, channels]"""
+    if layout == "ir_mul":
+        return t.unflatten(1, ((lmax + 1) ** 2, channels))
+    parts = t.split([(2 * l + 1) * channels for l in range(lmax + 1)], 1)
+    return torch.cat([p.unflatten(1, (channels, -1 if channels else 2 * l + 1)).mT for l, p in enumerate(parts)], 1)
+
+
+def merge(t: Tensor, lmax: int, layout: str) -> Tensor:
+    """The inverse of :func:`split`."""
+    if layout == "ir_mul":
+        return t.flatten(1)
+    return torch.cat([t[:, l * l : (l + 1) ** 2].mT.flatten(1) for l in range(lmax + 1)], 1)
+
+
+def s2_activation(x: Tensor, plan: S2ActivationPlan | str) -> Tensor:
+    """``torch.ops.eqk.s2_activation``, dense: -> [rows, columns of the result]."""
+    plan = S2ActivationPlan.parse(plan) if isinstance(plan, str) else plan
+    to, back = dense(plan, x.dtype, x.device)
+    f = FUNCTIONS[plan.function](torch.einsum("pi,zic->zpc", to, split(x, plan.lmax_in, plan.channels, plan.layout_in)))
+    return merge(torch.einsum("pi,zpc->zic", back, f), plan.lmax_out, plan.layout_out)
