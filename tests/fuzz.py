@@ -11,11 +11,12 @@ import torch
 
 import eqk
 from eqk import reference, testing
+from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|lmax\w+|channels\d|rank|scale\w+|layout\w+|even|odd)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|lmax\w+|channels\d|rank|scale\w+|layout\w+|even|odd|v\d|kinds|gain|function|res|channels)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -458,16 +459,94 @@ def one_gaunt(rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
+def s2_activation_truth(x, factors, text, kinds):
+    """P[f^(k)(S x) (T_1 v_1) ... (T_k v_k)] by dense matrices."""
+    plan = eqk.S2ActivationPlan.parse(text)
+    matrices = dict(zip("xz", dense(plan, torch.float64, "cpu"), strict=True))
+    sides = {"x": (plan.lmax_in, plan.layout_in), "z": (plan.lmax_out, plan.layout_out)}
+
+    def on_grid(t, kind):
+        lmax, layout = sides[kind]
+        return torch.einsum("pi,zic->zpc", matrices[kind], split(t.detach().double(), lmax, plan.channels, layout))
+
+    leaf = on_grid(x, "x").requires_grad_()
+    f = FUNCTIONS[plan.function](leaf)
+    for _ in factors:
+        f = torch.autograd.grad(f.sum(), leaf, create_graph=True, materialize_grads=True)[0]
+        if not f.requires_grad:
+            f = f + 0 * leaf
+    f = f.detach()
+    for v, kind in zip(factors, kinds, strict=False):
+        f = f * on_grid(v, kind)
+    lmax, layout = sides[kinds[-1]]
+    return merge(torch.einsum("pi,zpc->zic", matrices[kinds[-1]], f), lmax, layout)
+
+
+def one_s2_activation(rng, generator):
+    """As :func:`one_call`, of functions of signals."""
+    plan, rows, count = testing.random_s2_activation(rng, 3), rng.choice((0, 1, 2, 17)), rng.randint(0, 4)
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    letters = [rng.choice("xz") for _ in range(count + 1)]
+    text, kinds = str(plan), "".join(letters[:-1]) + ">" + (letters[-1] if count else "z")
+    tensors = [
+        torch.randn(rows, plan.dims["xz".index(kind)], generator=generator).to(dtype) for kind in ["x", *letters[:-1]]
+    ]
+    mutation = []
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        kind = rng.random()
+        if kind < 0.3:
+            text = mutate_plan(text, rng) if text else "*"
+            mutation.append("plan")
+        elif kind < 0.4:
+            kinds = rng.choice(("", ">", kinds + "x", kinds[1:], kinds.upper(), "xzxz>x", kinds.replace("x", "z")))
+            mutation.append("kinds")
+        else:
+            n = rng.randrange(len(tensors))
+            try:
+                tensors[n] = mutate_tensor(tensors[n], rng, generator) if isinstance(tensors[n], torch.Tensor) else None
+            except (RuntimeError, ValueError, IndexError):  # no such mutation, as in one_call
+                continue
+            mutation.append(n)
+    padding = [None] * (5 - len(tensors))
+    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
+    what = f"s2_activation {mutation} {shapes} {text} {kinds}"
+    try:
+        if len(tensors) == 1 and rng.random() < 0.5:
+            result, kinds = OPS.s2_activation(tensors[0], text), ">z"
+        else:
+            result = OPS.s2_activation_derivative(*tensors, *padding, text, kinds)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        named = NAMED.search(str(error))
+        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    if result.device.type == "meta":
+        return "accepted", None
+    while tensors[-1] is None:
+        tensors.pop()
+    sizes = [float(t.detach().double().abs().max()) for t in tensors if t.numel()]
+    parsed = eqk.S2ActivationPlan.parse(text)
+    factors = [abs(f) for f in (parsed.gain, *parsed.scale_in, *parsed.scale_out)]
+    kinked = parsed.function in ("relu", "abs")  # a value of zero on the grid may be one of either side
+    if kinked or not all(size < 1e3 for size in (*sizes, *factors)):  # as of products of signals
+        return "accepted", None
+    expected = s2_activation_truth(tensors[0], tensors[1:], text, kinds)
+    # A derivative of a function that tends to a constant is small beside the rounding errors of its argument.
+    noise = 1e-2 if result.dtype == torch.bfloat16 else 1e-4
+    ok = right(result, expected) or bool(((result.double() - expected).abs() <= noise).all())
+    return "accepted", None if ok else f"{what}: wrong numbers"
+
+
 def run(count):
     rng, generator = testing.generators("fuzz")
     cases = [case for case in testing.CASES.values() if not case.problem and not case.name.startswith("degree-")]
     outcomes, failures = collections.Counter(), []
     for _ in range(count):
         draw = rng.random()
-        if draw < 0.25:
+        if draw < 0.2:
             outcome, failure = one_contraction(rng, generator)
-        elif draw < 0.45:
+        elif draw < 0.4:
             outcome, failure = one_gaunt(rng, generator)
+        elif draw < 0.55:
+            outcome, failure = one_s2_activation(rng, generator)
         else:
             outcome, failure = one_call(cases, rng, generator)
         outcomes[outcome] += 1
