@@ -26,9 +26,8 @@ struct Pack {
       asm("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(p));
   }
 
-  // Where not `present`, the pack stays as it is. The instruction is predicated: a branch would cost the warp more.
-  __device__ __forceinline__ void load_if(bool present, const Storage* p) {
-    const std::uint32_t wanted = present;
+  // Where `wanted` is zero, the pack stays as it is. The instruction is predicated: a branch would cost the warp more.
+  __device__ __forceinline__ void load_if(std::uint32_t wanted, const Storage* p) {
     if constexpr (kWords == 4)
       asm volatile("{.reg .pred p;\n setp.ne.u32 p, %4, 0;\n @p ld.global.v4.u32 {%0, %1, %2, %3}, [%5];}"
                    : "+r"(word[0]), "+r"(word[1]), "+r"(word[2]), "+r"(word[3])

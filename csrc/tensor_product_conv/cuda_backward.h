@@ -107,7 +107,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
   }
 
   // Whether gradients of x go through shared memory. Lanes of one warp hold scalars as a row of memory has them.
-  __device__ __forceinline__ bool stages_x() const { return a_.x_rows && (D1 > 1 || warps_ > 1); }
+  __device__ __forceinline__ bool stages_x() const { return a_.x_rows_stride && (D1 > 1 || warps_ > 1); }
   // The gradients of x of the tile, of the block's first warp; others behind them.
   __device__ __forceinline__ T* x_gradients() const { return this->x_stage_ + x_stage_size(U::l1, N, kDual); }
   // The cotangents, where shared memory holds them: a pack a lane, component by component.
@@ -186,7 +186,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 #pragma unroll
     for (T& v : y) v = 0;
     if (present && this->has_channels()) add_channels(step, edge_of_m, edge, y);
-    if (a_.y_rows) store_y(edge, present, y);
+    if (a_.y_rows_stride) store_y(edge, present, y);
   }
 
   __device__ __forceinline__ void add_channels(unsigned step, int edge_of_m, int edge, T (&gy)[kYColumns]) {
@@ -212,7 +212,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         for (int c = 0; c < N; ++c) pack.set(c, gx[n * N + c]);
         pack.store_shared(to + n * N);
       }
-    } else if (a_.x_rows) {
+    } else if (a_.x_rows_stride) {
       Pack<T, N> pack;
 #pragma unroll
       for (int c = 0; c < N; ++c) pack.set(c, gx[c]);
@@ -270,7 +270,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
 
   template <int q>
   __device__ __forceinline__ void load_weights(const WeightRow& row, Weights& weights) const {
-    Base::template load_weights<q>(row, this->channel_, this->unit_.w_vectors >> q & 1, weights);
+    Base::template load_weights<q>(row, this->channel_, this->unit_.w_vectors & 1 << q, weights);
   }
 
   template <int q>

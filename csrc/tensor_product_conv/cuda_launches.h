@@ -309,10 +309,8 @@ class Launches {
       a.in[kW] = from_first_edge(rows_of(problem.in[kW]), part);
       if (w.data)
         a.w = from_first_edge(w.data, 4 * w.stride, part), a.w_stride = static_cast<std::int32_t>(4 * w.stride);
-      if (problem.out[kX].data) a.x_rows = x_rows_;
-      if (problem.out[kY].data) a.y_rows = y_rows_;
-      a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
-      a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
+      if (problem.out[kX].data) a.x_rows = x_rows_, a.x_rows_stride = static_cast<std::int32_t>(4 * rows.x_columns);
+      if (problem.out[kY].data) a.y_rows = y_rows_, a.y_rows_stride = static_cast<std::int32_t>(4 * rows.y_columns);
       a.g_vectors = a.out_mul_ir && units_->out_aligned && fits(problem.in[kG].value, problem.in[kG].stride);
       a.gw_vectors = w.data && units_->w_aligned && fits(w.data, w.stride) && !add;
       a.add = add;

@@ -25,10 +25,15 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
   };
   P total;
   clear(total);
-  for (int t = range.first_term; t < range.end_term; ++t) {
+  const T* rows = static_cast<const T*>(a.rows) + first;
+  if constexpr (!kOfX) rows = row_of(rows, static_cast<std::int32_t>(row), a.rows_stride);
+  const int end_term = range.end_term;
+#pragma unroll 1
+  for (int t = range.first_term; t < end_term; ++t) {
     const SumTerm& term = a.term[t];
-    for (int k = 0; k < term.count; ++k) {
-      const T* const column = static_cast<const T*>(a.rows) + (term.column + k * term.apart + first);
+    const T* column = rows + term.column;
+#pragma unroll 1
+    for (int left = term.count; left > 0; --left, column += term.apart) {
       if constexpr (kOfX) {
         const int end = a.row[row + 1];
         for (int begin = a.row[row]; begin < end; begin += kEdgesOfSum) {
@@ -45,7 +50,7 @@ __device__ __forceinline__ void sum_rows(const SumArguments& a) {
         }
       } else {
         P more;
-        more.load(row_of(column, static_cast<std::int32_t>(row), a.rows_stride));
+        more.load(column);
         total.template add<T>(more);
       }
     }

@@ -238,12 +238,12 @@ class UnitWarp {
   };
   using Weights = Pack<T, N>[kParts];
 
-  // Those of a slot, `column` behind its first one.
+  // Those of a slot, `column` behind its first one, unless `wanted` is zero.
   template <int q>
-  __device__ __forceinline__ void load_weights(const WeightRow& row, unsigned column, bool present,
+  __device__ __forceinline__ void load_weights(const WeightRow& row, unsigned column, std::uint32_t wanted,
                                                Weights& weights) const {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) weights[part].load_if(present, row.of[part] + (unit_.weight[q] + column));
+    for (int part = 0; part < kParts; ++part) weights[part].load_if(wanted, row.of[part] + (unit_.weight[q] + column));
   }
 
   // One by one; those of a path without weights are 1.

@@ -144,7 +144,8 @@ static_assert(sizeof(UnitArguments) <= 4096, "more than a kernel's parameters ma
 
 // Of the backward. On duals it is the derivative along tangents of x, y and w, and `out` that of the forward. Results
 // that are not wanted are null. x_rows, y_rows: what a block of units adds to the gradients of the row of x and of y of
-// an edge, to be summed afterwards; strides in bytes.
+// an edge, to be summed afterwards; strides in bytes, zero where there are no rows (a pointer takes three instructions
+// to test, a number two).
 struct BackwardArguments : UnitArguments {
   void *w, *x_rows, *y_rows;
   std::int32_t w_stride, x_rows_stride, y_rows_stride;
