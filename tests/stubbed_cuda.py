@@ -729,9 +729,10 @@ def test_launches_of_the_radial_convolution(runtime, exact, edges, generator, re
     assert blocks[-1][1] == problem.scratch_bytes
     expected = problem.launches(blocks[-1][0])
     assert launches(calls) == expected
-    of_kernel = "eqk_tensor_product_conv_radial_" + ("f32" if exact else "bf16x3")
-    assert [launch["name"] for launch in expected[1:]] == [of_kernel] * (len(expected) - 1)
-    assert len(expected) > 1
+    precision = "f32" if exact else "bf16x3"
+    of_edges, *of_units = (launch["name"].removeprefix("eqk_tensor_product_conv_radial_") for launch in expected[1:])
+    assert of_edges == f"edges_{precision}"
+    assert set(of_units) == {precision}
 
 
 def radial_truth(plan, src, dst, num_dst, v, t):

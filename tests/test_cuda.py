@@ -16,7 +16,7 @@ from emulated_cuda import H100, ROOT, Emulator, channel_degrees, cuobjdump, libr
 import eqk
 from eqk.reference import tensor_product_conv as reference_conv
 from eqk.reference.tensor_product import tensor_product as reference
-from eqk.testing import CASES, relative_error
+from eqk.testing import CASES, depthwise, relative_error
 
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 # Tighter than eqk.testing.TOLERANCES, which are for sums of any length.
@@ -626,6 +626,29 @@ def test_radial_convolution_graphs(emulator, graph):
     check_radial(emulator, plan, graph, num_src, seed=number)
 
 
+def test_tiles_of_the_radial_convolution(emulator):
+    """One group: edges of several destinations share a tile, some fill more than one, and some destinations are empty."""
+    number = seed()
+    degrees = (0, 0, 5, 1, 0, 2, 33, 0, 1, 1, 4, 30, 0)
+    plan = channels_plan(MUL_IR, 1, (256, 128), own_outputs=True)
+    graph = Graph(sum(degrees), 5, len(degrees), torch.Generator().manual_seed(number), degrees)
+    for _, launches in check_radial(emulator, plan, graph, 5, seed=number, device=(1, H100[1])):
+        assert [launch["grid"] for launch in launches if "_radial_edges_" in launch["name"]] == [1]
+
+
+def test_segments_of_the_radial_convolution(emulator):
+    """Several of y with the same degree, which no unit has two of; more of them than sets are left to torch operations."""
+    number = seed()
+    graph = Graph(19, 3, 4, torch.Generator().manual_seed(number))
+    plan = depthwise("8x0e+8x1o", "0e+1o+1e+1o", "0e+0o+1o+1e")
+    check_radial(emulator, plan, graph, 3, 8, seed=number)
+    for segments, covered in ((16, True), (17, False)):
+        plan = depthwise("8x0e", "+".join(["1o"] * segments), "1o")
+        operands = [16] * 4, [plan.irreps_in1.dim, plan.irreps_in2.dim, 8, plan.weight_numel]
+        assert emulator.covers_convolution(plan)
+        assert emulator.radial_problem(plan, (1, 1, 1, 8), [(16, 1, 8)] * 4, *operands, 16, True).covered == covered
+
+
 def test_long_sums_of_the_radial_convolution(emulator):
     """As of the convolution; of several levels, each a sum of its own on the way out."""
     edges = 4000
@@ -642,7 +665,7 @@ def test_radial_convolution_has_the_same_bits_on_any_device(emulator):
     """How many blocks there are, what fits in one, and what other destinations there are, changes no bit of a row."""
     number = seed()
     plan = channels_plan(MUL_IR, 3, (32, 8, 4, 40), own_outputs=True)
-    graph = Graph(60, 4, 6, torch.Generator().manual_seed(number))
+    graph = Graph(60, 4, 20, torch.Generator().manual_seed(number))
     first = check_radial(emulator, plan, graph, 4, 48, seed=number)
     again = check_radial(emulator, plan, graph, 4, 48, seed=number, device=(1, 99 << 10))
     for (a, large), (b, small) in zip(first, again, strict=True):
@@ -719,7 +742,7 @@ def test_channel_kernels_in_float32_spill_nothing(library, architecture):
         r"Function (eqk_tensor_product_(?:(?:conv_)?(?:for|back)ward\w*_f32|conv_radial_)\w*):\s*REG:(\d+) STACK:(\d+)",
         usage,
     )
-    assert len([name for name, _, _ in kernels if "_radial_" in name]) == 2
+    assert len([name for name, _, _ in kernels if "_radial_" in name]) == 4
     degrees = channel_degrees(library)
     assert len({name for name, _, _ in kernels if re.search(r"_l\d$", name)}) == 4 + 2 * (len(degrees) - 1)
     for name, registers, stack in kernels:

@@ -174,16 +174,20 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
                              [](const RadialConvolution& c) {
                                return c.with_launches([](const auto& launches) { return launches.covered(); });
                              })
-      .def_property_readonly(
-          "scratch_bytes",
-          [](const RadialConvolution& c) { return conv::Launches::scratch_bytes(c.ordering.with_edges()); })
+      .def_property_readonly("scratch_bytes",
+                             [](const RadialConvolution& c) {
+                               const auto of_radial = [](const auto& launches) { return launches.scratch_bytes(); };
+                               return conv::Launches::scratch_bytes(c.ordering.with_edges()) +
+                                      c.with_launches(of_radial);
+                             })
       .def("launches", [](const RadialConvolution& c, std::uint64_t scratch) {
         const conv::DeviceProblem order = c.ordering.with_edges();
         conv::Launches ordering(order, const_cast<void*>(pointer(scratch)));
         py::list result;
         for (const conv::Launch& l : ordering.all()) result.append(described(l));
         c.with_launches([&](const auto& launches) {
-          for (const conv::RadialLaunch& l : launches.all(ordering.places())) result.append(described(l));
+          void* const behind = const_cast<void*>(pointer(scratch + conv::Launches::scratch_bytes(order)));
+          for (const conv::RadialLaunch& l : launches.all(ordering.places(), behind)) result.append(described(l));
         });
         return result;
       });

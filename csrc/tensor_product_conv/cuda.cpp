@@ -59,7 +59,7 @@ struct Cuda {
   }
 
   static void launch(const Problem& call, const Tensor& like) {
-    run("tensor_product_conv", call, like,
+    run("tensor_product_conv", call, like, 0,
         [](const Problem& problem, const Tensor&, void* scratch, auto&& enqueue_all) {
           enqueue_all(Launches(problem, scratch).all());
         });
@@ -68,11 +68,13 @@ struct Cuda {
   static void launch_radial(const RadialProblem& call, const Tensor& like) {
     if (call.in[kRadialG].value) return launch_radial_gradients(call, like);
     const RadialLaunches launches(call, asked<bool>("is_exact"), radial_device(like.device().index()));
-    run("tensor_product_conv_radial", RadialLaunches::order_of(call), like,
+    const Problem of_order = RadialLaunches::order_of(call);
+    const std::int64_t before = Launches::scratch_bytes(of_order);
+    run("tensor_product_conv_radial", of_order, like, launches.scratch_bytes(),
         [&](const Problem& order, const Tensor&, void* scratch, auto&& enqueue_all) {
           Launches ordering(order, scratch);
           enqueue_all(ordering.all());
-          enqueue_all(launches.all(ordering.places()));
+          enqueue_all(launches.all(ordering.places(), static_cast<unsigned char*>(scratch) + before));
         });
   }
 
@@ -83,17 +85,17 @@ struct Cuda {
     edges.place_of = static_cast<std::int32_t*>(place_of.mutable_data_ptr());
     Problem problem = with_weights(call);
     problem.edges = &edges;
-    run("tensor_product_conv_radial", problem, like,
+    run("tensor_product_conv_radial", problem, like, 0,
         [&](const Problem& ordered, const Tensor& by_dst, void* scratch, auto&& enqueue_all) {
           RadialGradients(call, ordered, by_dst, asked<std::int64_t>("bytes_of_weights"), like)
               .run(scratch, enqueue_all);
         });
   }
 
-  // Calls f with the problem, its edges with their orders, that of destinations, its scratch memory, and what enqueues
-  // launches.
+  // Calls f with the problem, its edges with their orders, that of destinations, its scratch memory, with so many more
+  // bytes behind it, and what enqueues launches.
   template <class F>
-  static void run(const char* op, const Problem& call, const Tensor& like, F&& f) {
+  static void run(const char* op, const Problem& call, const Tensor& like, std::int64_t more, F&& f) {
     const std::int32_t device = like.device().index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     const auto& given = static_cast<const Edges&>(*call.edges);
@@ -108,7 +110,7 @@ struct Cuda {
     Problem problem = call;
     problem.edges = &edges;
     const cudaStream_t stream = current_stream(op, device);
-    Tensor scratch = torch::stable::new_empty(like, {Launches::scratch_bytes(problem)}, ScalarType::Byte);
+    Tensor scratch = torch::stable::new_empty(like, {Launches::scratch_bytes(problem) + more}, ScalarType::Byte);
     f(problem, by_dst, scratch.mutable_data_ptr(), [&](const auto& launches) {
       for (const auto& l : launches) check_cuda(op, enqueue(l, stream), l.name().c_str());
     });
