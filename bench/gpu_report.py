@@ -393,6 +393,9 @@ def radial_row(
     moved = sum(a.nbytes for a in (*values, result, *graph))
     row = dict(zip(KEYS["radial"], (problem, precision, degrees), strict=True))
     tensor = sum(n for _, stats in executed for kind, n in stats.flops.items() if kind.startswith("mma."))
+    # One multiprocessor has no work for all teams of a block: warps are counted of the blocks of an H100.
+    of_h100 = radial_launches(emulator.bindings, plan, PRECISIONS[precision])
+    executed = [(launch, stats) for launch, (_, stats) in zip(of_h100, executed, strict=True)]
     return row | costs(executed, moved, edges, codes) | {"tensor": tensor / edges}
 
 
