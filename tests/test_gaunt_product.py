@@ -13,7 +13,7 @@ from test_tensor_product import DTYPES, assert_same_bits, cast, compare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
-from eqk import reference
+from eqk import gaunt_grid, reference
 from eqk.gaunt_plan import KINDS, NORMALIZATIONS, gaunt_coefficient
 from eqk.nn import GauntTensorProduct
 from eqk.testing import (
@@ -293,6 +293,17 @@ def family(operands, g, tangents, tg, plan):
     ]
 
 
+def family_by_grid(operands, g, tangents, tg, plan):
+    """The same by the ops of torch operations."""
+    wanted = [t is not None for t in operands]
+    return [
+        OPS.gaunt_product_by_grid(*operands, str(plan)),
+        OPS.gaunt_product_by_grid_jvp(*operands, *tangents, str(plan)),
+        *OPS.gaunt_product_by_grid_backward(*operands, g, str(plan), wanted),
+        *OPS.gaunt_product_by_grid_double_backward(*operands, g, *tangents, tg, str(plan), [*wanted, True]),
+    ]
+
+
 def all_operands(plan, rows, dtype, generator):
     operands, tangents = (random_gaunt_operands(plan, rows, (True,) * 3, dtype, generator) for _ in range(2))
     g, tg = (torch.randn(rows, plan.dims[2], generator=generator).to(dtype) for _ in range(2))
@@ -306,6 +317,51 @@ def test_bitwise_determinism(dtype, generator):
         arguments = all_operands(GAUNTS[name], 70, dtype, generator)
         run = lambda arguments=arguments, name=name: family(*arguments, GAUNTS[name])  # noqa: E731
         assert_same_bits(run, run, run)
+
+
+def check_by_grid(plan, rows, weighted, dtype, generator):
+    """Every member, as by the kernels."""
+    operands, g, tangents, tg = all_operands(plan, rows, dtype, generator)
+    operands, tangents = ([*t[:2], *(b if w else None for b, w in zip(t[2:], weighted, strict=True))]
+                          for t in (operands, tangents))  # fmt: skip
+    arguments = operands, g, tangents, tg, plan
+    for order, (got, want) in enumerate(zip(family_by_grid(*arguments), family(*arguments), strict=True)):
+        assert got.shape == want.shape
+        assert got.dtype == dtype
+        if got.numel():
+            assert_close(got, want, 2 if order > 6 else 1)
+
+
+@pytest.mark.parametrize("weighted", [(False, False, False), (True, False, True), (True, True, True)], ids=str)
+@pytest.mark.parametrize("name", GAUNTS)
+def test_by_grid(name, weighted, generator):
+    check_by_grid(GAUNTS[name], 5, weighted, torch.float64, generator)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_by_grid(dtype, generator):
+    check_by_grid(ALL, 4, (True, True, False), dtype, generator)
+
+
+def test_random_plans_by_grid(rng, generator, monkeypatch):
+    """A few rows at a time, none at all too."""
+    for rows in (0, 1, 7, 7, 7, 7):
+        monkeypatch.setattr(gaunt_grid, "ELEMENTS", rng.choice((1, 2000, 2**24)))
+        weighted = rng.choice(WEIGHTED)
+        check_by_grid(random_gaunt_plan(rng, 4), rows, weighted, torch.float64, generator)
+
+
+def test_by_grid_only_what_is_wanted(rng, generator):
+    """Subsets of gradients and of tangents."""
+    operands, g, tangents, tg = all_operands(GAUNTS["all"], 3, torch.float64, generator)
+    for number in rng.sample(range(64), 16):
+        subset = [bool(number >> slot & 1) for slot in range(6)]
+        some = [t if keep else None for t, keep in zip((*tangents, tg), reversed(subset), strict=True)]
+        arguments = *operands, g, *some, str(ALL), subset
+        by_kernel = OPS.gaunt_product_double_backward(*arguments)
+        for got, want in zip(OPS.gaunt_product_by_grid_double_backward(*arguments), by_kernel, strict=True):
+            assert got.shape == want.shape
+            assert_close(got, want, 2)
 
 
 def test_strided_operands(generator):

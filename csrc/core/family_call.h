@@ -149,4 +149,24 @@ class FamilyCall {
   }
 };
 
+// An op that torch operations make of any plan on any device: what the kernels of another, `op`, do not cover.
+template <std::size_t results, class... Arguments>
+std::array<Tensor, results> by_torch(const std::string& op, const std::string& name, const Arguments&... arguments) {
+  try {
+    return torch_operation<results>(("eqk::" + name).c_str(), "", arguments...);
+  } catch (const std::exception&) {
+    fail("eqk::", op,
+         ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
+  }
+}
+
+using Flags = torch::headeronly::HeaderOnlyArrayRef<bool>;  // of which torch makes a list, as it does of no vector
+
+template <std::size_t count>
+std::array<bool, count> flags(const std::vector<bool>& wanted) {
+  std::array<bool, count> result;
+  std::copy_n(wanted.begin(), count, result.begin());
+  return result;
+}
+
 }  // namespace eqk

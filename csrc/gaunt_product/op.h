@@ -1,5 +1,6 @@
 #pragma once
-// Arguments of the four ops, checked and turned into a Problem.
+// Arguments of the four ops, checked and turned into a Problem. A backend has launch(problem, x), and may leave members
+// of the family to torch operations: covers(problem).
 #include <array>
 #include <string>
 #include <tuple>
@@ -26,51 +27,69 @@ class Call : public FamilyCall<Problem> {
                weights("c", 2, c),
                Shape{"g", x.size(0), plan_->dim[2]}};
   }
+
+  const Problem& problem() const { return problem_; }
 };
 
-using Launcher = Call::Launcher;
 using Maybe = OptionalTensor;
 
-template <Launcher launch>
-Tensor forward(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b, const Maybe& c, StringArgument plan) {
-  Call call("gaunt_product", x, a, b, c, plan);
-  call.take({y, a, b, c});
-  return call.forward(launch);
+template <std::size_t results, class... Arguments>
+std::array<Tensor, results> by_grid(const char* member, const Arguments&... arguments) {
+  const std::string op = "gaunt_product";
+  return by_torch<results>(op + member, op + "_by_grid" + member, arguments...);
 }
 
-template <Launcher launch>
+template <class Backend>
+Tensor forward(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b, const Maybe& c, StringArgument plan) {
+  const std::string text = plan;
+  Call call("gaunt_product", x, a, b, c, text);
+  call.take({y, a, b, c});
+  if (!Backend::covers(call.problem())) return by_grid<1>("", x, y, a, b, c, text)[0];
+  return call.forward(&Backend::launch);
+}
+
+template <class Backend>
 Tensor jvp(const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b, const Maybe& c, const Maybe& tx,
            const Maybe& ty, const Maybe& ta, const Maybe& tb, const Maybe& tc, StringArgument plan) {
-  Call call("gaunt_product_jvp", x, a, b, c, plan);
+  const std::string text = plan;
+  Call call("gaunt_product_jvp", x, a, b, c, text);
   call.take({y, a, b, c}, {tx, ty, ta, tb, tc});
-  return call.forward(launch);
+  if (!Backend::covers(call.problem())) return by_grid<1>("_jvp", x, y, a, b, c, tx, ty, ta, tb, tc, text)[0];
+  return call.forward(&Backend::launch);
 }
 
-template <Launcher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& y, const Maybe& a,
                                                             const Maybe& b, const Maybe& c, const Tensor& g,
                                                             StringArgument plan, const std::vector<bool>& wanted) {
-  Call call("gaunt_product_backward", x, a, b, c, plan);
+  const std::string text = plan;
+  Call call("gaunt_product_backward", x, a, b, c, text);
   call.take({y, a, b, c, g}, wanted);
-  return call.backward(launch, wanted);
+  if (!Backend::covers(call.problem()))
+    return std::tuple_cat(by_grid<5>("_backward", x, y, a, b, c, g, text, Flags(flags<5>(wanted))));
+  return call.backward(&Backend::launch, wanted);
 }
 
-template <Launcher launch>
+template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
     const Tensor& x, const Tensor& y, const Maybe& a, const Maybe& b, const Maybe& c, const Tensor& g, const Maybe& tx,
     const Maybe& ty, const Maybe& ta, const Maybe& tb, const Maybe& tc, const Maybe& tg, StringArgument plan,
     const std::vector<bool>& wanted) {
-  Call call("gaunt_product_double_backward", x, a, b, c, plan);
+  const std::string text = plan;
+  Call call("gaunt_product_double_backward", x, a, b, c, text);
   call.take({y, a, b, c, g}, {tx, ty, ta, tb, tc, tg}, wanted);
-  return call.double_backward(launch, wanted);
+  if (!Backend::covers(call.problem()))
+    return std::tuple_cat(
+        by_grid<6>("_double_backward", x, y, a, b, c, g, tx, ty, ta, tb, tc, tg, text, Flags(flags<6>(wanted))));
+  return call.double_backward(&Backend::launch, wanted);
 }
 
-template <Launcher launch>
+template <class Backend>
 void register_impls(torch::stable::detail::StableLibrary& m) {
-  m.impl("gaunt_product", TORCH_BOX(&forward<launch>));
-  m.impl("gaunt_product_jvp", TORCH_BOX(&jvp<launch>));
-  m.impl("gaunt_product_backward", TORCH_BOX(&backward<launch>));
-  m.impl("gaunt_product_double_backward", TORCH_BOX(&double_backward<launch>));
+  m.impl("gaunt_product", TORCH_BOX(&forward<Backend>));
+  m.impl("gaunt_product_jvp", TORCH_BOX(&jvp<Backend>));
+  m.impl("gaunt_product_backward", TORCH_BOX(&backward<Backend>));
+  m.impl("gaunt_product_double_backward", TORCH_BOX(&double_backward<Backend>));
 }
 
 }  // namespace eqk::gaunt_product

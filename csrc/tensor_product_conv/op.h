@@ -58,30 +58,10 @@ class Call : public GraphCall<Backend, typename Backend::Problem> {
   bool covered() const { return Backend::covers(this->problem_); }
 };
 
-// An op that torch operations make of any plan on any device: what the kernels of another, `op`, do not cover.
-template <std::size_t results, class... Arguments>
-std::array<Tensor, results> by_torch(const std::string& op, const std::string& name, const Arguments&... arguments) {
-  try {
-    return torch_operation<results>(("eqk::" + name).c_str(), "", arguments...);
-  } catch (const std::exception&) {
-    fail("eqk::", op,
-         ": torch operations, which run what its kernels do not cover, failed, as torch says on standard error");
-  }
-}
-
 template <std::size_t results, class... Arguments>
 std::array<Tensor, results> by_messages(const char* member, const Arguments&... arguments) {
   const std::string op = "tensor_product_conv";
   return by_torch<results>(op + member, op + "_by_messages" + member, arguments...);
-}
-
-using Flags = torch::headeronly::HeaderOnlyArrayRef<bool>;  // of which torch makes a list, as it does of no vector
-
-template <std::size_t count>
-std::array<bool, count> flags(const std::vector<bool>& wanted) {
-  std::array<bool, count> result;
-  std::copy_n(wanted.begin(), count, result.begin());
-  return result;
 }
 
 template <class Backend>

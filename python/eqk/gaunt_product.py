@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqk import dispatch, reference
+from eqk import dispatch, gaunt_grid, reference
 from eqk.gaunt_plan import GauntPlan
 from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, Multilinear, merged_rows
@@ -44,6 +44,45 @@ def _batch(
 
 
 FAMILY = Multilinear("eqk", "gaunt_product", 5, None, _check, _shapes, _batch)
+
+# On devices without a kernel, and for what the kernels of a device leave to the ops `by_grid`.
+
+_OUTPUT = (False,) * 5 + (True,)
+
+
+def _other_devices_forward(*args):
+    v, rest = args[:5], args[5:]
+    _check(v, None, (), rest)
+    return gaunt_grid.gradients((*v, None), None, *rest, _OUTPUT)[5]
+
+
+def _other_devices_jvp(*args):
+    v, t, rest = args[:5], args[5:10], args[10:]
+    _check(v, None, t, rest)
+    return gaunt_grid.gradients((*v, None), (*t, None), *rest, _OUTPUT)[5]
+
+
+def _other_devices_backward(*args):
+    v, g, (*rest, wanted) = args[:5], args[5], args[6:]
+    _check(v, g, (), rest)
+    return tuple(gaunt_grid.gradients((*v, g), None, *rest, (*wanted, False))[:5])
+
+
+def _other_devices_double_backward(*args):
+    v, g, t, (*rest, wanted) = args[:5], args[5], args[6:12], args[12:]
+    _check(v, g, t, rest)
+    return tuple(gaunt_grid.gradients((*v, g), t, *rest, wanted))
+
+
+_COMPOSITES = {
+    "": _other_devices_forward,
+    "_jvp": _other_devices_jvp,
+    "_backward": _other_devices_backward,
+    "_double_backward": _other_devices_double_backward,
+}
+FAMILY.on_other_devices(*_COMPOSITES.values())
+for _member, _composite in _COMPOSITES.items():
+    FAMILY.library.impl(f"gaunt_product_by_grid{_member}", _composite, "CompositeExplicitAutograd")
 
 
 def gaunt_product(
@@ -170,6 +209,6 @@ def dispatched_gaunt_product(
     x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, c: Tensor | None, plan: str
 ) -> Tensor:
     """The op, on the backend that is chosen."""
-    if dispatch.choose("gaunt_product", x.device) in ("reference", "torch"):
+    if dispatch.choose("gaunt_product", x.device) == "reference":
         return reference.gaunt_product(x, y, a, b, c, plan)
     return torch.ops.eqk.gaunt_product(x, y, a, b, c, plan)
