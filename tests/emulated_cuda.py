@@ -204,6 +204,27 @@ class Emulator:
         scratch = np.full(max(1, somewhere.scratch_bytes // 4), np.nan, np.float32)
         return result, self._execute(lambda address: problem(address).launches(address(scratch)), count)
 
+    def run_gaunt(self, plan, values, tangents, wanted, pad=3, count=False):
+        """The same of products of signals: of x, y and g, without tangents where there is no list of them."""
+        rows, dual = values[0].shape[0], tangents is not None
+        keep = [[spread(a, "float32", pad) for a in arrays] for arrays in (values, tangents or [None] * 3)]
+        results = [
+            poisoned((rows, n), "float32", np.float32) if want else None
+            for n, want in zip(plan.dims, wanted, strict=True)
+        ]
+        signals = (0, 1, 5)  # of x, y, a, b, c, g
+
+        def slots(numbers):
+            return [numbers[signals.index(slot)] if slot in signals else 0 for slot in range(6)]
+
+        def problem(address):
+            at = [slots([0 if a is None else address(a) for a in arrays]) for arrays in (*keep, results)]
+            strides = slots([n + pad for n in plan.dims])
+            return self.bindings.GauntProblem(str(plan), "float32", rows, dual, *at[:2], strides, strides, at[2])
+
+        assert problem(lambda array: 16).covered
+        return results, self._execute(lambda address: problem(address).launches(), count)
+
     def _execute(self, launches_at, count):
         """``launches_at(address)``: the launches for arrays that lie where ``address`` says."""
         executed = []

@@ -19,8 +19,17 @@ from emulated_cuda import H100, installed_bindings
 from stub_cuda import OPS, Runtime
 
 import eqk
-from eqk import _library, dispatch, reference
-from eqk.testing import CASES, assert_close, derivatives, random_directions, random_operands
+from eqk import _library, dispatch, gaunt_grid, reference
+from eqk.gaunt_plan import GauntPlan
+from eqk.testing import (
+    CASES,
+    GAUNTS,
+    assert_close,
+    derivatives,
+    random_directions,
+    random_gaunt_operands,
+    random_operands,
+)
 
 EQK = torch.ops.eqk
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -106,10 +115,10 @@ def name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def check_chain(runtime, plan, function, truth, operands, rows, order, generator):
+def check_chain(runtime, plan, function, truth, operands, shape, order, generator):
     """Derivatives of a function of tensors on a device, each against that of ``truth`` in float64 on the host; its calls."""
     host, device = [t.cpu() for t in operands], operands[0].device
-    value = torch.empty(rows, plan.irreps_out.dim, dtype=host[0].dtype)
+    value = torch.empty(shape, dtype=host[0].dtype)
     directions = random_directions(host, value, order, generator)
     got = derivatives(function, operands, [[t.to(device) for t in d] for d in directions])
     calls = runtime.take()
@@ -554,7 +563,7 @@ def test_numbers(runtime, name, dtype, generator):
     operands = [(t / t.abs().max()).to("cuda:0") for t in random_operands(plan, 2, dtype, generator)]
     check_chain(
         runtime, plan, lambda *t: eqk.tensor_product(*t, plan), lambda *t: reference.tensor_product(*t, plan),
-        operands, 2, 3, generator,
+        operands, (2, plan.irreps_out.dim), 3, generator,
     )  # fmt: skip
 
 
@@ -589,7 +598,8 @@ def test_convolution(runtime, plan, dtype, capability, by_kernels, generator):
     try:
         calls = check_chain(
             runtime, plan, lambda *t: eqk.tensor_product_conv(*t, src, dst, 4, plan),
-            lambda *t: reference.tensor_product_conv(*t, src.cpu(), dst.cpu(), 4, str(plan)), operands, 4, 3, generator,
+            lambda *t: reference.tensor_product_conv(*t, src.cpu(), dst.cpu(), 4, str(plan)), operands,
+            (4, plan.irreps_out.dim), 3, generator,
         )  # fmt: skip
     finally:
         runtime.capability = 9
@@ -698,7 +708,8 @@ def test_radial_convolution(runtime, hidden, dtype, capability, by_kernels, gene
 
     try:
         calls = check_chain(
-            runtime, plan, lambda *t: eqk.tensor_product_conv_radial(*t, src, dst, 4, plan), truth, operands, 4, 2, generator
+            runtime, plan, lambda *t: eqk.tensor_product_conv_radial(*t, src, dst, 4, plan), truth, operands,
+            (4, plan.irreps_out.dim), 2, generator,
         )  # fmt: skip
     finally:
         runtime.capability = 9
@@ -861,3 +872,93 @@ def test_errors_of_the_convolution(runtime, generator):
             eqk.tensor_product_conv(*operands, src, dst, 4, plan)
     assert dispatch.choose("tensor_product_conv", src.device) == "cuda"
     assert "torch: the op has a kernel there" in dispatch.explain("tensor_product_conv", src)
+
+
+SIGNALS = (0, 1, 5)  # slots of x, y and g among x, y, a, b, c, g
+
+
+def gaunt_operands(plan, rows, weighted, dtype, generator, device="cuda:1"):
+    operands = random_gaunt_operands(plan, rows, weighted, dtype, generator)
+    g = torch.randn(rows, plan.dims[2], generator=generator).to(dtype)
+    return [None if t is None else t.to(device) for t in (*operands, g)]
+
+
+@pytest.mark.parametrize(
+    ("plan", "weighted", "dtype", "by_kernels"),
+    [
+        (GauntPlan.normalized(2, 2, 2, 3, 3, "all", "component"), False, torch.float32, True),
+        (GauntPlan(1, 2, 0, 3, 3), False, torch.float32, True),
+        (GAUNTS["all"], True, torch.float32, False),
+        (GAUNTS["single-y"], False, torch.float32, False),
+        (GAUNTS["even"], False, torch.float64, False),
+    ],
+    ids=["square", "degrees", "weights", "single", "float64"],
+)
+def test_products_of_signals(runtime, plan, weighted, dtype, by_kernels, generator):
+    """The whole chain to second order, by kernels or torch operations."""
+    runtime.execute = True
+    operands = [t for t in gaunt_operands(plan, 4, (weighted,) * 3, dtype, generator)[:5] if t is not None]
+
+    def product(op):
+        return lambda x, y, *weights: op(x, y, *(weights or (None,) * 3), str(plan))
+
+    shape, chain = (4, plan.dims[2]), (product(EQK.gaunt_product), product(reference.gaunt_product))
+    calls = check_chain(runtime, plan, *chain, operands, shape, 2, generator)
+    assert bool(launches(calls)) == by_kernels
+    gaunt_grid._grids.cache_clear()
+
+
+def test_launches_of_products_of_signals(runtime, generator):
+    """Each byte of them, on the current stream of the tensors' device; operands whose columns or rows are apart."""
+    plan = GauntPlan.normalized(2, 2, 2, 3, 3, "all", "component")
+    OPS.set_stream(1, stream(1, 1))
+    v, t = (gaunt_operands(plan, 5, (False,) * 3, torch.float32, generator) for _ in range(2))
+    v[1] = torch.cat([v[1]] * 2, 1)[:, : plan.dims[1]]
+    for member, wanted in (
+        ("", (0, 0, 1)), ("_jvp", (0, 0, 1)), ("_backward", (1, 1, 0)), ("_backward", (0, 1, 0)),
+        ("_double_backward", (1, 1, 1)), ("_double_backward", (1, 0, 0)),
+    ):  # fmt: skip
+        with_g, dual = "backward" in member, member in ("_jvp", "_double_backward")
+        groups = [group[: 5 + with_g] for group in ([v, t] if dual else [v])]
+        flags = [bool(wanted[SIGNALS.index(s)]) if s in SIGNALS else False for s in range(5 + dual)]
+        runtime.take(), stub_cuda.allocated()
+        op = getattr(EQK, f"gaunt_product{member}")
+        results = op(*(a for group in groups for a in group), str(plan), *([flags] if with_g else []))
+        calls, blocks = runtime.take(), stub_cuda.allocated()
+        assert len(blocks) == sum(wanted)
+        assert {c.details["stream"] for c in calls} == {stream(1, 1)}
+        at = [[0] * 6, [0] * 6]
+        strides = [[0] * 6, [0] * 6]
+        for part, group in enumerate(groups):
+            for slot, operand in enumerate(group):
+                if operand is not None:
+                    at[part][slot], strides[part][slot] = operand.data_ptr(), operand.stride(0)
+        of_results = iter(address for address, _, _ in blocks)
+        outputs = [next(of_results) if s in SIGNALS and wanted[SIGNALS.index(s)] else 0 for s in range(6)]
+        problem = runtime.bindings.GauntProblem(str(plan), "float32", 5, dual, *at, *strides, outputs)
+        assert problem.covered
+        assert launches(calls) == problem.launches()
+        assert len(results if with_g else [results]) == (len(flags) if with_g else 1)
+
+
+def test_products_of_no_signals(runtime, generator):
+    plan = GAUNTS["odd"]
+    x, y, _, _, _, g = gaunt_operands(plan, 0, (False,) * 3, torch.float32, generator)
+    assert EQK.gaunt_product(x, y, None, None, None, str(plan)).shape == (0, plan.dims[2])
+    none = [None] * 3
+    gradients = EQK.gaunt_product_double_backward(x, y, *none, g, x, y, *none, g, str(plan), [True] * 6)
+    assert [tuple(t.shape) for t in gradients] == [(0, 64), (0, 64), (0,), (0,), (0,), (0, 64)]
+    assert not launches(runtime.take())
+
+
+def test_errors_of_products_of_signals(runtime, generator):
+    plan = GAUNTS["even"]
+    x, y, *_ = gaunt_operands(plan, 3, (False,) * 3, torch.float32, generator)
+    runtime.faults["cudaLaunchKernel"] = stub_cuda.NO_KERNEL_IMAGE
+    with pytest.raises(
+        RuntimeError, match="eqk::gaunt_product: eqk_gaunt_product_forward_even_l2_f32: no kernel image"
+    ):
+        EQK.gaunt_product(x, y, None, None, None, str(plan))
+    with pytest.raises(RuntimeError, match=r"eqk::gaunt_product: y: expected shape \[3, 45\], got \[2, 45\]"):
+        EQK.gaunt_product(x, y[1:], None, None, None, str(plan))
+    assert dispatch.choose("gaunt_product", x.device) == "cuda"

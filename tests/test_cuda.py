@@ -14,6 +14,8 @@ import torch
 from emulated_cuda import H100, ROOT, Emulator, channel_degrees, cuobjdump, library_path
 
 import eqk
+from eqk.gaunt_plan import KINDS, GauntPlan
+from eqk.reference import gaunt_product
 from eqk.reference import tensor_product_conv as reference_conv
 from eqk.reference.tensor_product import tensor_product as reference
 from eqk.testing import CASES, depthwise, relative_error
@@ -689,6 +691,102 @@ def test_what_fits_no_block(emulator):
     assert not covered(128, 99 << 10)
 
 
+def check_gaunt(emulator, plan, rows=5, dual=False, wanted=(True,) * 3, missing=(), pad=3):
+    """Members of the family of products of signals, of x, y and g, by ``dual`` and ``wanted``; the names of launches."""
+    generator = torch.Generator().manual_seed(seed())
+    drawn = max(rows, ROWS_OF_SCALE)
+
+    def draw():
+        return [torch.randn(drawn, n, generator=generator) for n in plan.dims]
+
+    values, tangents = draw(), draw() if dual else [None] * 3
+    tangents = [None if s in missing else t for s, t in enumerate(tangents)]
+    used = values if any(wanted[:2]) else [*values[:2], None]
+    stored = [[None if t is None else t[:rows].numpy() for t in ts] for ts in (used, tangents)]
+    results, executed = emulator.run_gaunt(plan, stored[0], stored[1] if dual else None, wanted, pad)
+    # As of a product without weights.
+    (x, y, g), (tx, ty, tg) = ([None if t is None else t.double() for t in ts] for ts in (values, tangents))
+    truth = expected(
+        plan,
+        (x, y, None, g),
+        (tx, ty, None, tg),
+        dual,
+        lambda x, y, _, plan: gaunt_product(x, y, None, None, None, plan),
+    )
+    for result, want in zip(results, (truth[0], truth[1], truth[3]), strict=True):
+        if result is not None and rows:
+            assert not np.isnan(result).any()
+            error = np.abs(result - want[:rows].numpy()).max() / want.abs().max().item() if want.any() else result.any()
+            assert error < ACCURACY["float32"], f"{plan}, rows {rows}, dual {dual}: error {error:.1e}"
+    return [launch["name"].removeprefix("eqk_gaunt_product_") for launch, _ in executed]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lmax", range(1, 7))
+def test_products_of_signals(emulator, lmax, kind):
+    """Each kernel, its last block partly filled."""
+    plan = GauntPlan.normalized(lmax, lmax, lmax, 33, 33, kind, "component")
+    assert check_gaunt(emulator, plan) == [f"{member}_{kind}_l{lmax}_f32" for member in ("backward", "forward")]
+
+
+def test_products_of_signals_only_what_is_wanted(emulator):
+    """Each subset of results, and of tangents."""
+    plan = GauntPlan.normalized(1, 1, 1, 3, 3, "all", "component")
+    for number in range(1, 8):
+        subset = tuple(bool(number >> slot & 1) for slot in range(3))
+        names = check_gaunt(emulator, plan, wanted=subset)
+        # Of one operand, a gradient is a product of the two others.
+        expected_names = ["backward"] * all(subset[:2]) + ["forward"] * (subset[2] + (subset[0] != subset[1]))
+        assert names == [f"{member}_all_l1_f32" for member in expected_names]
+        for missing in ((), (0,), (1,), (2,)):
+            check_gaunt(emulator, plan, 2, True, subset, missing)
+    # With the tangent of one operand alone, its own gradient has no term: zeros.
+    for slot in range(3):
+        check_gaunt(emulator, plan, 2, True, missing=[s for s in range(3) if s != slot])
+
+
+@pytest.mark.parametrize(("channels", "rows"), [(1, 131), (33, 0), (33, 1), (128, 3)])
+def test_channels_of_products_of_signals(emulator, channels, rows):
+    plan = GauntPlan(2, 2, 2, channels, channels, 0.7, -1.3, 1, (1.0, -0.5, 2.0), (0.7, 1.0, -1.5), (1.0, 2.0, 0.3))
+    names = check_gaunt(emulator, plan, rows, pad=0)
+    assert check_gaunt(emulator, plan, rows, True) == 2 * names[:1] + 2 * names[1:]
+    assert len(names) == (2 if rows else 0)
+
+
+@pytest.mark.parametrize(
+    ("lmaxes", "kind"),
+    [((0, 0, 0), "even"), ((0, 0, 0), "odd"), ((1, 2, 3), "all"), ((3, 1, 0), "odd"), ((0, 2, 4), "all"),
+     ((4, 3, 2), "even"), ((1, 0, 2), "odd")],
+)  # fmt: skip
+def test_degrees_of_products_of_signals(emulator, lmaxes, kind):
+    """Degrees that an operand lacks are not read, those of the result not written, where no path leads they are zero."""
+    plan = GauntPlan(*lmaxes, 5, 5, kind != "odd", kind != "even")
+    for dual in (False, True):
+        names = check_gaunt(emulator, plan, 3, dual)
+        assert {name.partition("_")[2] for name in names} == {f"{kind}_l{max(1, *lmaxes)}_f32"}
+
+
+def test_products_of_signals_that_kernels_cover(emulator):
+    def covered(plan, dtype="float32", weighted=False):
+        values, results = [16, 16, *[16 * weighted] * 3, 16], [0] * 5 + [16]
+        strides = [99] * 6
+        return emulator.bindings.GauntProblem(
+            str(plan), dtype, 3, False, values, [0] * 6, strides, strides, results
+        ).covered
+
+    plan = GauntPlan(2, 3, 1, 4, 4)
+    assert covered(plan)
+    assert covered(GauntPlan(6, 6, 6, 4, 4))
+    assert not covered(plan, "float64")
+    assert not covered(plan, "bfloat16")
+    assert not covered(plan, weighted=True)
+    for other in (
+        GauntPlan(2, 3, 7, 4, 4), GauntPlan(2, 3, 1, 4, 1), GauntPlan(2, 3, 1, 1, 4), GauntPlan(2, 3, 1, 0, 0),
+        GauntPlan(2, 3, 1, 4, 4, rank=2), GauntPlan(2, 3, 1, 4, 4, layout2="mul_ir"), GauntPlan(2, 3, 1, 4, 4, 0.0, 0.0),
+    ):  # fmt: skip
+        assert not covered(other), other
+
+
 def test_partial_sums_of_shared_weights(emulator):
     """Enough rows for several partial sums of unequal length."""
     check(emulator, mixed_plan("shared", MUL_IR, ("uvu",)), "float32", False, rows=53, seed=seed())
@@ -736,10 +834,11 @@ def test_machine_code_of_every_architecture(library):
 
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "75"])
-def test_channel_kernels_in_float32_spill_nothing(library, architecture):
+def test_kernels_in_float32_spill_nothing(library, architecture):
     usage = cuobjdump("--dump-resource-usage", "-arch", f"sm_{architecture}", library)
     kernels = re.findall(
-        r"Function (eqk_tensor_product_(?:(?:conv_)?(?:for|back)ward\w*_f32|conv_radial_)\w*):\s*REG:(\d+) STACK:(\d+)",
+        r"Function (eqk_(?:tensor|gaunt)_product_(?:(?:conv_)?(?:for|back)ward\w*_f32|conv_radial_)\w*):"
+        r"\s*REG:(\d+) STACK:(\d+)",
         usage,
     )
     assert len([name for name, _, _ in kernels if "_radial_" in name]) == 4
@@ -748,7 +847,9 @@ def test_channel_kernels_in_float32_spill_nothing(library, architecture):
     for name, registers, stack in kernels:
         assert int(stack) == 0, (name, architecture, registers, stack)
         # Sixteen warps a multiprocessor; twelve for the degrees that need more registers; eight in a block alone there.
-        most = 255 if "_radial_" in name else 168 if name.endswith("_l4") or "_conv_" in name else 128
+        most = (
+            255 if "_radial_" in name or "_gaunt_" in name else 168 if name.endswith("_l4") or "_conv_" in name else 128
+        )
         assert int(registers) <= most, (
             name,
             architecture,

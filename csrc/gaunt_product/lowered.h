@@ -37,10 +37,11 @@ struct Lowered {
   int half() const { return (rings + 1) / 2; }
   bool equator() const { return rings % 2; }
 
-  explicit Lowered(const Plan& plan) : product(plan.even != 0), bracket(plan.odd != 0) {
+  // rings_or_more: of the grid, where the plan needs no more.
+  explicit Lowered(const Plan& plan, int rings_or_more = 0) : product(plan.even != 0), bracket(plan.odd != 0) {
     int degree = plan.of[0].lmax + plan.of[1].lmax + plan.of[2].lmax;
     if (!product && degree > 0) --degree;  // of the bracket alone
-    rings = degree / 2 + 1;
+    rings = std::max(degree / 2 + 1, rings_or_more);
     const auto grid = gauss_legendre_rings(rings);
     for (int s = 0; s < 3; ++s) {
       const auto& signals = plan.of[s];

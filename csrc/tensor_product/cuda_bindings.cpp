@@ -6,11 +6,13 @@
 #include <map>
 #include <optional>
 
+#include "gaunt_product/cuda_launches.h"
 #include "tensor_product/cuda_launches.h"
 #include "tensor_product_conv/cuda_radial_launches.h"
 
 namespace py = pybind11;
 namespace conv = eqk::tensor_product_conv;
+namespace gaunt = eqk::gaunt_product;
 using namespace eqk::tensor_product;
 using eqk::Dtype;
 
@@ -106,6 +108,26 @@ struct RadialConvolution {
   }
 };
 
+// Operands are x, y, a, b, c, g.
+gaunt::Problem gaunt_problem(const std::string& plan, const std::string& dtype, std::int64_t rows, bool dual,
+                             const std::array<std::uint64_t, gaunt::kSlots>& values,
+                             const std::array<std::uint64_t, gaunt::kSlots>& tangents,
+                             const std::array<std::int64_t, gaunt::kSlots>& strides,
+                             const std::array<std::int64_t, gaunt::kSlots>& tangent_strides,
+                             const std::array<std::uint64_t, gaunt::kSlots>& results) {
+  gaunt::Problem p;
+  p.plan = gaunt::cached_plan(plan).get();
+  p.dtype = dtype_of(dtype);
+  p.rows = rows;
+  p.dual = dual;
+  for (int s = 0; s < gaunt::kSlots; ++s)
+    p.in[s] = {pointer(values[s]), pointer(tangents[s]), strides[s], tangent_strides[s]};
+  for (int s = 0; s < 3; ++s)
+    if (const auto slot = gaunt::kSignal[s]; results[slot])
+      p.out[slot] = {const_cast<void*>(pointer(results[slot])), p.plan->dim[s]};
+  return p;
+}
+
 template <class L>
 py::dict described(const L& l) {
   py::dict d;
@@ -189,6 +211,15 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
           void* const behind = const_cast<void*>(pointer(scratch + conv::Launches::scratch_bytes(order)));
           for (const conv::RadialLaunch& l : launches.all(ordering.places(), behind)) result.append(described(l));
         });
+        return result;
+      });
+  py::class_<gaunt::Problem>(m, "GauntProblem", py::module_local())
+      .def(py::init(&gaunt_problem), py::arg("plan"), py::arg("dtype"), py::arg("rows"), py::arg("dual"),
+           py::arg("values"), py::arg("tangents"), py::arg("strides"), py::arg("tangent_strides"), py::arg("results"))
+      .def_property_readonly("covered", &gaunt::Launches::cover)
+      .def("launches", [](const gaunt::Problem& p) {
+        py::list result;
+        for (const gaunt::Launch& l : gaunt::Launches(p).all()) result.append(described(l));
         return result;
       });
   m.def("listed_plans", [] {

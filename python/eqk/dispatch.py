@@ -161,7 +161,7 @@ _BACKENDS_OF = {
     "tensor_product_conv_radial": ("cpu", "cuda", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
-    "gaunt_product": ("cpu", "torch", "reference"),
+    "gaunt_product": ("cpu", "cuda", "torch", "reference"),
     "s2_activation": ("cpu", "torch", "reference"),
 }
 
