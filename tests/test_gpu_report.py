@@ -327,3 +327,34 @@ def test_the_committed_counts_of_the_radial_convolution(tmp_path, precision):
     assert row["compulsory"] == pytest.approx(4 * (of_edge + of_nodes / 24) + 24 + matrix)
     products = {"float32": 6, "bf16x3": 3}[precision]
     assert row["tensor"] == pytest.approx(2 * products * report.HIDDEN * plan.weight_numel)
+
+
+# Over the memory floor on an H100, for degrees from 2.
+GAUNT_TO_FLOOR = {
+    ("even", "forward"): (1.01,) * 5, ("all", "forward"): (1.05, 1.05, 1.05, 1.25, 1.55),
+    ("even", "backward"): (1.01,) * 5, ("all", "backward"): (1.01, 1.01, 1.15, 1.45, 1.85),
+}  # fmt: skip
+
+
+def test_the_committed_limits_of_products_of_signals():
+    rows = report.read_csv(report.COMMITTED["gaunt"])
+    assert [(r["kind"], r["lmax"], r["phase"]) for r in rows] == report.GAUNTS
+    for row in rows:
+        counts, lmax = numbers(row, report.KEYS["gaunt"]), int(row["lmax"])
+        assert counts["sectors"] == 1
+        assert counts["warps_sm_90"] >= 8
+        terms = report.model(counts, report.CHIPS["H100 SXM"])
+        assert max(terms.values()) < GAUNT_TO_FLOOR[row["kind"], row["phase"]][lmax - 2] * terms["dram"]
+
+
+def test_the_committed_counts_of_products_of_signals(tmp_path):
+    require_nvcc()
+    library, bindings, key = library_path(), installed_bindings(), ("all", "3", "backward")
+    names = {launch["name"] for launch in report.gaunt_launches(bindings, *key)}
+    texts = [text for text in ptx_of(library) if names & set(report.kernels_of(text))]
+    codes = report.assemble(texts, ["sm_90"], library, tmp_path)
+    row = report.gaunt_row(Emulator(texts, bindings), codes, *key)
+    for title, rows in (("gaunt", [row]), ("kernels", report.kernel_rows(codes, bindings))):
+        assert report.growth(rows, report.read_csv(report.COMMITTED[title]), report.KEYS[title]) == []
+    # Three operands and two results of 16 components.
+    assert row["compulsory"] == 4 * 5 * 16 * report.GAUNT_CHANNELS
