@@ -6,7 +6,6 @@ by products of the others, and a derivative along tangents is a sum of Q with on
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eqk.gaunt_plan import GauntPlan
+from eqk.s2_quadrature import cached_grid, cached_tables, exact_resolution
 from eqk.spherical_harmonics import plan_string
 
 MaybeTensor = Tensor | None
@@ -51,17 +51,14 @@ def _harmonics(lmax: int, points: Tensor) -> tuple[Tensor, Tensor]:
     return values, gradients
 
 
-@functools.lru_cache(maxsize=64)
+@cached_tables
 def _grids(text: str, dtype: torch.dtype, device: torch.device) -> tuple[_Grid, ...]:
     """Of x, y and the result, exact for products of all three: rings of Gauss and Legendre times equal angles."""
     plan = GauntPlan.parse(text)
-    degree, wide = sum(plan.lmaxes), torch.float64
-    n = torch.arange(1, degree // 2 + 1, dtype=wide)
-    jacobi = torch.diag(n / (4 * n * n - 1).sqrt(), 1)
-    z, vectors = torch.linalg.eigh(jacobi + jacobi.T)  # Golub and Welsch 1969
-    angle = torch.arange(degree + 1, dtype=wide) * (2 * torch.pi / (degree + 1))
-    weights = (2 * vectors[0] ** 2).repeat_interleave(degree + 1) * (2 * torch.pi / (degree + 1))
-    z, cos, sin = z[:, None], angle.cos(), angle.sin()
+    res, wide = exact_resolution(sum(plan.lmaxes)), torch.float64
+    grid = cached_grid(*res, "gausslegendre")
+    weights = grid.weights.repeat_interleave(res[1])
+    z, cos, sin = grid.betas.cos()[:, None], grid.alphas.cos(), grid.alphas.sin()
     s = (1 - z * z).sqrt()
 
     def at_points(*components):
