@@ -30,6 +30,17 @@ def _constant_when_traced(f: Callable) -> Callable:
     return f
 
 
+def _cached_constant(f: Callable) -> Callable:
+    """The same with a cache, which torch.compile would trace through."""
+    cached = functools.lru_cache(maxsize=4096)(f)
+
+    @functools.wraps(f)
+    def constant(*args):
+        return cached(*args)
+
+    return _constant_when_traced(constant)
+
+
 def _checked(backend: str, source: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {backend!r}")

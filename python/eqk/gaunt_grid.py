@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eqk._signals import by_component, merge, split
 from eqk.gaunt_plan import GauntPlan
 from eqk.s2_quadrature import cached_grid, cached_tables, exact_resolution
 from eqk.spherical_harmonics import plan_string
@@ -68,7 +69,7 @@ def _grids(text: str, dtype: torch.dtype, device: torch.device) -> tuple[_Grid, 
     east = at_points(-sin, cos, torch.zeros_like(z))
     result = []
     for s, (lmax, scale) in enumerate(zip(plan.lmaxes, (plan.scale1, plan.scale2, plan.scale_out), strict=True)):
-        degrees = torch.arange(lmax + 1).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+        degrees = by_component(torch.arange(lmax + 1))
         values, gradients = _harmonics(lmax, points)
         factor = torch.tensor(scale, dtype=wide)[degrees]
         along = [(gradients * tangent[:, None]).sum(-1) * factor for tangent in (north, east)]
@@ -95,26 +96,16 @@ def _gradients(slots: Sequence[MaybeTensor], text: str, wanted: Sequence[bool]) 
     rows, shapes = x.shape[0], list(zip(plan.lmaxes, (plan.channels1, plan.channels2, plan.channels), strict=True))
     layouts = plan.layout1, plan.layout2, plan.layout_out
 
-    def split(s: int) -> MaybeTensor:
-        """[rows, 1, component, channel]"""
-        t, (lmax, channels) = slots[_SIGNALS[s]], shapes[s]
-        if t is None or layouts[s] == "ir_mul":
-            return None if t is None else t.reshape(rows, 1, (lmax + 1) ** 2, channels)
-        parts = t.split([(2 * l + 1) * channels for l in range(lmax + 1)], 1)
-        return torch.cat([p.reshape(rows, channels, -1).mT for p in parts], 1)[:, None]
-
-    def joined(s: int, t: Tensor) -> Tensor:
-        if layouts[s] == "ir_mul":
-            return t.flatten(1)
-        return torch.cat([p.mT.flatten(1) for p in t.split([2 * l + 1 for l in range(shapes[s][0] + 1)], 1)], 1)
-
-    signals = [split(s) for s in range(3)]
+    signals = [
+        None if slots[slot] is None else split(slots[slot], lmax, channels, layout)[:, None]
+        for slot, (lmax, channels), layout in zip(_SIGNALS, shapes, layouts, strict=True)
+    ]  # [rows, 1, component, channel]
     weights = [
         None if slots[slot] is None else slots[slot].reshape(rows, plan.rank, lmax + 1, plan.channels)
         for slot, (lmax, _) in zip(_WEIGHTS, shapes, strict=True)
     ]
-    by_component = [None if w is None else w[:, :, grid.degrees] for w, grid in zip(weights, grids, strict=True)]
-    weighted = [t if w is None or t is None else t * w for t, w in zip(signals, by_component, strict=True)]
+    of_components = [None if w is None else w[:, :, grid.degrees] for w, grid in zip(weights, grids, strict=True)]
+    weighted = [t if w is None or t is None else t * w for t, w in zip(signals, of_components, strict=True)]
     terms = plan.rank if all(w is None for w in weights) else 1  # of the sum over ranks, which are equal
 
     def product(s: int) -> Tensor:
@@ -136,9 +127,10 @@ def _gradients(slots: Sequence[MaybeTensor], text: str, wanted: Sequence[bool]) 
             continue
         raw = product(s)
         if wanted[signal]:
-            total = (raw if by_component[s] is None else raw * by_component[s]).sum(1)
+            total = (raw if of_components[s] is None else raw * of_components[s]).sum(1)
             single = shapes[s][1] == 1 and plan.channels != 1
-            results[signal] = joined(s, total.sum(-1, keepdim=True) if single else total)
+            total = total.sum(-1, keepdim=True) if single else total
+            results[signal] = merge(total, shapes[s][0], layouts[s])
         if of_weight:
             terms_of_degree = (raw * signals[s]).split([2 * l + 1 for l in range(shapes[s][0] + 1)], 2)
             gradient = torch.stack([t.sum(2) for t in terms_of_degree], 2)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from eqk.irreps import MAX_DEGREE
-from eqk.plan import LAYOUTS, MAX_LENGTH
+from eqk.plan import LAYOUTS, MAX_LENGTH, NUMBER
 
 KINDS = ("even", "odd", "all")
 NORMALIZATIONS = ("integral", "component")
@@ -224,11 +224,10 @@ class GauntPlan:
         return plan
 
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SIGNALS = r" *(\d+) *x *(\d+) *"
-_SCALE = rf" *({_NUMBER}(?: +{_NUMBER})*) *"
+_SCALE = rf" *({NUMBER}(?: +{NUMBER})*) *"
 _PLAN = re.compile(
-    rf"{_SIGNALS}\*{_SIGNALS}->{_SIGNALS}even *({_NUMBER}) +odd *({_NUMBER}) +rank *(\d+) *"
+    rf"{_SIGNALS}\*{_SIGNALS}->{_SIGNALS}even *({NUMBER}) +odd *({NUMBER}) +rank *(\d+) *"
     rf"\[ *(\w+) *, *(\w+) *, *(\w+) *\] *\{{{_SCALE};{_SCALE};{_SCALE}\}} *",
     re.ASCII,
 )

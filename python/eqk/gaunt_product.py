@@ -10,7 +10,6 @@ int h {f, g} is cyclic, so that each gradient is a product again: int {g, h} f f
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, gaunt_grid, reference
+from eqk._signals import lmax_of
 from eqk.gaunt_plan import GauntPlan
 from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, Multilinear, merged_rows
@@ -74,15 +74,13 @@ def _other_devices_double_backward(*args):
     return tuple(gaunt_grid.gradients((*v, g), t, *rest, wanted))
 
 
-_COMPOSITES = {
-    "": _other_devices_forward,
-    "_jvp": _other_devices_jvp,
-    "_backward": _other_devices_backward,
-    "_double_backward": _other_devices_double_backward,
-}
-FAMILY.on_other_devices(*_COMPOSITES.values())
-for _member, _composite in _COMPOSITES.items():
-    FAMILY.library.impl(f"gaunt_product_by_grid{_member}", _composite, "CompositeExplicitAutograd")
+FAMILY.on_other_devices(
+    _other_devices_forward,
+    _other_devices_jvp,
+    _other_devices_backward,
+    _other_devices_double_backward,
+    "gaunt_product_by_grid",
+)
 
 
 def gaunt_product(
@@ -174,24 +172,19 @@ def gaunt_product(
     return out.reshape(shape)
 
 
-@dispatch._constant_when_traced
-def _plan(*args) -> str:
-    return _cached_plan(*args)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cached_plan(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank) -> str:
+@dispatch._cached_constant
+def _plan(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank) -> str:
     return str(GauntPlan.normalized(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank=rank))
 
 
 def _lmax(name: str, t: Tensor) -> int:
-    for lmax in range(MAX_DEGREE + 1):  # torch.compile knows no root of a size
-        if t.shape[-2] == (lmax + 1) ** 2:
-            return lmax
-    raise RuntimeError(
-        f"eqk.gaunt_product: {name}: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, got "
-        f"{tuple(t.shape)}"
-    )
+    lmax = lmax_of(t.shape[-2])
+    if lmax is None:
+        raise RuntimeError(
+            f"eqk.gaunt_product: {name}: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, "
+            f"got {tuple(t.shape)}"
+        )
+    return lmax
 
 
 def _full(name: str, w: Tensor, wanted: tuple[int, int, int]) -> Tensor:

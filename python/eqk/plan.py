@@ -19,6 +19,7 @@ from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike, irreps_argument
 LAYOUTS = ("mul_ir", "ir_mul")
 WEIGHTS = ("none", "shared", "per_sample")
 MAX_LENGTH = 2**20  # of a plan's string: csrc/core/plan.h
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"  # what the ops' parsers read as one
 _FIELDS = "(i_in1, i_in2, i_out, mode, has_weight[, coefficient])"
 MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
 
@@ -311,6 +312,6 @@ _PLAN = re.compile(
 )
 _IRREPS = re.compile(r" *- *| *\d+ *x *\d+ *[eo] *(\+ *\d+ *x *\d+ *[eo] *)*", re.ASCII)
 _INSTRUCTION = re.compile(
-    r" *(\d+) +(\d+) +(\d+) *([^\d ;,\]}{][^ ;,\]}{]*) +(w|-) *([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan) *",
+    rf" *(\d+) +(\d+) +(\d+) *([^\d ;,\]}}{{][^ ;,\]}}{{]*) +(w|-) *({NUMBER}|nan) *",
     re.ASCII,
 )

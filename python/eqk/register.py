@@ -222,7 +222,7 @@ def _sample(t: Tensor, dim: int | None, index: int) -> Tensor:
     return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
 
 
-def _forward_function(n: int, product: Iterable[int], gradients: Callable, along: Callable):
+def forward_function(n: int, product: Iterable[int], gradients: Callable, along: Callable):
     """The autograd function of ``name(v_1, ..., v_n, *rest)``; its first argument is the op below this level.
 
     ``product``: as for :func:`_save`. ``gradients(v, g, rest, needed)`` and ``along(v, t, rest)`` are its derivatives.
@@ -293,15 +293,26 @@ class Multilinear:
         ):
             register(self.library, op, function, fake, self._vmap_rule(op))
 
-    def on_other_devices(self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable) -> None:
+    def on_other_devices(
+        self,
+        forward: Callable,
+        jvp: Callable,
+        backward: Callable,
+        double_backward: Callable,
+        named: str | None = None,
+    ) -> None:
         """Registers functions for devices without a kernel; a kernel of a device's own goes before them.
 
-        ``self.composites`` then holds them by op.
+        ``self.composites`` then holds them by op. As ops of their own, NAME_jvp and so on with ``named`` for NAME, they
+        are what a device's kernels may leave to them.
         """
         ops = (self.forward, self.jvp, self.backward, self.double_backward)
         self.composites = dict(zip(ops, (forward, jvp, backward, double_backward), strict=True))
         for op, composite in self.composites.items():
             self.library.impl(op, composite, "CompositeExplicitAutograd")
+            if named is not None:
+                member = op.name().removeprefix(self.forward.name())
+                self.library.impl(named + member, composite, "CompositeExplicitAutograd")
 
     # Results of the family with None for what was not computed.
 
@@ -362,7 +373,7 @@ class Multilinear:
         def along(v, t, rest):
             return self._tangents(v, rest, [self._jvp(v, t, rest)], [True])[0]
 
-        return _forward_function(self.n, range(self.n), self._backward, along)
+        return forward_function(self.n, range(self.n), self._backward, along)
 
     def _jvp_function(self):
         n, family = self.n, self
@@ -632,7 +643,7 @@ class Polynomial:
             tangent = self._gradients((*v, None), [(*t, None)], rest, (False,) * n + (True,))[n]
             return v[0].new_zeros(self.shapes(v, rest)[n]) if tangent is None else tangent
 
-        return _forward_function(n, [*range(n), *range(n - 1)], gradients, along)
+        return forward_function(n, [*range(n), *range(n - 1)], gradients, along)
 
     def _derivative_function(self):
         n, count, family = self.n, self.count, self

@@ -13,7 +13,6 @@ to v_i the same with the cotangent in its place: closed, with no other op.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, reference
+from eqk._signals import lmax_of
 from eqk.irreps import MAX_DEGREE
-from eqk.register import MaybeTensor, _sum, jvp_rule, merged_rows, register
+from eqk.register import MaybeTensor, _sum, forward_function, jvp_rule, merged_rows, register
 from eqk.s2_activation_plan import FUNCTIONS, S2ActivationPlan
 from eqk.s2_quadrature import Resolution, exact_resolution
 from eqk.tensor_product import rows_of
@@ -41,25 +41,12 @@ def _derivative(x: Tensor, factors: Sequence[Tensor], plan: str, kinds: str, res
     return _OPS.s2_activation_derivative(x, *factors, *padding, plan, f"{kinds}>{result}")
 
 
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, x, plan):
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-        return below(x, plan)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return None, None if g is None else _derivative(x, [g], ctx.plan, "z", "x"), None
-
-    @staticmethod
-    @jvp_rule
-    def jvp(ctx, _, t, __):
-        (x,) = ctx.saved_tensors
-        return _derivative(x, [t], ctx.plan, "x", "z")
+_Forward = forward_function(
+    1,
+    (0, 0),
+    lambda v, g, rest, needed: [_derivative(v[0], [g], rest[0], "z", "x") if needed[0] else None],
+    lambda v, t, rest: _derivative(v[0], t, rest[0], "x", "z"),
+)
 
 
 class _Derivative(torch.autograd.Function):
@@ -165,13 +152,8 @@ def dispatched_s2_activation(x: Tensor, plan: str) -> Tensor:
     return _OPS.s2_activation(x, plan)
 
 
-@dispatch._constant_when_traced
-def _plan(*args) -> str:
-    return _cached_plan(*args)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cached_plan(lmax_in, lmax_out, channels, function, res, quadrature, normalization) -> str:
+@dispatch._cached_constant
+def _plan(lmax_in, lmax_out, channels, function, res, quadrature, normalization) -> str:
     res = exact_resolution(lmax_in + lmax_out, quadrature) if res is None else res
     return str(S2ActivationPlan.normalized(lmax_in, lmax_out, channels, function, res, quadrature, normalization))
 
@@ -217,12 +199,7 @@ def s2_activation(
         raise TypeError(f"eqk.s2_activation: x: expected a tensor, got {x!r}")
     if x.layout != torch.strided:
         raise RuntimeError(f"eqk.s2_activation: x: expected a dense tensor, got layout {x.layout}")
-    lmax = None
-    if x.dim() >= 2:
-        for l in range(MAX_DEGREE + 1):  # torch.compile knows no root of a size
-            if x.shape[-2] == (l + 1) ** 2:
-                lmax = l
-                break
+    lmax = lmax_of(x.shape[-2]) if x.dim() >= 2 else None
     if lmax is None:
         raise RuntimeError(
             f"eqk.s2_activation: x: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, got "

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from eqk.irreps import MAX_DEGREE
-from eqk.plan import LAYOUTS, MAX_LENGTH
+from eqk.plan import LAYOUTS, MAX_LENGTH, NUMBER
 from eqk.s2_quadrature import QUADRATURES, exact_degree, grid_factors
 
 # csrc/s2_activation/plan.h
@@ -134,10 +134,9 @@ class S2ActivationPlan:
             raise ValueError(f"plan: {error}") from None
 
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_SCALE = rf" *({_NUMBER}(?: +{_NUMBER})*) *"
+_SCALE = rf" *({NUMBER}(?: +{NUMBER})*) *"
 _PLAN = re.compile(
-    rf" *(\d+) *x *(\d+) *-> *(\d+) *([a-z]+) +({_NUMBER}) +(\d+) *x *(\d+) *({'|'.join(QUADRATURES)}) +"
+    rf" *(\d+) *x *(\d+) *-> *(\d+) *([a-z]+) +({NUMBER}) +(\d+) *x *(\d+) *({'|'.join(QUADRATURES)}) +"
     rf"\[ *(\w+) *, *(\w+) *\] *\{{{_SCALE};{_SCALE}\}} *",
     re.ASCII,
 )

@@ -35,8 +35,13 @@ class S2Grid(NamedTuple):
     @property
     def positions(self) -> Tensor:
         """[res_beta, res_alpha, 3]: points on the unit sphere."""
-        b, a = self.betas[:, None], self.alphas
-        return torch.stack([b.sin() * a.sin(), b.cos() + 0 * a, b.sin() * a.cos()], -1)
+        return positions_of(self.betas, self.alphas)
+
+
+def positions_of(betas: Tensor, alphas: Tensor) -> Tensor:
+    """:attr:`S2Grid.positions` in what TorchScript compiles."""
+    b = betas[:, None]
+    return torch.stack([b.sin() * alphas.sin(), b.cos() + 0 * alphas, b.sin() * alphas.cos()], -1)
 
 
 def checked_resolution(res: Resolution, quadrature: str) -> tuple[int, int]:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch
+from eqk._signals import by_component, lmax_of
 from eqk.irreps import MAX_DEGREE, IrrepsLike, irreps_argument
 from eqk.s2_quadrature import (
     Resolution,
-    S2Grid,
     cached_grid,
     cached_tables,
     checked_resolution,
     exact_degree,
     exact_resolution,
     grid_factors,
+    positions_of,
     s2_grid,
 )
 from eqk.spherical_harmonics import spherical_harmonics
@@ -54,8 +55,7 @@ def to_tables(
 ) -> tuple[Tensor, Tensor]:
     """What :func:`to_s2grid` multiplies by: P [m, res_beta, component] with all factors, and S [res_alpha, m]."""
     p, s = _ring_tables(lmax, *checked_resolution(res, quadrature), quadrature)
-    factors = grid_factors(lmax, normalization, lmax, False).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
-    return (p * factors).to(device, dtype), s.to(device, dtype)
+    return (p * by_component(grid_factors(lmax, normalization, lmax, False))).to(device, dtype), s.to(device, dtype)
 
 
 @dispatch._constant_when_traced
@@ -71,7 +71,7 @@ def from_tables(
     """The same for :func:`from_s2grid`, the weights of the quadrature included."""
     pair = checked_resolution(res, quadrature)
     p, s = _ring_tables(lmax, *pair, quadrature)
-    factors = grid_factors(lmax, normalization, lmax_in, True).repeat_interleave(2 * torch.arange(lmax + 1) + 1)
+    factors = by_component(grid_factors(lmax, normalization, lmax_in, True))
     return (p * factors * cached_grid(*pair, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
 
 
@@ -100,7 +100,7 @@ def to_s2grid(
         ValueError: naming the option that does not fit.
         RuntimeError: if x has another shape.
     """
-    lmax = next((l for l in range(MAX_DEGREE + 1) if x.dim() and x.shape[-1] == (l + 1) ** 2), None)
+    lmax = lmax_of(x.shape[-1]) if x.dim() else None
     if lmax is None:
         raise RuntimeError(f"x: expected shape [..., (lmax + 1)^2] with lmax up to {MAX_DEGREE}, got {list(x.shape)}")
     p, s = to_tables(lmax, res, quadrature, normalization, x.dtype, x.device)
@@ -197,7 +197,7 @@ def plot_signal(
     values = torch.cat([values, values[..., :1]], -1)
     betas = torch.cat([torch.zeros(1), grid.betas, torch.full((1,), math.pi)]).double()
     alphas = torch.cat([grid.alphas, grid.alphas[:1] + 2 * math.pi])
-    positions = S2Grid(betas, alphas, betas).positions
+    positions = positions_of(betas, alphas)
     figure = Figure(figsize=(3.2 * x.shape[0], 3.4))
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.06, top=0.9, wspace=0.02)  # layouts do not see labels in 3D
     for n, f in enumerate(values):

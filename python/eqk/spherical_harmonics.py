@@ -29,7 +29,7 @@ from torch import Tensor
 from eqk import dispatch, reference
 from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike
 from eqk.plan import Plan
-from eqk.register import _sum, jvp_rule, merged_rows, register
+from eqk.register import _sum, forward_function, jvp_rule, merged_rows, register
 
 NORMALIZATIONS = ("integral", "component", "norm")
 _PLAN = re.compile(rf"(-|\d{{1,2}}(?:,\d{{1,2}})*) ({'|'.join(NORMALIZATIONS)})", re.ASCII)
@@ -102,25 +102,12 @@ def _second(x: Tensor, g: Tensor, t: Tensor, text: str) -> Tensor:
     return _BACKWARD(x, torch.ops.eqk.tensor_product(g, t, None, plan.adjoint), plan.lower)
 
 
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, x, plan):
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-        return below(x, plan)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return None, None if g is None else _BACKWARD(x, g, ctx.plan), None
-
-    @staticmethod
-    @jvp_rule
-    def jvp(ctx, _, t, __):
-        (x,) = ctx.saved_tensors
-        return x.new_zeros(x.shape[0], _parse(ctx.plan).dim) if t is None else _jvp(x, t, ctx.plan)
+_Forward = forward_function(
+    1,
+    (0, 0),
+    lambda v, g, rest, needed: [_BACKWARD(v[0], g, rest[0]) if needed[0] else None],
+    lambda v, t, rest: _jvp(v[0], t[0], rest[0]),
+)
 
 
 class _Backward(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eqk._library import wigner_3j
 from eqk.irreps import MAX_DEGREE, Irrep, Irreps, IrrepsLike, irreps_argument
-from eqk.plan import LAYOUTS, MAX_LENGTH
+from eqk.plan import LAYOUTS, MAX_LENGTH, NUMBER
 
 MAX_CORRELATION = 4  # csrc/symmetric_contraction/plan.h
 _MAX_IRREPS = 256
@@ -215,7 +215,7 @@ class SymmetricContractionPlan:
 _PLAN = re.compile(r"([^>{}\[\]]*)->([^>{}\[\]]*)\[ *(\w+) *, *(\w+) *\] *\{([^{}]*)\} *", re.ASCII)
 _IRREPS = re.compile(r" *- *| *\d+ *x *\d+ *[eo] *(\+ *\d+ *x *\d+ *[eo] *)*", re.ASCII)
 _INDEX = re.compile(r" *\d+ *", re.ASCII)
-_CHAIN = re.compile(r" *([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan) +(\d+)((?: *\* *\d+ *> *\d+)*) *", re.ASCII)
+_CHAIN = re.compile(rf" *({NUMBER}|nan) +(\d+)((?: *\* *\d+ *> *\d+)*) *", re.ASCII)
 _STEP = re.compile(r"\* *(\d+) *> *(\d+)", re.ASCII)
 
 

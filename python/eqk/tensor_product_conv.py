@@ -142,15 +142,13 @@ def _other_devices_double_backward(*args):
     return _by_messages("_double_backward", wanted, [(*v, g), t], rest)
 
 
-_COMPOSITES = {
-    "": _other_devices_forward,
-    "_jvp": _other_devices_jvp,
-    "_backward": _other_devices_backward,
-    "_double_backward": _other_devices_double_backward,
-}
-FAMILY.on_other_devices(*_COMPOSITES.values())
-for _member, _composite in _COMPOSITES.items():
-    FAMILY.library.impl(f"tensor_product_conv_by_messages{_member}", _composite, "CompositeExplicitAutograd")
+FAMILY.on_other_devices(
+    _other_devices_forward,
+    _other_devices_jvp,
+    _other_devices_backward,
+    _other_devices_double_backward,
+    "tensor_product_conv_by_messages",
+)
 
 
 def checked_plan(op: str, operands: dict[str, MaybeTensor], optional: Sequence[str], plan: Plan | str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from eqk._signals import merge, split
 from eqk.irreps import Irreps, IrrepsLike, irreps_argument
 from eqk.plan import LAYOUTS
-from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
+from eqk.reference.s2_activation import FUNCTIONS, dense
 from eqk.s2_activation import dispatched_s2_activation, function_name
 from eqk.s2_activation_plan import S2ActivationPlan
 from eqk.s2_quadrature import Resolution

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from eqk._signals import by_component
 from eqk.o3._module import ArgumentError, E3nnModule, check_operand
-from eqk.s2_quadrature import NORMALIZATIONS, s2_grid
+from eqk.s2_quadrature import NORMALIZATIONS, positions_of, s2_grid
 from eqk.s2grid import from_tables, to_tables
 
 
@@ -41,7 +42,7 @@ class _S2Grid(E3nnModule):
                 shape = tuple(normalization.shape)
                 raise ArgumentError(f"normalization: expected a factor for each of {lmax + 1} degrees, got {shape}")
             factors = normalization.to(shb.device, shb.dtype) * self._of_factors
-            shb = shb * factors.repeat_interleave(2 * torch.arange(lmax + 1, device=shb.device) + 1)
+            shb = shb * by_component(factors)
         grid = s2_grid(res, "soft", torch.float64, device)
         for name, t in (("alphas", grid.alphas), ("betas", grid.betas), ("sha", sha), ("shb", shb)):
             self.register_buffer(name, t.to(dtype))
@@ -49,8 +50,7 @@ class _S2Grid(E3nnModule):
     @property
     def grid(self) -> Tensor:
         """[res_beta, res_alpha, 3]: positions on the sphere."""
-        b, a = self.betas[:, None], self.alphas
-        return torch.stack([b.sin() * a.sin(), b.cos() + 0 * a, b.sin() * a.cos()], -1)
+        return positions_of(self.betas, self.alphas)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(lmax={self.lmax} res={self.res_beta}x{self.res_alpha} (beta x alpha))"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eqk._signals import by_component, merge, split
 from eqk.reference.spherical_harmonics import spherical_harmonics
 from eqk.s2_activation_plan import S2ActivationPlan
 from eqk.s2_quadrature import s2_grid
@@ -34,26 +35,10 @@ def dense(plan: S2ActivationPlan, dtype: torch.dtype, device: torch.device | str
 
     def harmonics(lmax: int, scale: tuple[float, ...]) -> Tensor:
         y = spherical_harmonics(range(lmax + 1), grid.positions.flatten(0, 1), "integral")
-        degrees = torch.arange(lmax + 1)
-        return y * torch.tensor(scale, dtype=torch.float64).repeat_interleave(2 * degrees + 1)
+        return y * by_component(torch.tensor(scale, dtype=torch.float64))
 
     back = harmonics(plan.lmax_out, plan.scale_out) * weights[:, None] * plan.gain
     return harmonics(plan.lmax_in, plan.scale_in).to(device, dtype), back.to(device, dtype)
-
-
-def split(t: Tensor, lmax: int, channels: int, layout: str) -> Tensor:
-    """[rows, columns] -> [rows, (lmax + 1)^2, channels]"""
-    if layout == "ir_mul":
-        return t.unflatten(1, ((lmax + 1) ** 2, channels))
-    parts = t.split([(2 * l + 1) * channels for l in range(lmax + 1)], 1)
-    return torch.cat([p.unflatten(1, (channels, -1 if channels else 2 * l + 1)).mT for l, p in enumerate(parts)], 1)
-
-
-def merge(t: Tensor, lmax: int, layout: str) -> Tensor:
-    """The inverse of :func:`split`."""
-    if layout == "ir_mul":
-        return t.flatten(1)
-    return torch.cat([t[:, l * l : (l + 1) ** 2].mT.flatten(1) for l in range(lmax + 1)], 1)
 
 
 def s2_activation(x: Tensor, plan: S2ActivationPlan | str) -> Tensor:
