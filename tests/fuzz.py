@@ -16,7 +16,7 @@ from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|lmax\w+|channels\d|rank|scale\w+|layout\w+|even|odd|v\d|kinds|gain|function|res|channels)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -140,6 +140,16 @@ def mutate_index(t, rng, generator, size):
     return mutate_tensor(t, rng, generator)
 
 
+def gradient(scalar, slots, create_graph=False):
+    """To each slot, of shape (0,) where there is none."""
+    present = [s for s in slots if s is not None]
+    if not scalar.requires_grad:
+        found = iter([torch.zeros_like(s) for s in present])
+    else:
+        found = iter(torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True))
+    return [torch.zeros(0) if s is None else next(found) for s in slots]
+
+
 def truth(op, v, t, text, wanted, graph=None, radial=False):
     """The results of the op by autograd through the dense reference, in float64; of the convolution on a ``graph``,
     with weights h a where ``v`` has h and a in place of w.
@@ -156,14 +166,6 @@ def truth(op, v, t, text, wanted, graph=None, radial=False):
         None if b is None else torch.zeros_like(b) if a is None else a.detach().double()
         for a, b in zip(t, v, strict=False)
     ]
-
-    def gradient(scalar, slots, create_graph=False):
-        present = [s for s in slots if s is not None]
-        if not scalar.requires_grad:
-            found = iter([torch.zeros_like(s) for s in present])
-        else:
-            found = iter(torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True))
-        return [torch.zeros(0) if s is None else next(found) for s in slots]
 
     operands = 3 + radial
     if graph is None:
@@ -377,6 +379,16 @@ def one_contraction(rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
+def mutate_one(tensors, rng, generator):
+    """Mutates one of them in place; [its index], or none where there is no such mutation, as in one_call."""
+    n = rng.randrange(len(tensors))
+    try:
+        tensors[n] = mutate_tensor(tensors[n], rng, generator) if isinstance(tensors[n], torch.Tensor) else None
+    except (RuntimeError, ValueError, IndexError):
+        return []
+    return [n]
+
+
 def gaunt_truth(member, v, t, text, wanted):
     """As :func:`truth`, of products of signals."""
     v = [None if a is None else a.detach().double().requires_grad_() for a in v]
@@ -384,14 +396,6 @@ def gaunt_truth(member, v, t, text, wanted):
     out = reference.gaunt_product(*v[:5], text)
     if member == "":
         return [out.detach()]
-
-    def gradient(scalar, slots, create_graph=False):
-        present = [s for s in slots if s is not None]
-        found = [torch.zeros_like(s) for s in present]
-        if scalar.requires_grad:
-            found = torch.autograd.grad(scalar, present, create_graph=create_graph, materialize_grads=True)
-        found = iter(found)
-        return [torch.zeros(0) if s is None else next(found) for s in slots]
 
     g = torch.zeros_like(out, requires_grad=True) if member == "_jvp" else v[5]
     slots = [*v[:5], g]
@@ -428,12 +432,7 @@ def one_gaunt(rng, generator):
             wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
             mutation.append("wanted")
         else:
-            n = rng.randrange(len(tensors))
-            try:
-                tensors[n] = mutate_tensor(tensors[n], rng, generator) if isinstance(tensors[n], torch.Tensor) else None
-            except (RuntimeError, ValueError, IndexError):  # no such mutation, as in one_call
-                continue
-            mutation.append(n)
+            mutation += mutate_one(tensors, rng, generator)
     shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
     what = f"gaunt_product{member} {mutation} {shapes} {text} {wanted}"
     try:
@@ -501,12 +500,7 @@ def one_s2_activation(rng, generator):
             kinds = rng.choice(("", ">", kinds + "x", kinds[1:], kinds.upper(), "xzxz>x", kinds.replace("x", "z")))
             mutation.append("kinds")
         else:
-            n = rng.randrange(len(tensors))
-            try:
-                tensors[n] = mutate_tensor(tensors[n], rng, generator) if isinstance(tensors[n], torch.Tensor) else None
-            except (RuntimeError, ValueError, IndexError):  # no such mutation, as in one_call
-                continue
-            mutation.append(n)
+            mutation += mutate_one(tensors, rng, generator)
     padding = [None] * (5 - len(tensors))
     shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
     what = f"s2_activation {mutation} {shapes} {text} {kinds}"

@@ -149,8 +149,8 @@ class GauntPlan:
             normalization: ``"integral"``: the result is what :class:`GauntPlan` says, with no factor at all.
                 ``"component"``: independent components of unit variance in x and y give components of unit variance,
                 on average over those of a degree. For the bracket the degrees l > 0 of all three are first scaled by
-                (l (l + 1))^(-1/3), after which its coefficients differ by a factor of 2 at most up to degree 8 instead
-                of 66; in ``"all"`` the bracket has one factor, such that it contributes as much variance as the product
+                (l (l + 1))^(-1/3), after which its coefficients up to degree 8 differ by a factor of 2.0 instead of 66;
+                in ``"all"`` the bracket has one factor, such that it contributes as much variance as the product
                 in sum over the result.
             options: the other arguments of :class:`GauntPlan`.
 
@@ -218,7 +218,11 @@ class GauntPlan:
             )
         c1, l1, c2, l2, c, l, even, odd, rank, *layouts, s1, s2, s3 = match.groups()
         scales: Sequence[tuple[float, ...]] = [tuple(map(float, s.split())) for s in (s1, s2, s3)]
-        plan = cls(int(l1), int(l2), int(l), int(c1), int(c2), float(even), float(odd), int(rank), *scales, *layouts)
+        sizes = map(int, (l1, l2, l, c1, c2))
+        try:
+            plan = cls(*sizes, float(even), float(odd), int(rank), *scales, *layouts)
+        except ValueError as error:
+            raise ValueError(f"plan: {error}") from None
         if int(c) != plan.channels:
             raise ValueError(f"plan: expected {plan.channels} signals in the result, got {c}")
         return plan

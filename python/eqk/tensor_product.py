@@ -42,6 +42,7 @@ def check_operands(
         if tensor is None:
             continue
         require(tensor.device == x.device, name, f"device {x.device} as x has", tensor.device)
+        require(tensor.layout == torch.strided, name, "a dense tensor", f"layout {tensor.layout}")
         if shape is None:
             if name == "w":
                 require(tensor.numel() == 0, name, "none, since no instruction is weighted", tuple(tensor.shape))
