@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/cpu_tasks.h"
 #include "core/interleave.h"
 #include "core/lanes.h"
 #include "core/plan.h"
@@ -12,12 +13,30 @@
 namespace eqk {
 inline namespace EQK_ISA {
 
-// Channels [first, first + count) of a row, between memory of any storage type and vectors of lanes.
+// Channels [first, first + count) of a row, or so many rows of one channel, between memory of any storage type and
+// vectors of lanes.
 template <class T>
 class Tile {
  public:
   static constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
   using V = Vector<T, W>;
+
+  // Where the only channel would leave all lanes but one idle.
+  static bool over_rows(std::int64_t channels) { return channels == 1; }
+  // Of work that needs all channels of a row together.
+  static std::int64_t tasks(std::int64_t rows, std::int64_t channels) {
+    return over_rows(channels) ? (rows + W - 1) / W : rows;
+  }
+  // f(tile, row) for each tile of such a task.
+  template <class F>
+  static void for_tiles(Dtype dtype, std::int64_t task, std::int64_t rows, std::int64_t channels, const F& f) {
+    if (over_rows(channels)) {
+      Tile tile(dtype, rows, task * W);
+      tile.rows_ = true;
+      return f(tile, 0);
+    }
+    for (std::int64_t first = 0; first < channels; first += W) f(Tile(dtype, channels, first), task);
+  }
 
   Tile(Dtype dtype, std::int64_t channels, std::int64_t first)
       : dtype_(dtype), channels_(channels), first_(first), count_(std::min<std::int64_t>(W, channels - first)) {}
@@ -81,26 +100,47 @@ class Tile {
       });
   }
 
-  // Component i from and to v[i] where lanes are rows, `stride` elements apart, of one channel.
-  void load_rows(const void* data, std::int64_t column, std::int64_t stride, int dim, V* v) const {
-    with_storage(data, [&](const auto* base) { load_columns(base + column + first_ * stride, stride, dim, v, 1); });
+  // Signals on the sphere, of degrees 0, 1, ... with so many components: component i from and to v[i], in a row of
+  // `stride` elements.
+  void load_signals(const void* data, std::int64_t row, std::int64_t stride, Layout layout,
+                    const std::vector<Segment>& irreps, int components, V* v) const {
+    if (rows_ || layout == Layout::ir_mul)
+      load_numbers(data, row, stride, 0, components, v);
+    else
+      load_irreps(data, row * stride, irreps, v, 1);
   }
 
-  void store_rows(void* data, std::int64_t column, std::int64_t stride, int dim, const V* v) const {
-    with_storage(data, [&](auto* base) { store_columns(base + column + first_ * stride, stride, dim, v, 1); });
+  void store_signals(void* data, std::int64_t row, std::int64_t stride, Layout layout,
+                     const std::vector<Segment>& irreps, int components, const V* v) const {
+    if (rows_ || layout == Layout::ir_mul)
+      store_numbers(data, row, stride, 0, components, v);
+    else
+      store_irreps(data, row * stride, irreps, v, 1);
   }
 
-  // v[i] as it is.
-  void store_numbers(void* data, std::int64_t row, int dim, const T* v) const {
-    with_storage(data, [&]<class Storage>(Storage* base) {
-      for (int i = 0; i < dim; ++i) base[row + i] = as_storage<Storage>(v[i]);
-    });
+  // Numbers [first, first + count) of those of each channel, channels adjacent.
+  void load_numbers(const void* data, std::int64_t row, std::int64_t stride, std::int64_t first, int count,
+                    V* v) const {
+    if (!rows_) return load_matrix(data, row * stride + first * channels_, count, false, v, 1);
+    with_storage(data, [&](const auto* base) { load_columns(base + first + first_ * stride, stride, count, v, 1); });
+  }
+
+  void store_numbers(void* data, std::int64_t row, std::int64_t stride, std::int64_t first, int count,
+                     const V* v) const {
+    if (!rows_) return store_matrix(data, row * stride + first * channels_, count, false, v, 1);
+    with_storage(data, [&](auto* base) { store_columns(base + first + first_ * stride, stride, count, v, 1); });
   }
 
   // The same number in all lanes.
   void load_same(const void* data, std::int64_t row, int dim, V* v) const {
     with_storage(data, [&](const auto* base) {
       for (int i = 0; i < dim; ++i) v[i] = splat<T, W>(from_storage<T>(base[row + i]));
+    });
+  }
+
+  void store_same(void* data, std::int64_t row, int dim, const T* v) const {
+    with_storage(data, [&]<class Storage>(Storage* base) {
+      for (int i = 0; i < dim; ++i) base[row + i] = as_storage<Storage>(v[i]);
     });
   }
 
@@ -116,6 +156,7 @@ class Tile {
  private:
   Dtype dtype_;
   std::int64_t channels_, first_, count_;
+  bool rows_ = false;
 
   // Lane c is at p + c * stride, where its components are adjacent.
   template <class Storage>
@@ -153,6 +194,20 @@ class Tile {
       typed(BFloat16{});
   }
 };
+
+// Of a template Kernel<T>(problem), T float or double.
+template <template <class> class Kernel, class Problem>
+constexpr TaskKernels<Problem> task_kernels() {
+  return {[](const Problem& problem) {
+            return problem.dtype == Dtype::float64 ? Kernel<double>::tasks(problem) : Kernel<float>::tasks(problem);
+          },
+          [](const Problem& problem, std::int64_t begin, std::int64_t end) {
+            if (problem.dtype == Dtype::float64)
+              Kernel<double>(problem).run(begin, end);
+            else
+              Kernel<float>(problem).run(begin, end);
+          }};
+}
 
 }  // namespace EQK_ISA
 }  // namespace eqk

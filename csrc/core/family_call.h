@@ -140,10 +140,7 @@ class FamilyCall {
     if (!fits)
       fail("eqk::", op_, ": ", name, ": expected shape [", rows < 0 ? "" : std::to_string(rows) + ", ", columns,
            "], got ", shape_string(t));
-    if (t.scalar_type() != first_.scalar_type())
-      fail("eqk::", op_, ": ", name, ": expected dtype ", first_.scalar_type(), " as x has, got ", t.scalar_type());
-    if (t.device() != first_.device())
-      fail("eqk::", op_, ": ", name, ": expected device ", device_string(first_), " as x has, got ", device_string(t));
+    check_like(op_, name, t, first_);
     kept_.push_back(with_adjacent_columns(t));
     return kept_.back();
   }

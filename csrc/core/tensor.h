@@ -79,6 +79,18 @@ inline std::string device_string(const Tensor& t) {
   return name;
 }
 
+inline void check_device(const char* op, const std::string& name, const Tensor& t, const Tensor& x) {
+  if (t.device() != x.device())
+    fail("eqk::", op, ": ", name, ": expected device ", device_string(x), " as x has, got ", device_string(t));
+}
+
+// Its dtype and device.
+inline void check_like(const char* op, const std::string& name, const Tensor& t, const Tensor& x) {
+  if (t.scalar_type() != x.scalar_type())
+    fail("eqk::", op, ": ", name, ": expected dtype ", x.scalar_type(), " as x has, got ", t.scalar_type());
+  check_device(op, name, t, x);
+}
+
 // The first results of an operation that torch's stable interface has no function for.
 template <std::size_t results = 1, class... Arguments>
 std::array<Tensor, results> torch_operation(const char* name, const char* overload, const Arguments&... arguments) {

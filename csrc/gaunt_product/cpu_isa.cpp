@@ -3,21 +3,8 @@
 
 namespace eqk::gaunt_product {
 inline namespace EQK_ISA {
-
-static std::int64_t tasks(const Problem& problem) {
-  return problem.dtype == Dtype::float64 ? Rings<double>::tasks(problem) : Rings<float>::tasks(problem);
+static constexpr Kernels kKernels = task_kernels<Rings, Problem>();
 }
-
-static void run(const Problem& problem, std::int64_t begin, std::int64_t end) {
-  if (problem.dtype == Dtype::float64)
-    Rings<double>(problem).run(begin, end);
-  else
-    Rings<float>(problem).run(begin, end);
-}
-
-static constexpr Kernels kKernels{tasks, run};
-
-}  // namespace EQK_ISA
 
 #define EQK_JOIN(a, b) a##b
 #define EQK_NAME(isa) EQK_JOIN(kernel_of_, isa)

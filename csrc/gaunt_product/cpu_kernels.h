@@ -1,7 +1,6 @@
 #pragma once
 // What cpu.cpp needs of the kernels that are compiled once per instruction set.
-#include <cstdint>
-
+#include "core/cpu_tasks.h"
 #include "gaunt_product/lowered.h"
 #include "gaunt_product/problem.h"
 
@@ -11,10 +10,7 @@ namespace eqk::gaunt_product {
 template <class T>
 const Lowered<T>& lowering(const Plan& plan);
 
-struct Kernels {
-  std::int64_t (*tasks)(const Problem&);
-  void (*run)(const Problem&, std::int64_t begin, std::int64_t end);
-};
+using Kernels = TaskKernels<Problem>;
 
 const Kernels& kernel_of_baseline();
 const Kernels& kernel_of_avx2();

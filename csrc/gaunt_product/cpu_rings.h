@@ -64,8 +64,7 @@ class Rings {
   using V = Vector<T, W>;
 
  public:
-  explicit Rings(const Problem& problem)
-      : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)), over_rows_(over_rows(problem)) {
+  explicit Rings(const Problem& problem) : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)) {
     const bool dual = problem.dual;
     std::int64_t numbers = 0;
     for (int s = 0; s < 3; ++s)
@@ -96,28 +95,19 @@ class Rings {
     product_ = aligned_array<V>(static_cast<std::int64_t>(2 * pairs_) * 2 * (most + 1));
   }
 
-  // Lanes are rows where the only channel would leave all but one lane idle.
-  static bool over_rows(const Problem& problem) { return problem.plan->channels() == 1; }
-
-  static std::int64_t tasks(const Problem& problem) {
-    return over_rows(problem) ? (problem.rows + W - 1) / W : problem.rows;
-  }
+  static std::int64_t tasks(const Problem& problem) { return Tile<T>::tasks(problem.rows, problem.plan->channels()); }
 
   void run(std::int64_t begin, std::int64_t end) {
-    if (over_rows_) {
-      for (std::int64_t n = begin; n < end; ++n) run_tile(Tile<T>(problem_.dtype, problem_.rows, n * W), 0);
-      return;
-    }
+    const Tile<T> single(problem_.dtype, 1, 0);
     for (std::int64_t row = begin; row < end; ++row) {
       for (int s = 0; s < 3; ++s)
         if (summed(s)) std::fill_n(sums_[s].get(), plan_.of[s].components(), T{});
-      for (std::int64_t first = 0; first < plan_.channels(); first += W)
-        run_tile(Tile<T>(problem_.dtype, plan_.channels(), first), row);
-      const Tile<T> single(problem_.dtype, 1, 0);
+      Tile<T>::for_tiles(problem_.dtype, row, problem_.rows, plan_.channels(),
+                         [&](const Tile<T>& tile, std::int64_t of_tile) { run_tile(tile, of_tile); });
       for (int s = 0; s < 3; ++s) {
         if (!summed(s)) continue;
         const Result& out = problem_.out[kSignal[s]];
-        single.store_numbers(out.data, row * out.stride, plan_.of[s].components(), sums_[s].get());
+        single.store_same(out.data, row * out.stride, plan_.of[s].components(), sums_[s].get());
       }
     }
   }
@@ -126,7 +116,6 @@ class Rings {
   const Problem& problem_;
   const Plan& plan_;
   const Lowered<T>& lowered_;
-  const bool over_rows_;
   // [value or tangent][x, y, g]; raw_: the product of the two others, in the components of this one.
   std::array<std::array<AlignedArray<V>, 3>, 2> operand_, scaled_, raw_, weight_;
   std::array<std::array<Field<V>, 3>, 2> field_;
@@ -146,7 +135,7 @@ class Rings {
     return pointer(kSignal[s], 0) && (!part || pointer(kSignal[s], 1) || pointer(kWeight[s], 1));
   }
   // Whether its gradient is a sum over channels.
-  bool summed(int s) const { return problem_.out[kSignal[s]].data && plan_.of[s].channels == 1 && !over_rows_; }
+  bool summed(int s) const { return problem_.out[kSignal[s]].data && plan_.of[s].channels != plan_.channels(); }
   // Whether the product of the two other signals is needed, or its tangent.
   bool needs_raw(int s, int part) const {
     const bool signal = problem_.out[kSignal[s]].data, weight = problem_.out[kWeight[s]].data;
@@ -158,46 +147,34 @@ class Rings {
   void load_signal(const Tile<T>& tile, std::int64_t row, int s, int part) {
     const auto& signals = plan_.of[s];
     const void* const data = pointer(kSignal[s], part);
-    const std::int64_t stride_of_rows = stride(kSignal[s], part), at = row * stride_of_rows;
+    const std::int64_t stride_of_rows = stride(kSignal[s], part);
     V* const v = operand_[part][s].get();
     if (!data)
       std::fill_n(v, signals.components(), V{});
-    else if (over_rows_)
-      tile.load_rows(data, 0, stride_of_rows, signals.components(), v);
-    else if (signals.channels == 1)
-      tile.load_same(data, at, signals.components(), v);
-    else if (signals.layout == Layout::ir_mul)
-      tile.load_matrix(data, at, signals.components(), false, v, 1);
+    else if (signals.channels != plan_.channels())
+      tile.load_same(data, row * stride_of_rows, signals.components(), v);
     else
-      tile.load_irreps(data, at, lowered_.irreps[s], v, 1);
+      tile.load_signals(data, row, stride_of_rows, signals.layout, lowered_.irreps[s], signals.components(), v);
   }
 
   void store_signal(const Tile<T>& tile, std::int64_t row, int s) {
     const auto& signals = plan_.of[s];
     const Result& out = problem_.out[kSignal[s]];
     const V* const v = has_weight(s) ? out_[s].get() : raw_[problem_.dual][s].get();
-    if (over_rows_)
-      tile.store_rows(out.data, 0, out.stride, signals.components(), v);
-    else if (signals.channels == 1)
-      for (int i = 0; i < signals.components(); ++i)
-        for (int lane = 0; lane < tile.count(); ++lane) sums_[s][i] += v[i][lane];
-    else if (signals.layout == Layout::ir_mul)
-      tile.store_matrix(out.data, row * out.stride, signals.components(), false, v, 1);
-    else
-      tile.store_irreps(out.data, row * out.stride, lowered_.irreps[s], v, 1);
+    if (!summed(s))
+      return tile.store_signals(out.data, row, out.stride, signals.layout, lowered_.irreps[s], signals.components(), v);
+    for (int i = 0; i < signals.components(); ++i)
+      for (int lane = 0; lane < tile.count(); ++lane) sums_[s][i] += v[i][lane];
   }
 
   // The weights of rank r, one where there are none.
   void load_weight(const Tile<T>& tile, std::int64_t row, std::int64_t r, int s, int part) {
     const void* const data = pointer(kWeight[s], part);
-    const std::int64_t stride_of_rows = stride(kWeight[s], part), column = r * degrees(s);
     V* const v = weight_[part][s].get();
     if (!data)
       std::fill_n(v, degrees(s), part ? V{} : splat<T, W>(1));
-    else if (over_rows_)
-      tile.load_rows(data, column, stride_of_rows, degrees(s), v);
     else
-      tile.load_matrix(data, row * stride_of_rows + column * plan_.channels(), degrees(s), false, v, 1);
+      tile.load_numbers(data, row, stride(kWeight[s], part), r * degrees(s), degrees(s), v);
   }
 
   void run_tile(const Tile<T>& tile, std::int64_t row) {
@@ -269,11 +246,7 @@ class Rings {
       gradient[l] = sum;
     }
     const Result& out = problem_.out[kWeight[s]];
-    const std::int64_t column = r * degrees(s);
-    if (over_rows_)
-      tile.store_rows(out.data, column, out.stride, degrees(s), gradient);
-    else
-      tile.store_matrix(out.data, row * out.stride + column * plan_.channels(), degrees(s), false, gradient, 1);
+    tile.store_numbers(out.data, row, out.stride, r * degrees(s), degrees(s), gradient);
   }
 
   // x [components] -> the field on the rings of the block.

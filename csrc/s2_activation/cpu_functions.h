@@ -27,24 +27,17 @@ struct Bits<double> {
   static constexpr double kLimit = 708, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 };
 
-// The smaller and the larger one; b where either is not a number.
+// x between -limit and limit; what is no number stays so.
 template <class T, int W>
-EQK_HD Vector<T, W> smaller(Vector<T, W> a, Vector<T, W> b) {
+EQK_HD Vector<T, W> clamped(Vector<T, W> x, Vector<T, W> limit) {
 #if defined(__AVX512F__)
-  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4)
-    return __builtin_bit_cast(
-        Vector<T, W>, _mm512_maskz_min_ps(0xffff, __builtin_bit_cast(__m512, a), __builtin_bit_cast(__m512, b)));
+  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4) {
+    const auto b = __builtin_bit_cast(__m512, limit), a = _mm512_maskz_min_ps(0xffff, b, __builtin_bit_cast(__m512, x));
+    return __builtin_bit_cast(Vector<T, W>, _mm512_maskz_max_ps(0xffff, -b, a));
+  }
 #endif
-  return a < b ? a : b;
-}
-template <class T, int W>
-EQK_HD Vector<T, W> larger(Vector<T, W> a, Vector<T, W> b) {
-#if defined(__AVX512F__)
-  if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4)
-    return __builtin_bit_cast(
-        Vector<T, W>, _mm512_maskz_max_ps(0xffff, __builtin_bit_cast(__m512, a), __builtin_bit_cast(__m512, b)));
-#endif
-  return a > b ? a : b;
+  x = x > limit ? limit : x;
+  return x < -limit ? -limit : x;
 }
 
 // 1 / x of normal numbers, to the last bit or two.
@@ -67,8 +60,7 @@ struct Exponential {
   V power, q;
 
   EQK_HD explicit Exponential(V x) {
-    const V limit = splat<T, W>(B::kLimit);
-    x = larger<T, W>(-limit, smaller<T, W>(limit, x));
+    x = clamped<T, W>(x, splat<T, W>(B::kLimit));
     // Adding this leaves the nearest integer in the last bits.
     const V magic = splat<T, W>(static_cast<T>(std::int64_t{3} << (B::kMantissa - 1)));
     const V shifted = x * static_cast<T>(std::numbers::log2e) + magic;

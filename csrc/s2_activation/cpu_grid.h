@@ -59,8 +59,7 @@ class Grid {
   using V = Vector<T, W>;
 
  public:
-  explicit Grid(const Problem& problem)
-      : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)), over_rows_(over_rows(problem)) {
+  explicit Grid(const Problem& problem) : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)) {
     int most = 0;
     for (const Side& side : plan_.of) most = std::max(most, side.lmax);
     components_ = aligned_array<V>((most + 1) * (most + 1));
@@ -72,29 +71,18 @@ class Grid {
     pair_ = aligned_array<V>(2 * lowered_.pairs());
   }
 
-  // Lanes are rows where the only channel would leave all but one lane idle.
-  static bool over_rows(const Problem& problem) { return problem.plan->channels == 1; }
-
-  static std::int64_t tasks(const Problem& problem) {
-    return over_rows(problem) ? (problem.rows + W - 1) / W : problem.rows;
-  }
+  static std::int64_t tasks(const Problem& problem) { return Tile<T>::tasks(problem.rows, problem.plan->channels); }
 
   void run(std::int64_t begin, std::int64_t end) {
-    for (std::int64_t n = begin; n < end; ++n) {
-      if (over_rows_) {
-        run_tile(Tile<T>(problem_.dtype, problem_.rows, n * W), 0);
-        continue;
-      }
-      for (std::int64_t first = 0; first < plan_.channels; first += W)
-        run_tile(Tile<T>(problem_.dtype, plan_.channels, first), n);
-    }
+    for (std::int64_t n = begin; n < end; ++n)
+      Tile<T>::for_tiles(problem_.dtype, n, problem_.rows, plan_.channels,
+                         [&](const Tile<T>& tile, std::int64_t row) { run_tile(tile, row); });
   }
 
  private:
   const Problem& problem_;
   const Plan& plan_;
   const Lowered<T>& lowered_;
-  const bool over_rows_;
   AlignedArray<V> components_, sums_, values_, column_, pair_;
   std::vector<AlignedArray<V>>
       coefficients_;  // [ring][those of cosines from m = 0, of sines from m = 1] of x and factors
@@ -104,23 +92,14 @@ class Grid {
 
   void load(const Tile<T>& tile, std::int64_t row, const Operand& operand) {
     const Side& side = plan_.of[operand.kind];
-    if (over_rows_)
-      tile.load_rows(operand.data, 0, operand.stride, side.components(), components_.get());
-    else if (side.layout == Layout::ir_mul)
-      tile.load_matrix(operand.data, row * operand.stride, side.components(), false, components_.get(), 1);
-    else
-      tile.load_irreps(operand.data, row * operand.stride, lowered_.irreps[operand.kind], components_.get(), 1);
+    tile.load_signals(operand.data, row, operand.stride, side.layout, lowered_.irreps[operand.kind], side.components(),
+                      components_.get());
   }
 
   void store(const Tile<T>& tile, std::int64_t row) {
     const Side& side = plan_.of[problem_.result];
-    const std::int64_t stride = plan_.dim[problem_.result];
-    if (over_rows_)
-      tile.store_rows(problem_.out, 0, stride, side.components(), components_.get());
-    else if (side.layout == Layout::ir_mul)
-      tile.store_matrix(problem_.out, row * stride, side.components(), false, components_.get(), 1);
-    else
-      tile.store_irreps(problem_.out, row * stride, lowered_.irreps[problem_.result], components_.get(), 1);
+    tile.store_signals(problem_.out, row, plan_.dim[problem_.result], side.layout, lowered_.irreps[problem_.result],
+                       side.components(), components_.get());
   }
 
   void run_tile(const Tile<T>& tile, std::int64_t row) {

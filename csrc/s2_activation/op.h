@@ -56,10 +56,7 @@ class Call {
     if (t.dim() != 2 || t.size(0) != problem_.rows || t.size(1) != plan_->dim[kind])
       fail("eqk::", op_, ": ", name, ": expected shape [", problem_.rows, ", ", plan_->dim[kind], "], got ",
            shape_string(t));
-    if (t.scalar_type() != x_.scalar_type())
-      fail("eqk::", op_, ": ", name, ": expected dtype ", x_.scalar_type(), " as x has, got ", t.scalar_type());
-    if (t.device() != x_.device())
-      fail("eqk::", op_, ": ", name, ": expected device ", device_string(x_), " as x has, got ", device_string(t));
+    check_like(op_, name, t, x_);
     kept_.push_back(with_adjacent_columns(t));
     return {kept_.back().const_data_ptr(), kept_.back().stride(0), kind};
   }

@@ -33,10 +33,7 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   if (g) {
     if (g->dim() != 2 || g->size(0) != problem.rows || g->size(1) != columns)
       fail("eqk::", op, ": g: expected shape [", problem.rows, ", ", columns, "], got ", shape_string(*g));
-    if (g->scalar_type() != x.scalar_type())
-      fail("eqk::", op, ": g: expected dtype ", x.scalar_type(), " as x has, got ", g->scalar_type());
-    if (g->device() != x.device())
-      fail("eqk::", op, ": g: expected device ", device_string(x), " as x has, got ", device_string(*g));
+    check_like(op, "g", *g, x);
     kept_g = with_adjacent_columns(*g);
     problem.g = kept_g.const_data_ptr();
     problem.g_stride = kept_g.stride(0);

@@ -77,17 +77,12 @@ class Call {
 
   std::int64_t paths() const { return static_cast<std::int64_t>(plan_->paths.size()); }
 
-  void check_device(const std::string& name, const Tensor& t) const {
-    if (t.device() != x_.device())
-      fail("eqk::", op_, ": ", name, ": expected device ", device_string(x_), " as x has, got ", device_string(t));
-  }
-
   void check_species(const Tensor& t) {
     if (t.dim() != 1 || t.size(0) != problem_.nodes)
       fail("eqk::", op_, ": species: expected shape [", problem_.nodes, "], got ", shape_string(t));
     if (t.scalar_type() != ScalarType::Int && t.scalar_type() != ScalarType::Long)
       fail("eqk::", op_, ": species: expected dtype int32 or int64, got ", t.scalar_type());
-    check_device("species", t);
+    check_device(op_, "species", t, x_);
     problem_.species = t.numel() > 0 ? t.const_data_ptr() : &problem_;  // not null: there is one weight a species
     problem_.species_64 = t.scalar_type() == ScalarType::Long;
     problem_.species_stride = t.stride(0);
@@ -108,9 +103,7 @@ class Call {
       expected += (d ? ", " : "") + std::to_string(shape[d]);
     }
     if (!fits) fail("eqk::", op_, ": ", name, ": expected shape [", expected, "], got ", shape_string(t));
-    if (t.scalar_type() != x_.scalar_type())
-      fail("eqk::", op_, ": ", name, ": expected dtype ", x_.scalar_type(), " as x has, got ", t.scalar_type());
-    check_device(name, t);
+    check_like(op_, name, t, x_);
     kept_.push_back(slot == kX ? with_contiguous_rows(t) : with_adjacent_columns(t));
     const Tensor& kept = kept_.back();
     if (kept.numel() == 0) return {};

@@ -42,8 +42,7 @@ class GraphCall : public FamilyCall<Description> {
            shape_string(t));
     if (t.scalar_type() != ScalarType::Int && t.scalar_type() != ScalarType::Long)
       fail("eqk::", op_, ": ", name, ": expected dtype int32 or int64, got ", t.scalar_type());
-    if (t.device() != first_.device())
-      fail("eqk::", op_, ": ", name, ": expected device ", device_string(first_), " as x has, got ", device_string(t));
+    check_device(op_, name, t, first_);
   }
 };
 
