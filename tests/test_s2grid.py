@@ -127,6 +127,7 @@ def test_bad_input():
         ),
         ("lmax_in: expected a degree", ValueError, lambda: eqk.from_s2grid(f, 2, lmax_in=-1)),
         ("lmax: expected a degree", ValueError, lambda: eqk.from_s2grid(f, 21)),
+        ("lmax: expected a degree", ValueError, lambda: eqk.from_s2grid(f, -1, lmax_in=2)),
         ("f: expected shape", RuntimeError, lambda: eqk.from_s2grid(f[0, 0], 1)),
         ("degree: expected a number from 0, got -1", ValueError, lambda: eqk.exact_resolution(-1)),
         ("lmax, res: expected at least one", ValueError, lambda: eqk.o3.ToS2Grid()),

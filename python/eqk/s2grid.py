@@ -132,7 +132,8 @@ def from_s2grid(
             orthogonal on grids that are exact for 2 lmax (:func:`exact_degree`).
         RuntimeError: if f has fewer than two dimensions.
     """
-    lmax_in = _checked_lmax("lmax", lmax) if lmax_in is None else _checked_lmax("lmax_in", lmax_in)
+    lmax = _checked_lmax("lmax", lmax)
+    lmax_in = lmax if lmax_in is None else _checked_lmax("lmax_in", lmax_in)
     if f.dim() < 2:
         raise RuntimeError(f"f: expected shape [..., res_beta, res_alpha], got {list(f.shape)}")
     res = int(f.shape[-2]), int(f.shape[-1])

@@ -39,12 +39,14 @@ class _Signals:
 
     def gather(self, t: Tensor, natural: bool) -> Tensor:
         """[rows, dim] -> [rows, channels (lmax + 1)^2], zeros for degrees that are not there."""
+        if self.is_one_signal():
+            return t
         found = {l: columns for l, _, columns in self.pieces[natural]}
         degrees = range(self.lmax(natural) + 1)
         parts = [
             t[:, found[l]] if l in found else t.new_zeros(t.shape[0], (2 * l + 1) * self.channels) for l in degrees
         ]
-        return t if self.is_one_signal() else torch.cat(parts, 1)
+        return torch.cat(parts, 1)
 
     def is_one_signal(self) -> bool:
         """Whether the columns are those of one signal with all its degrees."""
@@ -175,6 +177,7 @@ class GauntTensorProduct(nn.Module):
         x, y = rows_of(x, leading) if leading else x[None], rows_of(y, leading) if leading else y[None]
         rows = x.shape[0]
         of_x, of_y, of_out = self._signals
+        xs, ys = ({natural: s.gather(t, natural) for natural in s.pieces} for s, t in ((of_x, x), (of_y, y)))
         parts: list[Tensor | None] = [None] * len(self.irreps_out)
         total: Tensor | None = None
         for natural, terms in self._plans.items():
@@ -185,7 +188,7 @@ class GauntTensorProduct(nn.Module):
                     a = of_x.weights(self.weight1, natural1).expand(rows, -1)
                     b = of_y.weights(self.weight2, natural2).expand(rows, -1)
                     c = of_out.weights(self.weight_out, natural).expand(rows, -1)
-                term = dispatched_gaunt_product(of_x.gather(x, natural1), of_y.gather(y, natural2), a, b, c, plan)
+                term = dispatched_gaunt_product(xs[natural1], ys[natural2], a, b, c, plan)
                 total = term if total is None else total + term
             for l, n, _ in of_out.pieces[natural]:
                 parts[n] = total[:, l * l * self.channels : (l + 1) ** 2 * self.channels]
