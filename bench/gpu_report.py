@@ -349,8 +349,8 @@ def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
     expected = counted - fused(code.ptx, code.instructions[kernel], stats.warps_by_line)
     if expected and not 0.9 < found / expected < 1.1:
         raise RuntimeError(
-            f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {expected} counted, got "
-            f"{found:.0f}: the lines of PTX do not tell how often its machine code runs"
+            f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {expected} counted, "
+            f"got {found:.0f}: the lines of PTX do not tell how often its machine code runs"
         )
     return estimate.total()
 
