@@ -82,6 +82,7 @@ def cached_tables(make: Callable) -> Callable:
         with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.no_grad():
             return cached(*args)
 
+    tables.cache_clear = cached.cache_clear
     return tables
 
 
