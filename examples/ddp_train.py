@@ -21,6 +21,11 @@ from collections.abc import Sequence
 import ase
 import torch
 import torch.distributed as dist
+
+# Imported before there is a process group: the functions of this module keep the group that they find as a default.
+# DistributedDataParallel imports it otherwise, the group outlives its destruction, and a thread of gloo that drops its
+# last tensor while Python shuts down ends the process by SIGABRT.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from train_nequip_style import (

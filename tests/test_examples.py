@@ -132,6 +132,26 @@ def test_two_ranks_are_one(folder):
     assert "All 2 ranks have the same weights." in out
 
 
+def test_no_thread_of_gloo_outlives_its_group(folder):
+    """One that drops a tensor while Python shuts down ends the process by SIGABRT, as it once did on CI."""
+    script = f"""
+import os, sys
+sys.path.append({str(EXAMPLES)!r})
+import ddp_train, torch
+def threads():
+    names = [open(f"/proc/self/task/{{task}}/comm").read() for task in os.listdir("/proc/self/task")]
+    return sum("gloo" in name for name in names)
+ddp_train.dist.init_process_group("gloo", store=ddp_train.dist.HashStore(), rank=0, world_size=1)
+ddp_train.DistributedDataParallel(torch.nn.Linear(3, 3))(torch.ones(2, 3)).sum().backward()
+before = threads()
+ddp_train.dist.destroy_process_group()
+print(f"{{before}} threads before, {{threads()}} after")
+"""
+    before, after = numbers(run(folder, "-c", script), "# threads before, # after")
+    assert before > 0
+    assert after == 0
+
+
 @pytest.fixture(scope="module")
 def structures():
     return training.labelled(["CH3OH", "H3CNH2", "HCOOH"], 3, 0.06, eqk.testing.seed() % 1000)
