@@ -459,23 +459,25 @@ def one_gaunt(rng, generator):
 
 
 def s2_activation_truth(x, factors, text, kinds):
-    """P[f^(k)(S x) (T_1 v_1) ... (T_k v_k)] by dense matrices."""
+    """P[f^(k)(S x) (T_1 v_1) ... (T_n v_n)] by dense matrices."""
     plan = eqk.S2ActivationPlan.parse(text)
     matrices = dict(zip("xz", dense(plan, torch.float64, "cpu"), strict=True))
     sides = {"x": (plan.lmax_in, plan.layout_in), "z": (plan.lmax_out, plan.layout_out)}
 
     def on_grid(t, kind):
         lmax, layout = sides[kind]
-        return torch.einsum("pi,zic->zpc", matrices[kind], split(t.detach().double(), lmax, plan.channels, layout))
+        return torch.einsum(
+            "pi,zic->zpc", matrices[kind], split(t.detach().double(), lmax, plan.channels, layout, plan.mmax)
+        )
 
     leaf = on_grid(x, "x").requires_grad_()
     f = FUNCTIONS[plan.function](leaf)
-    for _ in factors:
+    for _ in range(int(kinds[0])):
         f = torch.autograd.grad(f.sum(), leaf, create_graph=True, materialize_grads=True)[0]
         if not f.requires_grad:
             f = f + 0 * leaf
     f = f.detach()
-    for v, kind in zip(factors, kinds, strict=False):
+    for v, kind in zip(factors, kinds[1:], strict=False):
         f = f * on_grid(v, kind)
     lmax, layout = sides[kinds[-1]]
     return merge(torch.einsum("pi,zpc->zic", matrices[kinds[-1]], f), lmax, layout)
@@ -486,7 +488,7 @@ def one_s2_activation(rng, generator):
     plan, rows, count = testing.random_s2_activation(rng, 3), rng.choice((0, 1, 2, 17)), rng.randint(0, 4)
     dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
     letters = [rng.choice("xz") for _ in range(count + 1)]
-    text, kinds = str(plan), "".join(letters[:-1]) + ">" + (letters[-1] if count else "z")
+    text, kinds = str(plan), f"{rng.randint(0, 4)}{''.join(letters[:-1])}>{letters[-1]}"
     tensors = [
         torch.randn(rows, plan.dims["xz".index(kind)], generator=generator).to(dtype) for kind in ["x", *letters[:-1]]
     ]
@@ -497,7 +499,9 @@ def one_s2_activation(rng, generator):
             text = mutate_plan(text, rng) if text else "*"
             mutation.append("plan")
         elif kind < 0.4:
-            kinds = rng.choice(("", ">", kinds + "x", kinds[1:], kinds.upper(), "xzxz>x", kinds.replace("x", "z")))
+            kinds = rng.choice(
+                ("", ">", kinds + "x", kinds[1:], kinds.upper(), "0xzxz>x", kinds.replace("x", "z"), "5>z")
+            )
             mutation.append("kinds")
         else:
             mutation += mutate_one(tensors, rng, generator)
@@ -506,9 +510,9 @@ def one_s2_activation(rng, generator):
     what = f"s2_activation {mutation} {shapes} {text} {kinds}"
     try:
         if len(tensors) == 1 and rng.random() < 0.5:
-            result, kinds = OPS.s2_activation(tensors[0], text), ">z"
+            result, kinds = OPS.s2_activation(tensors[0], text), "0>z"
         else:
-            result = OPS.s2_activation_derivative(*tensors, *padding, text, kinds)
+            result = OPS.s2_activation_product(*tensors, *padding, text, kinds)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         named = NAMED.search(str(error))
         return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 from eqk import reference
+from eqk._signals import component_index
 from eqk.nn import S2Activation
 from eqk.reference.s2_activation import FUNCTIONS as TRUTHS
+from eqk.s2_activation import dispatched_s2_activation
 from eqk.s2_activation_plan import FUNCTIONS
 from eqk.testing import assert_close, random_s2_activation, relative_error, rotate
 
@@ -158,6 +160,110 @@ def test_a_polynomial_is_exactly_equivariant(generator):
     assert relative_error(coarse, z) > 1e-3
 
 
+@pytest.mark.parametrize("function", ["identity", "silu", "cube"])
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_times(function, times, generator):
+    """Products with other signals, on the grid, and every derivative that there is an op for."""
+    for channels, rows, options in (
+        (5, 3, dict(layout_in="mul_ir")),
+        (1, 18, dict(layout_out="mul_ir")),
+        (2, 1, dict(mmax=1, order="m_primary")),
+    ):
+        plan = eqk.S2ActivationPlan.normalized(2, 3, channels, function, (5, 6), **options)
+        signals = [torch.randn(rows, plan.dims[0], generator=generator) for _ in range(times + 1)]
+        orders = 3 if function == "identity" else min(4 - times, 3)
+        ops = [
+            lambda *v, op=op, plan=plan: op(v[0], str(plan), v[1:])
+            for op in (reference.s2_activation, dispatched_s2_activation)
+        ]
+        if orders:
+            compare(plan, signals, generator, (torch.float64,), orders, *ops)
+        else:
+            assert_close(*[op(*signals) for op in reversed(ops)])
+        if orders < 3:
+            leaf = signals[0].requires_grad_()
+            value = dispatched_s2_activation(leaf, str(plan), signals[1:])
+            for _ in range(orders):
+                (value,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match=f"s2_activation: x: .*asked for order {orders + 1} times 5"):
+                torch.autograd.grad(value.sum(), leaf)
+
+
+def test_times_is_exact(generator):
+    """Products of signals on the grid that is the default: those of two, and powers; SwiGLU with each its own gate."""
+    x, y, w = torch.randn(3, 4, 9, 3, generator=generator, dtype=torch.float64)
+    once = dict(normalization="integral")
+    assert_close(eqk.s2_activation(x, "identity", 3, times=[y], **once), eqk.gaunt_product(x, y, 3))
+    product = eqk.gaunt_product(eqk.gaunt_product(x, y, 4), w, 3)
+    assert_close(eqk.s2_activation(x, "identity", 3, times=[y, w], **once), product)
+    powers = {
+        "square": x,
+        "cube": eqk.gaunt_product(x, x, 4),
+        "quartic": eqk.gaunt_product(x, eqk.gaunt_product(x, x, 4), 6),
+    }
+    for name, rest in powers.items():
+        assert_close(eqk.s2_activation(x, name, 3, **once), eqk.gaunt_product(rest, x, 3))
+    angle = torch.randn(3, generator=generator, dtype=torch.float64)
+
+    def turn(t, lmax):
+        irreps = eqk.Irreps([(3, (l, (-1) ** l)) for l in range(lmax + 1)])
+        return rotate(t.flatten(1), irreps, angle, "ir_mul", True).view_as(t)
+
+    for function, times, error in (("quartic", [y, w], 1e-12), ("silu", [y], None)):
+        moved = eqk.s2_activation(turn(x, 2), function, 3, times=[turn(t, 2) for t in times])
+        apart = relative_error(moved, turn(eqk.s2_activation(x, function, 3, times=times), 3))
+        assert apart < error if error else apart > 1e-6
+    grid = lambda t: eqk.to_s2grid(t.mT, (20, 30), normalization="component")  # noqa: E731
+    gated = torch.nn.functional.silu(grid(x)) * grid(y)
+    back = eqk.from_s2grid(gated, 2, normalization="component", lmax_in=2).mT
+    assert_close(eqk.s2_activation(x, "silu", times=[y], res=(20, 30)), back)
+
+
+@pytest.mark.parametrize("order", ["l_primary", "m_primary"])
+@pytest.mark.parametrize("lmax, mmax", [(4, 2), (6, 2), (3, 0), (2, 2), (2, 5)])
+def test_truncated_orders(order, lmax, mmax, generator):
+    """Components that are left out are zeros, in the place where the order has them, also of another lmax_out."""
+    held = component_index(lmax, mmax, order)
+    assert sorted(held) == [l * l + l + m for l in range(lmax + 1) for m in range(-l, l + 1) if abs(m) <= mmax]
+    if (lmax, mmax, order) == (2, 2, "m_primary"):
+        assert held == [0, 2, 6, 3, 7, 1, 5, 8, 4]  # fairchem's table for lmax = mmax = 2
+    x, y = torch.randn(2, 5, len(held), 3, generator=generator, dtype=torch.float64)
+    whole = [torch.zeros(5, (lmax + 1) ** 2, 3, dtype=x.dtype).index_copy(1, torch.tensor(held), t) for t in (x, y)]
+    options = dict(res=(9, 14))
+    for lmax_out in (lmax, max(lmax - 2, 0), lmax + 1):
+        expected = eqk.s2_activation(whole[0], "silu", lmax_out, times=[whole[1]], **options)
+        got = eqk.s2_activation(x, "silu", lmax_out, times=[y], mmax=mmax, order=order, **options)
+        assert_close(got, expected[:, component_index(lmax_out, mmax, order)])
+
+
+@pytest.mark.parametrize("lmax, mmax, res", [(6, 2, (18, 18)), (4, 4, (14, 15)), (4, 2, None)])
+@pytest.mark.parametrize("normalization", ["component", "integral"])
+def test_equiformer_v2_grids(lmax, mmax, res, normalization, generator):
+    """Its matrices, made as it makes them: e3nn's, with degrees above mmax scaled and orders above it left out."""
+    rings, angles = res or (2 * (lmax + 1), 2 * mmax + 1)
+    to, back = (
+        e3nn.o3.ToS2Grid(lmax, (rings, angles), normalization=normalization),
+        e3nn.o3.FromS2Grid((rings, angles), lmax, normalization=normalization),
+    )
+    scale = torch.cat(
+        [torch.full((2 * l + 1,), math.sqrt((2 * l + 1) / (2 * min(l, mmax) + 1))) for l in range(lmax + 1)]
+    )
+    held = component_index(lmax, mmax, "l_primary")
+    to = (torch.einsum("mbi,am->bai", to.shb, to.sha) * scale)[..., held]
+    back = (torch.einsum("am,mbi->bai", back.sha, back.shb) * scale)[..., held]
+    x = torch.randn(3, len(held), 5, generator=generator, requires_grad=True)
+    g = torch.randn(3, len(held), 5, generator=generator)
+    options = dict(mmax=mmax, res=(rings, angles), quadrature="soft", normalization=normalization, rescale=True)
+    values = []
+    for z in (
+        eqk.s2_activation(x, "silu", **options),
+        torch.einsum("bai,zbac->zic", back, torch.nn.functional.silu(torch.einsum("bai,zic->zbac", to, x))),
+    ):
+        values.append([z, *torch.autograd.grad(z, x, g)])
+    for got, want in zip(*values, strict=True):
+        assert relative_error(got, want) < 1e-5
+
+
 def test_function(generator):
     x = torch.randn(2, 3, 9, 4, generator=generator, dtype=torch.float64)
     for quadrature, res in (("gausslegendre", None), ("soft", None), ("gausslegendre", 7)):
@@ -180,10 +286,10 @@ def every_result(plan, rows, dtype, generator):
     x, v, w = (torch.randn(rows, plan.dims[n], generator=generator).to(dtype) for n in (0, 1, 0))
     return (x, v, w), lambda x, v, w: [
         OPS.s2_activation(x, str(plan)),
-        OPS.s2_activation_derivative(x, v, None, None, None, str(plan), "z>x"),
-        OPS.s2_activation_derivative(x, w, None, None, None, str(plan), "x>z"),
-        OPS.s2_activation_derivative(x, v, w, None, None, str(plan), "zx>x"),
-        OPS.s2_activation_derivative(x, w, w, w, v, str(plan), "xxxz>x"),
+        OPS.s2_activation_product(x, v, None, None, None, str(plan), "1z>x"),
+        OPS.s2_activation_product(x, w, None, None, None, str(plan), "1x>z"),
+        OPS.s2_activation_product(x, v, w, None, None, str(plan), "2zx>x"),
+        OPS.s2_activation_product(x, w, w, w, v, str(plan), "4xxxz>x"),
     ]
 
 
@@ -265,9 +371,9 @@ def test_opcheck(generator):
     for t in (x, v, w):
         t.requires_grad_()
     torch.library.opcheck(OPS.s2_activation.default, (x, str(SILU)))
-    for factors, kinds in (((v,), "z>x"), ((w,), "x>z"), ((v, w), "zx>x"), ((v, w, w), "zxx>z")):
+    for factors, kinds in (((v,), "1z>x"), ((w,), "1x>z"), ((v, w), "2zx>x"), ((v, w, w), "3zxx>z")):
         padding = [None] * (4 - len(factors))
-        torch.library.opcheck(OPS.s2_activation_derivative.default, (x, *factors, *padding, str(SILU), kinds))
+        torch.library.opcheck(OPS.s2_activation_product.default, (x, *factors, *padding, str(SILU), kinds))
 
 
 class Allocations(TorchDispatchMode):
@@ -326,7 +432,7 @@ def test_bad_input():
     x, good = torch.zeros(4, SILU.dims[0]), str(SILU)
     v = torch.zeros(4, SILU.dims[1])
     signals = torch.zeros(4, 9, 3)
-    derivative = OPS.s2_activation_derivative
+    derivative = OPS.s2_activation_product
     for message, error, call in (
         (
             r"x: expected 2 dimensions \[rows, 27\], got shape \[27\]",
@@ -338,20 +444,20 @@ def test_bad_input():
         (
             r"v1: expected shape \[4, 48\], got \[4, 27\]",
             RuntimeError,
-            lambda: derivative(x, x, None, None, None, good, "z>x"),
+            lambda: derivative(x, x, None, None, None, good, "1z>x"),
         ),
         (
             "v2: expected dtype Float as x has, got Double",
             RuntimeError,
-            lambda: derivative(x, v, x.double(), None, None, good, "zx>x"),
+            lambda: derivative(x, v, x.double(), None, None, good, "2zx>x"),
         ),
         (
-            "kinds: expected x or z for each of 1 factors, '>', and x or z, got 'zx>x'",
+            "kinds: expected the order of the derivative, 0 to 4, x or z for each of 1 factors, '>', and x or z, got '2zx>x'",
             RuntimeError,
-            lambda: derivative(x, v, None, None, None, good, "zx>x"),
+            lambda: derivative(x, v, None, None, None, good, "2zx>x"),
         ),
-        ("kinds: expected", RuntimeError, lambda: derivative(x, None, v, None, None, good, "z>x")),
-        ("kinds: expected", RuntimeError, lambda: derivative(x, v, None, None, None, good, "y>x")),
+        ("kinds: expected", RuntimeError, lambda: derivative(x, None, v, None, None, good, "1z>x")),
+        ("kinds: expected", RuntimeError, lambda: derivative(x, v, None, None, None, good, "1y>x")),
         ("kinds: expected", RuntimeError, lambda: derivative(x, None, None, None, None, good, "")),
         ("x: expected a tensor, got 3", TypeError, lambda: eqk.s2_activation(3, "silu")),
         (
@@ -360,6 +466,25 @@ def test_bad_input():
             lambda: eqk.s2_activation(signals[:, 1:], "silu"),
         ),
         ("x: expected a dense tensor", RuntimeError, lambda: eqk.s2_activation(signals.to_sparse(), "silu")),
+        (
+            r"times\[1\]: expected shape \(4, 9, 3\) as x has",
+            RuntimeError,
+            lambda: eqk.s2_activation(signals, "silu", times=[signals, signals[:2]]),
+        ),
+        (r"times\[0\]: expected a tensor", TypeError, lambda: eqk.s2_activation(signals, "silu", times=[2.0])),
+        (
+            "times up to 4 signals and cotangents, asked for order 0 times 5",
+            RuntimeError,
+            lambda: eqk.s2_activation(signals, "silu", times=[signals] * 5),
+        ),
+        (
+            r"shape \[..., those of lmax with \|m\| <= 1, channels\]",
+            RuntimeError,
+            lambda: eqk.s2_activation(signals, "silu", mmax=1),
+        ),
+        ("mmax: expected an order", ValueError, lambda: eqk.s2_activation(signals[:, :1], "silu", mmax=-1)),
+        ("order: expected one of", ValueError, lambda: eqk.s2_activation(signals, "silu", order="primary")),
+        ("layout_in: expected ir_mul with mmax 1", ValueError, lambda: dataclasses.replace(SILU, mmax=1)),
         ("function: expected one of identity", ValueError, lambda: eqk.s2_activation(signals, "sine")),
         ("lmax_out: expected a degree", ValueError, lambda: eqk.s2_activation(signals, "silu", -1)),
         ("res: expected a positive number", ValueError, lambda: eqk.s2_activation(signals, "silu", res=0)),
@@ -391,9 +516,9 @@ def test_plan_text(rng):
         assert str(plan) == text
         assert hash(plan) == hash(dataclasses.replace(plan))
     assert str(eqk.S2ActivationPlan(1, 0, 3, "silu", (2, 4))) == (
-        "3x1 -> 0 silu 1.0 2x4 gausslegendre [ir_mul,ir_mul] {1.0 1.0; 1.0}"
+        "3x1 -> 0 1 l_primary silu 1.0 2x4 gausslegendre [ir_mul,ir_mul] {1.0 1.0; 1.0}"
     )
-    alphabet = "0123456789 xe+-*>[],;:{}._mulirsoftanhgdk\n\x00é"
+    alphabet = "0123456789 xe+-*>[],;:{}._mulirsoftanhgdkpy\n\x00é"
     for _ in range(3000):
         text = min(rng.sample(texts, 3), key=len)
         at = rng.randrange(len(text))

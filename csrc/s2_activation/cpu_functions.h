@@ -112,6 +112,18 @@ EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
     a[0] = x * x;
     if (K > 0) a[1] = 2 * x;
     if (K > 1) a[2] = one;
+  } else if constexpr (function == Function::cube) {
+    a[0] = x * x * x;
+    if (K > 0) a[1] = 3 * (x * x);
+    if (K > 1) a[2] = 3 * x;
+    if (K > 2) a[3] = one;
+  } else if constexpr (function == Function::quartic) {
+    const V square = x * x;
+    a[0] = square * square;
+    if (K > 0) a[1] = 4 * (square * x);
+    if (K > 1) a[2] = 6 * square;
+    if (K > 2) a[3] = 4 * x;
+    if (K > 3) a[4] = one;
   } else if constexpr (function == Function::relu) {
     a[0] = x < zero ? zero : x;  // not a number stays so
     if (K > 0) a[1] = x > zero ? one : zero;

@@ -60,9 +60,12 @@ class Grid {
 
  public:
   explicit Grid(const Problem& problem) : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)) {
-    int most = 0;
-    for (const Side& side : plan_.of) most = std::max(most, side.lmax);
-    components_ = aligned_array<V>((most + 1) * (most + 1));
+    int most = 0, components = 0;
+    for (const Side& side : plan_.of) {
+      most = std::max(most, side.lmax);
+      components = std::max(components, side.components());
+    }
+    components_ = aligned_array<V>(components);
     for (std::size_t n = 0; n < 1 + problem.factors.size(); ++n)
       coefficients_.push_back(aligned_array<V>(lowered_.rings * row(kind_of(n))));
     sums_ = aligned_array<V>(lowered_.rings * row(problem.result));
@@ -88,7 +91,7 @@ class Grid {
       coefficients_;  // [ring][those of cosines from m = 0, of sines from m = 1] of x and factors
 
   Kind kind_of(std::size_t n) const { return n ? problem_.factors[n - 1].kind : kX; }
-  int row(Kind kind) const { return 2 * plan_.of[kind].lmax + 1; }
+  int row(Kind kind) const { return 2 * plan_.of[kind].mmax + 1; }
 
   void load(const Tile<T>& tile, std::int64_t row, const Operand& operand) {
     const Side& side = plan_.of[operand.kind];
@@ -114,25 +117,29 @@ class Grid {
 
   // f(order m, whether of the sine): of each coefficient of a ring.
   template <class F>
-  static EQK_HD void for_orders(int lmax, const F& f) {
-    for (int m = 0; m <= lmax; ++m) {
+  static EQK_HD void for_orders(int mmax, const F& f) {
+    for (int m = 0; m <= mmax; ++m) {
       f(m, false);
       if (m) f(m, true);
     }
   }
-  static int place(int lmax, int m, bool of_sine) { return of_sine ? lmax + m : m; }
+  static int place(int mmax, int m, bool of_sine) { return of_sine ? mmax + m : m; }
 
   void to_rings(Kind kind, V* coefficients) {
-    const int lmax = plan_.of[kind].lmax, width = row(kind), pairs = lowered_.pairs();
-    for_orders(lmax, [&](int m, bool of_sine) {
-      const Order<T>& order = lowered_.legendre[kind][m];
+    const int mmax = plan_.of[kind].mmax, width = row(kind), pairs = lowered_.pairs();
+    for_orders(mmax, [&](int m, bool of_sine) {
+      const OrderTables<T>& order = lowered_.legendre[kind][m];
+      const int* const places = (of_sine ? order.sine : order.cosine).data();
+      const auto gather = [&](int first, int count) {
+        for (int c = 0; c < count; ++c) column_[c] = components_[places[first + 2 * c]];
+      };
       V *const same = pair_.get(), *const opposite = same + pairs;
-      gather(m, of_sine, order.same.columns, 0);
+      gather(0, order.same.columns);
       apply(order.same.by_row.data(), order.same.columns, pairs, order.same.columns, column_.get(), same);
-      gather(m, of_sine, order.opposite.columns, 1);
+      gather(1, order.opposite.columns);
       apply(order.opposite.by_row.data(), order.opposite.columns, pairs, order.opposite.columns, column_.get(),
             opposite);
-      V* to = coefficients + place(lmax, m, of_sine);
+      V* to = coefficients + place(mmax, m, of_sine);
       for (int k = 0; k < pairs; ++k, to += 2 * width) {
         to[0] = same[k] + opposite[k];
         if (2 * k + 1 < lowered_.rings) to[width] = same[k] - opposite[k];
@@ -140,17 +147,13 @@ class Grid {
     });
   }
 
-  void gather(int m, bool of_sine, int count, int first) {
-    for (int c = 0; c < count; ++c) column_[c] = components_[component(m + first + 2 * c, m, of_sine)];
-  }
-  static int component(int l, int m, bool of_sine) { return l * l + l + (of_sine ? -m : m); }
-
   void from_rings() {
-    const int lmax = plan_.of[problem_.result].lmax, width = row(problem_.result), pairs = lowered_.pairs();
-    for_orders(lmax, [&](int m, bool of_sine) {
-      const Order<T>& order = lowered_.legendre[problem_.result][m];
+    const int mmax = plan_.of[problem_.result].mmax, width = row(problem_.result), pairs = lowered_.pairs();
+    for_orders(mmax, [&](int m, bool of_sine) {
+      const OrderTables<T>& order = lowered_.legendre[problem_.result][m];
+      const int* const places = (of_sine ? order.sine : order.cosine).data();
       V *const same = pair_.get(), *const opposite = same + pairs;
-      const V* from = sums_.get() + place(lmax, m, of_sine);
+      const V* from = sums_.get() + place(mmax, m, of_sine);
       for (int k = 0; k < pairs; ++k, from += 2 * width) {
         const bool equator = 2 * k + 1 == lowered_.rings;
         same[k] = equator ? from[0] : from[0] + from[width];
@@ -158,7 +161,7 @@ class Grid {
       }
       const auto scatter = [&](const Matrix<T>& matrix, const V* in, int first) {
         apply(matrix.by_column.data(), pairs, matrix.columns, pairs, in, column_.get());
-        for (int c = 0; c < matrix.columns; ++c) components_[component(m + first + 2 * c, m, of_sine)] = column_[c];
+        for (int c = 0; c < matrix.columns; ++c) components_[places[first + 2 * c]] = column_[c];
       };
       scatter(order.same, same, 0);
       scatter(order.opposite, opposite, 1);
@@ -168,18 +171,18 @@ class Grid {
   void run_ring(int ring) {
     const int half = lowered_.half();
     for (std::size_t n = 0; n < coefficients_.size(); ++n) {
-      const int lmax = plan_.of[kind_of(n)].lmax;
+      const int mmax = plan_.of[kind_of(n)].mmax;
       const V* const c = coefficients_[n].get() + ring * row(kind_of(n));
       V *const even = values_.get() + 2 * half * n, *const odd = even + half;
-      apply(lowered_.cosine.by_row.data(), lowered_.cosine.columns, half, lmax + 1, c, even);
-      apply(lowered_.sine.by_row.data(), lowered_.sine.columns, half, lmax, c + lmax + 1, odd);
+      apply(lowered_.cosine.by_row.data(), lowered_.cosine.columns, half, mmax + 1, c, even);
+      apply(lowered_.sine.by_row.data(), lowered_.sine.columns, half, mmax, c + mmax + 1, odd);
     }
-    with_function([&](auto function) { with_order([&](auto order) { apply_function<function, order>(); }); });
-    const int lmax = plan_.of[problem_.result].lmax;
+    with_function([&](auto function) { with_derivative([&](auto k) { apply_function<function, k>(); }); });
+    const int mmax = plan_.of[problem_.result].mmax;
     V* const to = sums_.get() + ring * row(problem_.result);
     const V *const even = values_.get(), *const odd = even + half;
-    apply(lowered_.cosine.by_column.data(), half, lmax + 1, half, even, to);
-    apply(lowered_.sine.by_column.data(), half, lmax, half, odd, to + lmax + 1);
+    apply(lowered_.cosine.by_column.data(), half, mmax + 1, half, even, to);
+    apply(lowered_.sine.by_column.data(), half, mmax, half, odd, to + mmax + 1);
   }
 
   template <class F>
@@ -190,9 +193,9 @@ class Grid {
     });
   }
   template <class F>
-  void with_order(const F& f) const {
-    unroll<kMaxFactors + 1>([&](auto k) EQK_LAMBDA {
-      if (problem_.factors.size() == k) f(k);
+  void with_derivative(const F& f) const {
+    unroll<kMaxDerivative + 1>([&](auto k) EQK_LAMBDA {
+      if (problem_.derivative == k) f(k);
     });
   }
 
@@ -200,14 +203,14 @@ class Grid {
   // those of x.
   template <Function function, int K>
   __attribute__((noinline)) void apply_function() {
-    const int half = lowered_.half();
+    const int half = lowered_.half(), factors = static_cast<int>(problem_.factors.size());
     V *const even = values_.get(), *const odd = even + half;
     const auto result = [&](int j, T sign) EQK_LAMBDA {
       V product = derivative<function, K, T, W>(even[j] + sign * odd[j]);
-      unroll<K>([&](auto n) EQK_LAMBDA {
-        const V* const factor = even + 2 * half * (n + 1) + j;
+      for (int n = 1; n <= factors; ++n) {
+        const V* const factor = even + 2 * half * n + j;
         product *= factor[0] + sign * factor[half];
-      });
+      }
       return product;
     };
     for (int j = 0; j < half; ++j) {

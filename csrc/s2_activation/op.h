@@ -15,7 +15,7 @@ inline constexpr std::array<const char*, kMaxFactors> kFactorNames{"v1", "v2", "
 
 class Call {
  public:
-  // kinds: of each factor, x or z, '>' and that of the result.
+  // kinds: the order of the derivative, the kind of each factor, x or z, '>' and that of the result.
   Call(const char* op, const Tensor& x, const std::vector<OptionalTensor>& factors, const std::string& plan,
        const std::string& kinds)
       : op_(op), x_(x), plan_(cached_plan(plan)) {
@@ -27,13 +27,17 @@ class Call {
     problem_.x = accept("x", x, kX);
     std::size_t count = 0;
     while (count < factors.size() && factors[count]) ++count;
-    bool right = kinds.size() == count + 2 && kinds[count] == '>';
-    for (std::size_t n = 0; right && n < kinds.size(); ++n) right = n == count || kinds[n] == 'x' || kinds[n] == 'z';
+    bool right = kinds.size() == count + 3 && kinds[count + 1] == '>';
+    right = right && kinds[0] >= '0' && kinds[0] <= '0' + kMaxDerivative;
+    for (std::size_t n = 1; right && n < kinds.size(); ++n)
+      right = n == count + 1 || kinds[n] == 'x' || kinds[n] == 'z';
     for (std::size_t n = count; right && n < factors.size(); ++n) right = !factors[n];
     if (!right)
-      fail("eqk::", op, ": kinds: expected x or z for each of ", count, " factors, '>', and x or z, got '", kinds, "'");
+      fail("eqk::", op, ": kinds: expected the order of the derivative, 0 to ", kMaxDerivative, ", x or z for each of ",
+           count, " factors, '>', and x or z, got '", kinds, "'");
+    problem_.derivative = kinds[0] - '0';
     for (std::size_t n = 0; n < count; ++n)
-      problem_.factors.push_back(accept(kFactorNames[n], *factors[n], kinds[n] == 'x' ? kX : kZ));
+      problem_.factors.push_back(accept(kFactorNames[n], *factors[n], kinds[n + 1] == 'x' ? kX : kZ));
     problem_.result = kinds.back() == 'x' ? kX : kZ;
   }
 
@@ -64,19 +68,19 @@ class Call {
 
 template <Launcher launch>
 Tensor forward(const Tensor& x, StringArgument plan) {
-  return Call("s2_activation", x, {}, plan, ">z").run(launch);
+  return Call("s2_activation", x, {}, plan, "0>z").run(launch);
 }
 
 template <Launcher launch>
-Tensor derivative(const Tensor& x, const OptionalTensor& v1, const OptionalTensor& v2, const OptionalTensor& v3,
-                  const OptionalTensor& v4, StringArgument plan, StringArgument kinds) {
-  return Call("s2_activation_derivative", x, {v1, v2, v3, v4}, plan, kinds).run(launch);
+Tensor product(const Tensor& x, const OptionalTensor& v1, const OptionalTensor& v2, const OptionalTensor& v3,
+               const OptionalTensor& v4, StringArgument plan, StringArgument kinds) {
+  return Call("s2_activation_product", x, {v1, v2, v3, v4}, plan, kinds).run(launch);
 }
 
 template <Launcher launch>
 void register_impls(torch::stable::detail::StableLibrary& m) {
   m.impl("s2_activation", TORCH_BOX(&forward<launch>));
-  m.impl("s2_activation_derivative", TORCH_BOX(&derivative<launch>));
+  m.impl("s2_activation_product", TORCH_BOX(&product<launch>));
 }
 
 }  // namespace eqk::s2_activation

@@ -1,10 +1,12 @@
 #pragma once
 // The description of a function applied to signals on the sphere, which travels through the ops as one string:
 //
-//   CxL -> L FUNCTION GAIN BETAxALPHA QUADRATURE [LAYOUT,LAYOUT] {SCALES; SCALES}
-//   128x4 -> 4 silu 1.0 7x13 gausslegendre [ir_mul,ir_mul] {1.0 1.0 1.0 1.0 1.0; 1.0 1.0 1.0 1.0 1.0}
+//   CxL -> L MMAX ORDER FUNCTION GAIN BETAxALPHA QUADRATURE [LAYOUT,LAYOUT] {SCALES; SCALES}
+//   128x4 -> 4 4 l_primary silu 1.0 7x13 gausslegendre [ir_mul,ir_mul] {1.0 1.0 1.0 1.0 1.0; 1.0 1.0 1.0 1.0 1.0}
 //
-// Scales: of each degree of x and of the result. python/eqk/s2_activation_plan.py writes the same grammar.
+// Components are those of |m| <= MMAX. Scales: of each degree of x and of the result. python/eqk/s2_activation_plan.py
+// writes the same grammar.
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -17,9 +19,13 @@
 
 namespace eqk::s2_activation {
 
-enum class Function { identity, square, relu, abs, sigmoid, silu, tanh, gelu, softplus, ssp };
-inline constexpr std::array<std::string_view, 10> kFunctionNames{"identity", "square", "relu", "abs",      "sigmoid",
-                                                                 "silu",     "tanh",   "gelu", "softplus", "ssp"};
+enum class Function { identity, square, cube, quartic, relu, abs, sigmoid, silu, tanh, gelu, softplus, ssp };
+inline constexpr std::array<std::string_view, 12> kFunctionNames{
+    "identity", "square", "cube", "quartic", "relu", "abs", "sigmoid", "silu", "tanh", "gelu", "softplus", "ssp"};
+
+// Of components: by degree, m ascending; or by |m|, those of cosines by degree and then those of sines (eSCN).
+enum class Order { l_primary, m_primary };
+inline constexpr std::array<std::string_view, 2> kOrderNames{"l_primary", "m_primary"};
 
 enum class Quadrature { gausslegendre, soft };
 inline constexpr std::array<std::string_view, 2> kQuadratureNames{"gausslegendre", "soft"};
@@ -28,16 +34,18 @@ inline constexpr int kMaxResolution = 1024;
 
 struct Side {
   int lmax;
+  int mmax;  // at most lmax
   Layout layout;
   std::vector<double> scale;
 
-  int components() const { return (lmax + 1) * (lmax + 1); }
+  int components() const { return (mmax + 1) * (mmax + 1) + (lmax - mmax) * (2 * mmax + 1); }
 };
 
 struct Plan {
   std::int64_t channels = 0;
   std::array<Side, 2> of;  // x, the result
   std::array<std::int64_t, 2> dim{};
+  Order order{};
   Function function{};
   double gain = 1;
   int res_beta = 0, res_alpha = 0;
@@ -56,6 +64,9 @@ class PlanParser : private PlanReader {
     plan.of[0].lmax = read_degree();
     expect("->");
     plan.of[1].lmax = read_degree();
+    const int mmax = read_degree();
+    for (Side& side : plan.of) side.mmax = std::min(side.lmax, mmax);
+    plan.order = static_cast<Order>(read_name(kOrderNames, "l_primary or m_primary"));
     plan.function = static_cast<Function>(read_name(kFunctionNames, "the name of a function"));
     plan.gain = read_coefficient();
     plan.res_beta = read_resolution();
@@ -72,6 +83,9 @@ class PlanParser : private PlanReader {
     plan.of[0].layout = read_layout();
     expect(",");
     plan.of[1].layout = read_layout();
+    for (const Side& side : plan.of)
+      if (side.layout == Layout::mul_ir && (side.mmax < side.lmax || plan.order == Order::m_primary))
+        fail("layout ir_mul of components that are not all of each degree");
     expect("]");
     expect("{");
     for (int s = 0; s < 2; ++s) {

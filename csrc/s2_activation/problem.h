@@ -1,8 +1,8 @@
 #pragma once
-// One description of the function and its derivatives. With S and A the linear maps to the grid and from it, z = A f(S
-// x), each derivative is result = P[f^(k)(S x) (T_1 v_1) ... (T_k v_k)]: T_i is S for a v of the kind of x and the
-// transpose of A for one of the kind of z, P is A for a result of the kind of z and the transpose of S for one of the
-// kind of x.
+// One description of the function, of its products with other signals, and of all their derivatives. With S and A the
+// linear maps to the grid and from it, result = P[f^(k)(S x) (T_1 v_1) ... (T_n v_n)]: T_i is S for a v of the kind of
+// x and the transpose of A for one of the kind of z, P is A for a result of the kind of z and the transpose of S for
+// one of the kind of x. z = A f(S x) has k = 0 and no factors.
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -14,7 +14,7 @@ namespace eqk::s2_activation {
 
 enum Kind { kX, kZ };
 
-inline constexpr int kMaxFactors = 4;  // the k above
+inline constexpr int kMaxFactors = 4, kMaxDerivative = 4;  // n and k above
 
 struct Operand {
   const void* data = nullptr;
@@ -27,6 +27,7 @@ struct Problem {
   Dtype dtype{};
   std::int64_t rows = 0;
   Operand x;
+  int derivative = 0;
   std::vector<Operand> factors;
   Kind result = kZ;
   void* out = nullptr;  // contiguous

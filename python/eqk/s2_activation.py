@@ -1,18 +1,19 @@
-"""Functions of signals on the sphere: to a grid, the function, and back in one pass, with no grid in memory.
+"""Functions and products of signals on the sphere: to a grid and back in one pass, with no grid in memory.
 
-``torch.ops.eqk.s2_activation(x, plan)`` is the op: x [rows, channels (lmax_in + 1)^2], ``str(plan)`` of
-:class:`eqk.S2ActivationPlan`, and ``s2_activation_derivative(x, v1, v2, v3, v4, plan, kinds)`` every derivative of it.
-With S and A the linear maps to the grid and from it and f the function,
+``torch.ops.eqk.s2_activation(x, plan)`` is the op: x [rows, channels components], ``str(plan)`` of
+:class:`eqk.S2ActivationPlan`; ``s2_activation_product(x, v1, v2, v3, v4, plan, kinds)`` its products with other signals
+and every derivative of both. With S and A the linear maps to the grid and from it and f the function,
 
-    P[f^(k)(S x) (T_1 v_1) ... (T_k v_k)]
+    P[f^(k)(S x) (T_1 v_1) ... (T_n v_n)]
 
-where ``kinds`` says of each v, and behind ``>`` of the result, whether it is of the kind of x or of z: T is S or the
-transpose of A, P the transpose of S or A. The gradient of this to x is the same with the cotangent as one more v, and
-to v_i the same with the cotangent in its place: closed, with no other op.
+where ``kinds`` has k and says of each v, and behind ``>`` of the result, whether it is of the kind of x or of z: T is S
+or the transpose of A, P the transpose of S or A. The gradient of this to x is the same with k + 1 and the cotangent as
+one more v, and to v_i the same with the cotangent in its place: closed, with no other op.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -20,41 +21,48 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, reference
-from eqk._signals import lmax_of
+from eqk._signals import count, lmax_of
 from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, _sum, forward_function, jvp_rule, merged_rows, register
-from eqk.s2_activation_plan import FUNCTIONS, S2ActivationPlan
+from eqk.s2_activation_plan import FUNCTIONS, POWERS, S2ActivationPlan
 from eqk.s2_quadrature import Resolution, exact_resolution
 from eqk.tensor_product import rows_of
 
-MAX_FACTORS = 4  # csrc/s2_activation/problem.h
+MAX_FACTORS = MAX_DERIVATIVE = 4  # csrc/s2_activation/problem.h
 _OPS = torch.ops.eqk
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _derivative(x: Tensor, factors: Sequence[Tensor], plan: str, kinds: str, result: str) -> Tensor:
-    if len(factors) > MAX_FACTORS:
+def _product(x: Tensor, factors: Sequence[Tensor], plan: str, derivative: int, kinds: str, result: str) -> Tensor:
+    power = POWERS.get(S2ActivationPlan.parse(plan).function, math.inf)
+    if derivative == power == 1 and "x" in kinds:  # a product of signals without x: one of them in its place
+        n = kinds.index("x")
+        x, factors, kinds, derivative = factors[n], [*factors[:n], *factors[n + 1 :]], kinds[:n] + kinds[n + 1 :], 0
+    if derivative > MAX_DERIVATIVE or len(factors) > MAX_FACTORS:
+        if derivative > power:
+            return x.new_zeros(x.shape[0], _columns(plan, result))
         raise RuntimeError(
-            f"eqk::s2_activation: x: expected derivatives of the function up to order {MAX_FACTORS}, asked for more"
+            f"eqk::s2_activation: x: expected derivatives of the function up to order {MAX_DERIVATIVE}, times up to "
+            f"{MAX_FACTORS} signals and cotangents, asked for order {derivative} times {len(factors)}"
         )
     padding = [None] * (MAX_FACTORS - len(factors))
-    return _OPS.s2_activation_derivative(x, *factors, *padding, plan, f"{kinds}>{result}")
+    return _OPS.s2_activation_product(x, *factors, *padding, plan, f"{derivative}{kinds}>{result}")
 
 
 _Forward = forward_function(
     1,
     (0, 0),
-    lambda v, g, rest, needed: [_derivative(v[0], [g], rest[0], "z", "x") if needed[0] else None],
-    lambda v, t, rest: _derivative(v[0], t, rest[0], "x", "z"),
+    lambda v, g, rest, needed: [_product(v[0], [g], rest[0], 1, "z", "x") if needed[0] else None],
+    lambda v, t, rest: _product(v[0], t, rest[0], 1, "x", "z"),
 )
 
 
-class _Derivative(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, below, x, *args):
         *factors, plan, kinds = args
         ctx.plan = plan
-        ctx.kinds, _, ctx.result = kinds.partition(">")  # which the op checks
+        ctx.kinds, _, ctx.result = kinds[1:].partition(">")  # which the op checks
         ctx.set_materialize_grads(False)
         factors = factors[: len(ctx.kinds)]
         needs = ctx.needs_input_grad[1 : 2 + len(factors)]
@@ -62,7 +70,9 @@ class _Derivative(torch.autograd.Function):
         kept = [f if any(need for m, need in enumerate(needs) if m != n + 1) else None for n, f in enumerate(factors)]
         ctx.save_for_backward(x, *kept)
         ctx.save_for_forward(x, *factors)
-        return below(x, *args)
+        result = below(x, *args)
+        ctx.derivative = int(kinds[0])
+        return result
 
     @staticmethod
     def backward(ctx, c):
@@ -70,23 +80,25 @@ class _Derivative(torch.autograd.Function):
         gradients: list[MaybeTensor] = [None] * (1 + MAX_FACTORS)
         if c is not None:
             if ctx.needs_input_grad[1]:
-                gradients[0] = _derivative(x, [*factors, c], ctx.plan, ctx.kinds + ctx.result, "x")
+                gradients[0] = _product(x, [*factors, c], ctx.plan, ctx.derivative + 1, ctx.kinds + ctx.result, "x")
             for n, kind in enumerate(ctx.kinds):
                 if ctx.needs_input_grad[n + 2]:
                     kinds = ctx.kinds[:n] + ctx.result + ctx.kinds[n + 1 :]
                     with_c = [*factors[:n], c, *factors[n + 1 :]]
-                    gradients[n + 1] = _derivative(x, with_c, ctx.plan, kinds, kind)
+                    gradients[n + 1] = _product(x, with_c, ctx.plan, ctx.derivative, kinds, kind)
         return None, *gradients, None, None
 
     @staticmethod
     @jvp_rule
     def jvp(ctx, _, t, *moving):
         x, *factors = ctx.saved_tensors
-        terms = [] if t is None else [_derivative(x, [*factors, t], ctx.plan, ctx.kinds + "x", ctx.result)]
+        k, terms = ctx.derivative, []
+        if t is not None:
+            terms.append(_product(x, [*factors, t], ctx.plan, k + 1, ctx.kinds + "x", ctx.result))
         for n in range(len(factors)):
             if moving[n] is not None:
                 along = [*factors[:n], moving[n], *factors[n + 1 :]]
-                terms.append(_derivative(x, along, ctx.plan, ctx.kinds, ctx.result))
+                terms.append(_product(x, along, ctx.plan, k, ctx.kinds, ctx.result))
         return _sum(terms)
 
 
@@ -103,10 +115,11 @@ def _check(op: str, x: Tensor, factors: Sequence[MaybeTensor], plan: str, kinds:
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
     present = [f for f in factors if f is not None]
-    letters = kinds.replace(">", "", 1)
-    fits = len(kinds) == len(present) + 2 and kinds[-2] == ">" and not set(letters) - {"x", "z"}
-    fits = fits and all(f is None for f in factors[len(present) :])
-    require(fits, "kinds", f"x or z for each of {len(present)} factors, '>', and x or z", repr(kinds))
+    letters = kinds[1:].replace(">", "", 1)
+    fits = len(kinds) == len(present) + 3 and kinds[-2] == ">" and not set(letters) - {"x", "z"}
+    fits = fits and kinds[0] in "01234" and all(f is None for f in factors[len(present) :])
+    order = f"the order of the derivative, 0 to {MAX_DERIVATIVE}"
+    require(fits, "kinds", f"{order}, x or z for each of {len(present)} factors, '>', and x or z", repr(kinds))
     for n, (t, kind) in enumerate(zip((x, *present), "x" + letters, strict=False)):
         name, shape = f"v{n}" if n else "x", (x.shape[0], _columns(plan, kind))
         require(t.dim() == 2, name, f"shape {shape}", tuple(t.shape))
@@ -117,12 +130,12 @@ def _check(op: str, x: Tensor, factors: Sequence[MaybeTensor], plan: str, kinds:
 
 
 def _fake_forward(x, plan):
-    _check("s2_activation", x, (), plan, ">z")
+    _check("s2_activation", x, (), plan, "0>z")
     return x.new_empty(x.shape[0], _columns(plan, "z"))
 
 
-def _fake_derivative(x, v1, v2, v3, v4, plan, kinds):
-    _check("s2_activation_derivative", x, (v1, v2, v3, v4), plan, kinds)
+def _fake_product(x, v1, v2, v3, v4, plan, kinds):
+    _check("s2_activation_product", x, (v1, v2, v3, v4), plan, kinds)
     return x.new_empty(x.shape[0], _columns(plan, kinds[-1]))
 
 
@@ -140,22 +153,27 @@ def _vmap(op):
 _LIBRARY = torch.library.Library("eqk", "IMPL")
 for _op, _function, _fake in (
     (_OPS.s2_activation.default, _Forward, _fake_forward),
-    (_OPS.s2_activation_derivative.default, _Derivative, _fake_derivative),
+    (_OPS.s2_activation_product.default, _Product, _fake_product),
 ):
     register(_LIBRARY, _op, _function, _fake, _vmap(_op))
 
 
-def dispatched_s2_activation(x: Tensor, plan: str) -> Tensor:
-    """The op, on the backend that is chosen."""
+def dispatched_s2_activation(x: Tensor, plan: str, times: Sequence[Tensor] = ()) -> Tensor:
+    """A f(S x) times S of each signal of ``times``, on the backend that is chosen."""
     if dispatch.choose("s2_activation", x.device) in ("reference", "torch"):
-        return reference.s2_activation(x, plan)
+        return reference.s2_activation(x, plan, times)
+    if times:
+        return _product(x, times, plan, 0, "x" * len(times), "z")
     return _OPS.s2_activation(x, plan)
 
 
 @dispatch._cached_constant
-def _plan(lmax_in, lmax_out, channels, function, res, quadrature, normalization) -> str:
-    res = exact_resolution(lmax_in + lmax_out, quadrature) if res is None else res
-    return str(S2ActivationPlan.normalized(lmax_in, lmax_out, channels, function, res, quadrature, normalization))
+def _plan(lmax_in, lmax_out, channels, function, fields, res, quadrature, normalization, mmax, order, rescale) -> str:
+    if res is None:
+        degree = (POWERS.get(function, 1) + fields - 1) * lmax_in + lmax_out
+        res = exact_resolution(degree, quadrature)
+    args = lmax_in, lmax_out, channels, function, res, quadrature, normalization
+    return str(S2ActivationPlan.normalized(*args, mmax=mmax, order=order, rescale=rescale))
 
 
 def s2_activation(
@@ -163,55 +181,85 @@ def s2_activation(
     function: str,
     lmax_out: int | None = None,
     *,
+    times: Sequence[Tensor] = (),
     res: Resolution | None = None,
     quadrature: str = "gausslegendre",
     normalization: str = "component",
+    mmax: int | None = None,
+    order: str = "l_primary",
+    rescale: bool = False,
 ) -> Tensor:
     """A function of each value of signals on the sphere, projected to harmonics again.
 
     To a grid, the function, and back in one pass; the grid is in no memory, and is made again in the backward pass
     (Cohen et al. 2018, arXiv:1801.10130, for the idea; e3nn's S2Activation for the factors). Equivariant but for what
-    degrees above those that the grid is exact for alias to: a polynomial of degree n in the signal has degrees up to
-    n lmax, other functions have all. ``eqk.exact_resolution(d)`` is the grid that is exact to degree d.
+    degrees above those that the grid is exact for alias to: a polynomial of degree n in signals of degree lmax has
+    degrees up to n lmax, and the grid that ``res`` is by default is exact for it; other functions have all degrees.
+    ``eqk.exact_resolution(d)`` is the grid that is exact to degree d.
 
     Args:
-        x: [..., (lmax + 1)^2, channels], components in the order l^2 + l + m.
+        x: [..., components, channels], components in the order l^2 + l + m.
         function: ``"silu"``, ``"tanh"``, ``"sigmoid"``, ``"gelu"`` (exact), ``"relu"``, ``"abs"``, ``"softplus"``,
-            ``"ssp"`` (softplus less log(2)), ``"square"`` or ``"identity"``.
+            ``"ssp"`` (softplus less log(2)); or of polynomials ``"identity"``, ``"square"``, ``"cube"``, ``"quartic"``.
         lmax_out: largest degree of the result; that of x by default.
-        res: rings and angles, or (res_beta, res_alpha); by default the smallest that is exact for the linear part,
-            degree lmax + lmax_out. More of them alias less.
+        times: up to 4 signals of the shape of x, whose values multiply those of the function: ``"silu"`` times one is
+            a SwiGLU on the sphere, ``"identity"`` times n the product of n + 1 signals with one transform back.
+        res: rings and angles, or (res_beta, res_alpha); by default the smallest that is exact for the polynomial, or
+            for the linear part of what is none. More of them alias less.
         quadrature: ``"gausslegendre"``, or ``"soft"`` for e3nn's rings.
         normalization: as for :func:`eqk.to_s2grid`; ``"component"`` keeps signals of unit variance.
+        mmax: components are those of ``|m| <= mmax``, for x, ``times`` and the result; all by default.
+        order: of components, ``"l_primary"``, by degree, m ascending; or ``"m_primary"``, first those of m = 0 by
+            degree, then for m = 1, 2, ... those of m and then those of -m, as eSCN's linear layers have them.
+        rescale: whether degrees l > mmax have a factor sqrt((2 l + 1) / (2 mmax + 1)) on both ways, for the components
+            that they lack (EquiformerV2, Liao et al. 2023, arXiv:2306.12059).
 
-    float32, float64; float16 and bfloat16 compute in float32. Differentiable up to the fourth order, in reverse and
-    forward mode, under torch.func and torch.compile. The same bits in every run and for any number of threads.
+    float32, float64; float16 and bfloat16 compute in float32. Differentiable in reverse and forward mode, under
+    torch.func and torch.compile: polynomials of one signal and ``"identity"`` times others without end; others up to
+    the fourth order, and times n signals as long as n and the order are 4 at most in sum. The same bits in every run
+    and for any number of threads.
 
     Returns:
-        [..., (lmax_out + 1)^2, channels]
+        [..., components, channels], those of lmax_out.
 
     Raises:
-        RuntimeError: if x does not fit; or why the backend that was asked for (:mod:`eqk.dispatch`) cannot run.
+        RuntimeError: if x or ``times`` do not fit, or a derivative is asked for that there is none of; or why the
+            backend that was asked for (:mod:`eqk.dispatch`) cannot run.
         ValueError: naming the option that does not fit.
         TypeError: if x is no tensor.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"eqk.s2_activation: x: expected a tensor, got {x!r}")
-    if x.layout != torch.strided:
-        raise RuntimeError(f"eqk.s2_activation: x: expected a dense tensor, got layout {x.layout}")
-    lmax = lmax_of(x.shape[-2]) if x.dim() >= 2 else None
+    for n, t in enumerate((x, *times)):
+        name = f"times[{n - 1}]" if n else "x"
+        if not isinstance(t, Tensor):
+            raise TypeError(f"eqk.s2_activation: {name}: expected a tensor, got {t!r}")
+        if t.layout != torch.strided:
+            raise RuntimeError(f"eqk.s2_activation: {name}: expected a dense tensor, got layout {t.layout}")
+    if mmax is not None and (not isinstance(mmax, int) or mmax < 0):
+        raise ValueError(f"mmax: expected an order from 0, got {mmax!r}")
+    lmax = lmax_of(x.shape[-2], mmax) if x.dim() >= 2 else None
     if lmax is None:
+        components = "(lmax + 1)^2" if mmax is None else f"those of lmax with |m| <= {mmax}"
         raise RuntimeError(
-            f"eqk.s2_activation: x: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, got "
+            f"eqk.s2_activation: x: expected shape [..., {components}, channels] with lmax up to {MAX_DEGREE}, got "
             f"{tuple(x.shape)}"
         )
+    for n, t in enumerate(times):
+        if t.shape != x.shape:
+            raise RuntimeError(
+                f"eqk.s2_activation: times[{n}]: expected shape {tuple(x.shape)} as x has, got {tuple(t.shape)}"
+            )
     lmax_out = lmax if lmax_out is None else lmax_out
     channels = operator.index(x.shape[-1])
-    plan = _plan(lmax, lmax_out, channels, function, res, quadrature, normalization)
+    fields = 1 + len(times)
+    plan = _plan(lmax, lmax_out, channels, function, fields, res, quadrature, normalization, mmax, order, rescale)
     leading = list(x.shape[:-2])
-    rows = x.flatten(-2)
-    out = dispatched_s2_activation(rows_of(rows, leading) if leading else rows[None], plan)
-    return out.reshape(*leading, (lmax_out + 1) ** 2, channels)
+
+    def rows(t: Tensor) -> Tensor:
+        flat = t.flatten(-2)
+        return rows_of(flat, leading) if leading else flat[None]
+
+    out = dispatched_s2_activation(rows(x), plan, [rows(t) for t in times])
+    return out.reshape(*leading, count(lmax_out, mmax), channels)
 
 
 def function_name(function: str | Callable) -> str | None:

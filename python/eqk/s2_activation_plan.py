@@ -7,12 +7,17 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from eqk._signals import ORDERS, count
 from eqk.irreps import MAX_DEGREE
 from eqk.plan import LAYOUTS, MAX_LENGTH, NUMBER
 from eqk.s2_quadrature import QUADRATURES, exact_degree, grid_factors
 
 # csrc/s2_activation/plan.h
-FUNCTIONS = ("identity", "square", "relu", "abs", "sigmoid", "silu", "tanh", "gelu", "softplus", "ssp")
+FUNCTIONS = (
+    *("identity", "square", "cube", "quartic", "relu", "abs"),
+    *("sigmoid", "silu", "tanh", "gelu", "softplus", "ssp"),
+)
+POWERS = {"identity": 1, "square": 2, "cube": 3, "quartic": 4}
 _MAX_RESOLUTION = 1024
 
 
@@ -33,7 +38,9 @@ class S2ActivationPlan:
         quadrature: ``"gausslegendre"`` or ``"soft"``.
         gain: a factor of the result.
         scale_in, scale_out: a factor for each degree; ones by default.
-        layout_in, layout_out: ``"ir_mul"``, components [(lmax + 1)^2, channels], or ``"mul_ir"``, e3nn's.
+        layout_in, layout_out: ``"ir_mul"``, [components, channels], or ``"mul_ir"``, e3nn's.
+        mmax: components are those of ``|m| <= mmax``; all by default.
+        order: of components, ``"l_primary"`` or ``"m_primary"`` (:func:`eqk.s2_activation`).
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -50,6 +57,8 @@ class S2ActivationPlan:
     scale_out: tuple[float, ...] = ()
     layout_in: str = "ir_mul"
     layout_out: str = "ir_mul"
+    mmax: int | None = None
+    order: str = "l_primary"
     _string: str = field(init=False, repr=False, compare=False, hash=False, default="")
 
     def __post_init__(self) -> None:
@@ -65,6 +74,17 @@ class S2ActivationPlan:
             layout = getattr(self, f"layout_{name}")
             if layout not in LAYOUTS:
                 raise ValueError(f"layout_{name}: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+        most = max(self.lmax_in, self.lmax_out)
+        mmax = most if self.mmax is None else self.mmax
+        if not isinstance(mmax, int) or not 0 <= mmax <= MAX_DEGREE:
+            raise ValueError(f"mmax: expected an order from 0 to {MAX_DEGREE}, got {mmax!r}")
+        put("mmax", min(mmax, most))
+        if self.order not in ORDERS:
+            raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {self.order!r}")
+        for name in ("in", "out"):
+            whole = self.order == "l_primary" and self.mmax >= getattr(self, f"lmax_{name}")
+            if not whole and getattr(self, f"layout_{name}") == "mul_ir":
+                raise ValueError(f"layout_{name}: expected ir_mul with mmax {self.mmax} and {self.order}, got mul_ir")
         if not isinstance(self.channels, int) or not 0 <= self.channels <= 2**31:
             raise ValueError(f"channels: expected a number from 0 to 2^31, got {self.channels!r}")
         if self.function not in FUNCTIONS:
@@ -81,7 +101,7 @@ class S2ActivationPlan:
     @property
     def dims(self) -> tuple[int, int]:
         """Columns of x and the result."""
-        return self.channels * (self.lmax_in + 1) ** 2, self.channels * (self.lmax_out + 1) ** 2
+        return tuple(self.channels * count(lmax, self.mmax) for lmax in (self.lmax_in, self.lmax_out))
 
     @classmethod
     def normalized(
@@ -93,19 +113,27 @@ class S2ActivationPlan:
         res: int | tuple[int, int],
         quadrature: str = "gausslegendre",
         normalization: str = "component",
+        rescale: bool = False,
         **options,
     ) -> S2ActivationPlan:
-        """With the factors of e3nn's ToS2Grid and FromS2Grid (:func:`eqk.to_s2grid`) of this ``normalization``."""
-        scale_in = grid_factors(lmax_in, normalization, lmax_in, False)
-        scale_out = grid_factors(lmax_out, normalization, lmax_in, True)
-        scales = tuple(scale_in.tolist()), tuple(scale_out.tolist())
+        """With the factors of e3nn's ToS2Grid and FromS2Grid (:func:`eqk.to_s2grid`) of this ``normalization``.
+
+        ``rescale``: as for :func:`eqk.s2_activation`.
+        """
+        mmax = options.get("mmax")
+        scales = []
+        for lmax, back in ((lmax_in, False), (lmax_out, True)):
+            scale = grid_factors(lmax, normalization, lmax_in, back).tolist()
+            if rescale and mmax is not None:
+                scale = [s * max(1, (2 * l + 1) / (2 * mmax + 1)) ** 0.5 for l, s in enumerate(scale)]
+            scales.append(tuple(scale))
         gain = options.pop("gain", 1.0)
         return cls(lmax_in, lmax_out, channels, function, res, quadrature, gain, *scales, **options)
 
     def _format(self) -> str:
         scales = "; ".join(" ".join(map(repr, s)) for s in (self.scale_in, self.scale_out))
         return (
-            f"{self.channels}x{self.lmax_in} -> {self.lmax_out} {self.function} {self.gain!r} "
+            f"{self.channels}x{self.lmax_in} -> {self.lmax_out} {self.mmax} {self.order} {self.function} {self.gain!r} "
             f"{self.res[0]}x{self.res[1]} {self.quadrature} [{self.layout_in},{self.layout_out}] {{{scales}}}"
         )
 
@@ -120,23 +148,23 @@ class S2ActivationPlan:
         # The op's parser knows no white space but the space, and no digits but ASCII's.
         if not match or len(text) > MAX_LENGTH or not (text.isascii() and text.isprintable()):
             raise ValueError(
-                "plan: expected 'CxL -> L FUNCTION GAIN BETAxALPHA QUADRATURE [LAYOUT,LAYOUT] {SCALES; SCALES}', got "
-                f"{text[:200]!r}"
+                "plan: expected 'CxL -> L MMAX ORDER FUNCTION GAIN BETAxALPHA QUADRATURE [LAYOUT,LAYOUT] "
+                f"{{SCALES; SCALES}}', got {text[:200]!r}"
             )
-        channels, lmax_in, lmax_out, function, gain, res_beta, res_alpha, quadrature, *rest = match.groups()
+        channels, lmax_in, lmax_out, mmax, order, function, gain, *res, quadrature = match.groups()[:10]
+        rest = match.groups()[10:]
         scales = [tuple(map(float, s.split())) for s in rest[2:]]
-        res = int(res_beta), int(res_alpha)
+        sizes = int(lmax_in), int(lmax_out), int(channels)
+        grid = (int(res[0]), int(res[1])), quadrature
         try:
-            return cls(
-                int(lmax_in), int(lmax_out), int(channels), function, res, quadrature, float(gain), *scales, *rest[:2]
-            )
+            return cls(*sizes, function, *grid, float(gain), *scales, *rest[:2], int(mmax), order)
         except ValueError as error:
             raise ValueError(f"plan: {error}") from None
 
 
 _SCALE = rf" *({NUMBER}(?: +{NUMBER})*) *"
 _PLAN = re.compile(
-    rf" *(\d+) *x *(\d+) *-> *(\d+) *([a-z]+) +({NUMBER}) +(\d+) *x *(\d+) *({'|'.join(QUADRATURES)}) +"
-    rf"\[ *(\w+) *, *(\w+) *\] *\{{{_SCALE};{_SCALE}\}} *",
+    rf" *(\d+) *x *(\d+) *-> *(\d+) +(\d+) *({'|'.join(ORDERS)}) +([a-z]+) +({NUMBER}) +"
+    rf"(\d+) *x *(\d+) *({'|'.join(QUADRATURES)}) +\[ *(\w+) *, *(\w+) *\] *\{{{_SCALE};{_SCALE}\}} *",
     re.ASCII,
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eqk._library import wigner_3j
+from eqk._signals import ORDERS
 from eqk.gaunt_plan import GauntPlan
 from eqk.irreps import Irrep, Irreps, IrrepsLike
 from eqk.plan import LAYOUTS, MODES, Plan
@@ -261,10 +262,13 @@ def random_s2_activation(rng: random.Random, max_degree: int = 5) -> S2Activatio
     quadrature = rng.choice(("gausslegendre", "soft"))
     rings = rng.randint(1, 7) * (2 if quadrature == "soft" else 1)
     channels, layouts = rng.choice((1, 2, 3, 7, 16, 17)), [rng.choice(LAYOUTS) for _ in range(2)]
+    mmax, order = rng.choice(((None, "l_primary"), (rng.randint(0, max_degree), rng.choice(ORDERS))))
+    if mmax is not None:
+        layouts = ["ir_mul", "ir_mul"]
     scales = [tuple(rng.gauss(0, 1) for _ in range(l + 1)) if rng.random() < 0.5 else () for l in lmaxes]
     res = rings, rng.randint(1, 14)
     return S2ActivationPlan(
-        *lmaxes, channels, rng.choice(FUNCTIONS), res, quadrature, rng.gauss(0, 1), *scales, *layouts
+        *lmaxes, channels, rng.choice(FUNCTIONS), res, quadrature, rng.gauss(0, 1), *scales, *layouts, mmax, order
     )
 
 
