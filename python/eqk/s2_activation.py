@@ -33,8 +33,14 @@ _OPS = torch.ops.eqk
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+@dispatch._constant_when_traced
+def _power(plan: str) -> float:
+    """Beyond which derivatives of the function are zero."""
+    return POWERS.get(S2ActivationPlan.parse(plan).function, math.inf)
+
+
 def _product(x: Tensor, factors: Sequence[Tensor], plan: str, derivative: int, kinds: str, result: str) -> Tensor:
-    power = POWERS.get(S2ActivationPlan.parse(plan).function, math.inf)
+    power = _power(plan)
     if derivative == power == 1 and "x" in kinds:  # a product of signals without x: one of them in its place
         n = kinds.index("x")
         x, factors, kinds, derivative = factors[n], [*factors[:n], *factors[n + 1 :]], kinds[:n] + kinds[n + 1 :], 0
@@ -170,8 +176,9 @@ def dispatched_s2_activation(x: Tensor, plan: str, times: Sequence[Tensor] = ())
 @dispatch._cached_constant
 def _plan(lmax_in, lmax_out, channels, function, fields, res, quadrature, normalization, mmax, order, rescale) -> str:
     if res is None:
-        degree = (POWERS.get(function, 1) + fields - 1) * lmax_in + lmax_out
-        res = exact_resolution(degree, quadrature)
+        power, widest = POWERS.get(function, 1) + fields - 1, lmax_in + lmax_out if mmax is None else mmax
+        rings, _ = exact_resolution(power * lmax_in + lmax_out, quadrature)
+        res = rings, power * min(lmax_in, widest) + min(lmax_out, widest) + 1
     args = lmax_in, lmax_out, channels, function, res, quadrature, normalization
     return str(S2ActivationPlan.normalized(*args, mmax=mmax, order=order, rescale=rescale))
 
