@@ -31,10 +31,14 @@ examples: $(VENV)/.installed-demo
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
 # SevenNet's tests are in tests/test_convert.py: the demo installs it.
-FRAMEWORKS ?= allegro e3tools mace nequip nequix
+FRAMEWORKS ?= allegro e3tools equiformer_v2 mace nequip nequix
 MODEL_VENVS ?= .venv-models
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
 requires-e3tools := e3tools==0.1.3
+# Without dependencies, since fairchem-core 1.10 asks for torch 2.4.
+requires-equiformer_v2 := aiohttp e3nn huggingface-hub hydra-core jinja2 lmdb numba orjson psutil pydantic pyparsing pyyaml \
+	requests "setuptools<81" submitit tensorboard torchtnt tqdm wandb xxhash
+alone-equiformer_v2 := fairchem-core==1.10.0 torch_geometric==2.8.1
 requires-mace := mace-torch==0.3.16
 requires-nequip := nequip==0.19.1
 # Without dependencies, since nequix asks for JAX with CUDA.
@@ -42,6 +46,7 @@ requires-nequix := jax e3nn scipy
 alone-nequix := nequix==0.4.5
 requires-sevennet := sevenn==0.13.0
 models-allegro := allegro-l2 allegro-l3
+models-equiformer_v2 := equiformer-v2-31m
 models-mace := mace-medium mace-large
 models-nequip := nequip-m nequip-l
 models-nequix := nequix-mp-1

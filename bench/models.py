@@ -15,7 +15,9 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
+import types
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -211,7 +213,82 @@ class SevenNet(Framework):
         return out["inferred_total_energy"], out["inferred_force"]
 
 
+def stand_in_for_torch_scatter() -> None:
+    """fairchem-core 1.10 wants torch_scatter and torch_sparse, which are not built for this torch, for their sums."""
+    import torch_geometric.utils
+
+    def scatter(src, index, dim=-1, out=None, dim_size=None, reduce="sum"):
+        return torch_geometric.utils.scatter(src, index, dim, dim_size, reduce)
+
+    def segment_coo(src, index, out=None, dim_size=None, reduce="sum"):
+        return scatter(src, index, 0, None, dim_size, reduce)
+
+    def segment_csr(src, indptr, out=None, reduce="sum"):
+        return torch.segment_reduce(src, reduce, offsets=indptr, initial=0)
+
+    made = {
+        "torch_scatter": dict(scatter=scatter, segment_coo=segment_coo, segment_csr=segment_csr),
+        "torch_sparse": dict(SparseTensor=type("SparseTensor", (), {})),
+    }
+    for name, contents in made.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(contents)
+        sys.modules.setdefault(name, module)
+
+
+class EquiformerV2(Framework):
+    """With forces that it predicts: no derivative of the energy. Two evaluations turn edges about them alike."""
+
+    CUTOFF, NEIGHBORS = 12.0, 20
+
+    def build(self, dtype, **options):
+        stand_in_for_torch_scatter()
+        from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
+        from fairchem.core.models.equiformer_v2.heads.scalar import EqV2ScalarHead
+        from fairchem.core.models.equiformer_v2.heads.vector import EqV2VectorHead
+
+        torch.manual_seed(0)
+        # eqV2_31M of OMat24
+        small = dict(
+            otf_graph=False, max_neighbors=self.NEIGHBORS, max_radius=self.CUTOFF, num_layers=8, sphere_channels=128,
+            attn_hidden_channels=64, num_heads=8, attn_alpha_channels=64, attn_value_channels=16,
+            ffn_hidden_channels=128, norm_type="layer_norm_sh", lmax_list=[4], mmax_list=[2], grid_resolution=18,
+            attn_activation="silu", ffn_activation="silu", use_grid_mlp=True, use_sep_s2_act=True, alpha_drop=0.0,
+            drop_path_rate=0.0, avg_num_nodes=64.0, avg_degree=20.0,
+        )  # fmt: skip
+        with default_dtype(dtype):
+            backbone = EquiformerV2Backbone(**{**small, **options})
+            heads = {"energy": EqV2ScalarHead(backbone), "forces": EqV2VectorHead(backbone)}
+            return nn.ModuleDict({"backbone": backbone, **heads}).to(dtype).eval()
+
+    def inputs(self, atoms, model):
+        from torch_geometric.data import Batch, Data
+
+        dtype = next(model.parameters()).dtype
+        i, j, shifts, distances = neighbor_list("ijSd", atoms, self.CUTOFF)
+        order = np.lexsort((distances, i))
+        rank = np.arange(len(i)) - np.searchsorted(i[order], i[order])
+        kept = order[rank < self.NEIGHBORS]
+        data = Data(
+            pos=torch.tensor(atoms.positions, dtype=dtype),
+            atomic_numbers=torch.tensor(atoms.numbers),
+            cell=torch.tensor(atoms.cell.array, dtype=dtype)[None],
+            natoms=torch.tensor([len(atoms)]),
+            edge_index=torch.tensor(np.stack([j[kept], i[kept]])),
+            cell_offsets=torch.tensor(shifts[kept], dtype=dtype).reshape(-1, 3),
+            neighbors=torch.tensor([len(kept)]),
+        )
+        return Batch.from_data_list([data])
+
+    def evaluate(self, model, inputs):
+        torch.manual_seed(0)
+        with default_dtype(inputs["pos"].dtype):
+            emb = model["backbone"](inputs)
+            return model["energy"](inputs, emb)["energy"].sum(), model["forces"](inputs, emb)["forces"]
+
+
 MODELS = {
+    "equiformer-v2-31m": (EquiformerV2(), {}),
     "nequix-mp-1": (Nequix(), {}),
     "nequip-m": (NequIP(), {"preset": "M"}),
     "nequip-l": (NequIP(), {"preset": "L"}),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import eqk
 from eqk import nn
 from eqk._signals import component_index, count
+from eqk.nn._gaunt_symmetric_contraction import variances
 from eqk.testing import relative_error, rotate
 
 CUTS = [(4, 2, "l_primary"), (6, 2, "m_primary"), (2, 2, "m_primary"), (3, 0, "l_primary"), (0, 0, "l_primary")]
@@ -162,6 +163,89 @@ def test_so3(act, lmax_in, lmax_out, resolution, aspect_ratio, operands, float64
     ours.load_state_dict(theirs.state_dict())
 
 
+BASES = [
+    ("3x0e + 3x1o + 3x2e", "0e + 1o", 3),
+    ("2x0e + 2x1o + 2x2e + 2x3o", "2e + 0e + 5o", 2),
+    ("2x0e + 2x1o", "0e + 4e", 4),
+    ("4x2e + 4x0e", "0e + 2e", 3),
+    ("1x0e", "0e", 4),
+]
+
+
+@pytest.mark.parametrize("irreps_in, irreps_out, correlation", BASES)
+def test_gaunt_symmetric_contraction(irreps_in, irreps_out, correlation, operands, generator, float64_default):
+    """Products of the signal with itself; equivariant, mirrored too; second moments are 1."""
+    torch.manual_seed(eqk.testing.seed())
+    module = nn.GauntSymmetricContraction(irreps_in, irreps_out, correlation, 5)
+    irreps, channels = module.irreps_in, module.channels
+    dim, lmax = irreps.dim // channels, irreps.lmax
+
+    def on_rows(t):
+        return torch.cat([p.unflatten(1, (channels, -1)) for p in t.split([m * ir.dim for m, ir in irreps], 1)], 2)
+
+    flat, y = operands((6, irreps.dim), (6, 5))
+    angle = torch.randn(3, generator=generator)
+    moved = rotate(flat, irreps, angle, inversion=True)
+    assert (
+        relative_error(
+            module(on_rows(moved), y), rotate(module(on_rows(flat), y), module.irreps_out, angle, inversion=True)
+        )
+        < 1e-12
+    )
+
+    def truth(x, y, weights):
+        signal = torch.zeros(len(x), (lmax + 1) ** 2, channels)
+        at = 0
+        for _, ir in irreps:
+            signal[:, ir.l**2 : (ir.l + 1) ** 2] = x[:, :, at : at + ir.dim].mT
+            at += ir.dim
+        degrees = torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)])
+        signal = signal * (4 * math.pi / len(irreps) / (2 * degrees + 1)).sqrt()[:, None]
+        power, result = signal, []
+        for n in range(1, correlation + 1):
+            moments = variances(lmax, [ir.l for _, ir in irreps], n, n * lmax)
+            for k, (_, ir) in enumerate(module.irreps_out):
+                if ir.l <= n * lmax and moments[ir.l] > 1e-9:
+                    part = power[:, ir.l**2 : (ir.l + 1) ** 2] / moments[ir.l] ** 0.5
+                    result.append((k, part * (y @ weights[n - 1, :, k])[:, None]))
+            power = eqk.gaunt_product(power, signal, (n + 1) * lmax)
+        outs = [sum(t for j, t in result if j == k) for k in range(len(module.irreps_out))]
+        return torch.cat([t.mT.flatten(1) for t in outs], 1)
+
+    check(
+        lambda x, y, w: torch.func.functional_call(module, {"weights": w}, (x, y)),
+        truth,
+        [*operands((6, channels, dim), (6, 5)), module.weights.detach()],
+    )
+    (x,) = operands((40_000, channels, dim))
+    with torch.no_grad():
+        for n in range(correlation):
+            module.weights.zero_()
+            module.weights[n] = 1
+            out = module(x, torch.eye(5)[:1].expand(len(x), 5))
+            for _, columns in zip(module.irreps_out, module.irreps_out.slices(), strict=True):
+                moment = float(out[:, columns].square().mean())
+                assert moment == 0 or 0.7 < moment < 1.4, (n, moment)
+
+
+def test_gaunt_symmetric_contraction_is_one_of_mace(operands, float64_default):
+    """The contraction with Clebsch-Gordan coefficients has weights with which it is the same."""
+    ours = nn.GauntSymmetricContraction("1x0e + 1x1o + 1x2e", "0e + 1o + 2e", 3, 1)
+    mace = eqk.o3.SymmetricContraction("1x0e + 1x1o + 1x2e", "0e + 1o + 2e", 3, num_elements=1)
+    x, one = operands((60, 1, 9))[0], torch.ones(60, 1)
+    names = [name for name, _ in mace.named_parameters()]
+
+    def outputs(*weights):
+        return torch.func.functional_call(mace, dict(zip(names, weights, strict=True)), (x, one))
+
+    weights = [p.detach() for p in mace.parameters()]
+    jacobian = torch.cat([j.flatten(2) for j in torch.func.jacrev(outputs, tuple(range(len(names))))(*weights)], 2)
+    matrix, target = jacobian.flatten(0, 1), ours(x, one).flatten()
+    found = torch.linalg.lstsq(matrix, target, driver="gelsd").solution
+    assert relative_error(matrix @ found, target) < 1e-10
+    assert sum(w.numel() for w in weights) > ours.weights.numel()
+
+
 def test_compile(operands):
     modules = [
         (nn.SeparableS2Activation(3, 1, "m_primary"), operands((5, 2), (5, count(3, 1), 2))),
@@ -169,6 +253,7 @@ def test_compile(operands):
         (nn.GateActivation(3, 1), operands((5, 6), (5, count(3, 1), 2))),
         (nn.S2GridMLP(torch.nn.Linear(2, 2).double(), 2), operands((5, 9, 2))),
         (nn.SO3Activation(1, 1, "tanh", 3), operands((5, 10))),
+        (nn.GauntSymmetricContraction("2x0e + 2x1o", "0e + 1o", 3, 3).double(), operands((5, 2, 4), (5, 3))),
     ]
     for module, arguments in modules:
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -213,6 +298,34 @@ def test_bad_input():
             lambda: nn.SO3Activation(1, 1, "tanh", 3, normalization="norm"),
         ),
         ("act: expected a function or one of", ValueError, lambda: nn.SO3Activation(1, 1, "sine", 3)),
+        (
+            "irreps_in: expected irreps of parity",
+            ValueError,
+            lambda: nn.GauntSymmetricContraction("0e + 1e", "0e", 2, 3),
+        ),
+        (
+            "irreps_in: expected one multiplicity",
+            ValueError,
+            lambda: nn.GauntSymmetricContraction("0e + 2x1o", "0e", 2, 3),
+        ),
+        ("irreps_out: expected irreps of parity", ValueError, lambda: nn.GauntSymmetricContraction("0e", "", 2, 3)),
+        (
+            "irreps_out: expected degrees up to 2",
+            ValueError,
+            lambda: nn.GauntSymmetricContraction("0e + 1o", "3o", 2, 3),
+        ),
+        ("correlation: expected 1 to 4", ValueError, lambda: nn.GauntSymmetricContraction("0e", "0e", 5, 3)),
+        ("num_elements: expected a positive", ValueError, lambda: nn.GauntSymmetricContraction("0e", "0e", 2, 0)),
+        (
+            r"x: expected shape \[nodes, 1, 1\]",
+            RuntimeError,
+            lambda: nn.GauntSymmetricContraction("0e", "0e", 2, 3)(x, scalars),
+        ),
+        (
+            r"y: expected shape \[4, 3\], got \[4, 9\]",
+            RuntimeError,
+            lambda: nn.GauntSymmetricContraction("0e", "0e", 2, 3)(x[:, :1, :1], scalars),
+        ),
         (r"features: expected shape \[..., 10\]", RuntimeError, lambda: nn.SO3Activation(1, 1, "tanh", 3)(x)),
     ):
         with pytest.raises(error, match=message):

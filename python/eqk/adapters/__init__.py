@@ -17,6 +17,7 @@ from eqk import o3
 # What a model that has such layers has imported -> the file here.
 _ADAPTERS = {
     "e3tools.nn._conv": "e3tools",
+    "fairchem.core.models.equiformer_v2.activation": "equiformer_v2",
     "allegro.nn._strided._contract": "allegro",
     "mace.modules.blocks": "mace",
     "nequip.nn._tp_scatter_base": "nequip",
