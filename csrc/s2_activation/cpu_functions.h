@@ -2,6 +2,7 @@
 // Functions of vectors of lanes and their derivatives, as coefficients of Taylor series: a[n] = f^(n)(x) / n!.
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <numbers>
 #include <type_traits>
@@ -17,13 +18,19 @@ struct Bits;
 template <>
 struct Bits<float> {
   using Int = std::int32_t;
-  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
+  static constexpr int kMantissa = 23, kBias = 127;
+  // c of exp(r) - 1 = r + r^2 (c_0 + c_1 r + ...), |r| <= log(2) / 2: the largest error relative to it, 2e-8, is the
+  // smallest that there is (a linear program on 4000 points).
+  static constexpr float kSeries[] = {0x1.fffffep-2f, 0x1.5554bp-3f, 0x1.555674p-5f, 0x1.1227bp-7f, 0x1.6bebfcp-10f};
   static constexpr float kLimit = 87, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
 };
 template <>
 struct Bits<double> {
   using Int = std::int64_t;
-  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kSeries[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                       1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                       1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
   static constexpr double kLimit = 708, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 };
 
@@ -52,7 +59,7 @@ EQK_HD Vector<T, W> reciprocal(Vector<T, W> x) {
   return 1 / x;
 }
 
-// exp(x) = 2^n (1 + q) with q = exp(r) - 1 of |r| <= log(2) / 2, a Taylor series. Beyond kLimit x is taken for it.
+// exp(x) = 2^n (1 + q) with q = exp(r) - 1 of |r| <= log(2) / 2. Beyond kLimit x is taken for it.
 template <class T, int W>
 struct Exponential {
   using V = Vector<T, W>;
@@ -64,18 +71,20 @@ struct Exponential {
     // Adding this leaves the nearest integer in the last bits.
     const V magic = splat<T, W>(static_cast<T>(std::int64_t{3} << (B::kMantissa - 1)));
     const V shifted = x * static_cast<T>(std::numbers::log2e) + magic;
-    const V n = shifted - magic, r = (x - n * B::kLn2High) - n * B::kLn2Low;
+    const V n = shifted - magic;
+#if defined(__FMA__)
+    // One rounding, of the difference: what float's log(2) lacks is 2e-7 at most, at kLimit.
+    const V r = sizeof(T) == 4 ? x - n * static_cast<T>(std::numbers::ln2) : (x - n * B::kLn2High) - n * B::kLn2Low;
+#else
+    const V r = (x - n * B::kLn2High) - n * B::kLn2Low;
+#endif
     using I = Vector<typename B::Int, W>;
     const I bits = __builtin_bit_cast(I, shifted) - __builtin_bit_cast(I, magic);
     power = __builtin_bit_cast(V, (bits + B::kBias) << B::kMantissa);
-    double factorial = 1;
-    for (int k = 2; k <= B::kTerms; ++k) factorial *= k;
-    q = splat<T, W>(static_cast<T>(1 / factorial));
-    for (int k = B::kTerms; k > 1; --k) {
-      factorial /= k;
-      q = q * r + static_cast<T>(1 / factorial);
-    }
-    q *= r;
+    constexpr int kTerms = std::size(B::kSeries);
+    V p = splat<T, W>(B::kSeries[kTerms - 1]);
+    for (int k = kTerms - 2; k >= 0; --k) p = p * r + B::kSeries[k];
+    q = r + r * r * p;
   }
 
   EQK_HD V exp() const { return power + power * q; }

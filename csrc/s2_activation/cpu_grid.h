@@ -16,41 +16,101 @@
 namespace eqk::s2_activation {
 inline namespace EQK_ISA {
 
-inline constexpr int kSums = 8, kColumns = 12;
+// Loops of so few rounds take longer than what they do: up to this many degrees or orders have kernels of their own.
+inline constexpr int kUnrolled = 8;
 
-// out[r] = sum over c of matrix[r, c] in[c], rows of the matrix `stride` numbers apart. Columns: 0 where there are more
-// than kColumns.
-template <class T, class V, int kRows, int kFixed>
-void apply_rows(const T* matrix, int stride, int more, const V* in, V* out) {
-  V sums[kRows]{};
-  const auto column = [&](int c) EQK_LAMBDA {
-    unroll<kRows>([&](auto r) EQK_LAMBDA { sums[r] += matrix[r * stride + c] * in[c]; });
-  };
-  if constexpr (kFixed)
-    unroll<kFixed>([&](auto c) EQK_LAMBDA { column(c); });
+// f(n) for n from 0 to count, which is kCount where that is not 0.
+template <int kCount, class F>
+EQK_HD void for_each(int count, const F& f) {
+  if constexpr (kCount)
+    unroll<kCount>(f);
   else
-    for (int c = 0; c < more; ++c) column(c);
-  unroll<kRows>([&](auto r) EQK_LAMBDA { out[r] = sums[r]; });
+    for (int n = 0; n < count; ++n) f(n);
 }
 
-// By a number of rows and of columns: loops of so few rounds take longer than what they do.
-template <class T, class V, int... n>
-constexpr auto kernels_of(std::integer_sequence<int, n...>) {
-  using Kernel = void (*)(const T*, int, int, const V*, V*);
-  return std::array<Kernel, sizeof...(n)>{&apply_rows<T, V, n / (kColumns + 1) + 1, n % (kColumns + 1)>...};
-}
-
-// The same for any number of rows, eight sums at a time, so that additions do not wait for one another.
-template <class T, class V>
-void apply(const T* matrix, int stride, int rows, int columns, const V* in, V* out) {
-  static constexpr auto kKernels = kernels_of<T, V>(std::make_integer_sequence<int, kSums*(kColumns + 1)>{});
-  if (columns == 0) {
-    std::fill_n(out, rows, V{});
-    return;
+// One order: sums over its degrees on each ring. Components at these places; table: [pair of rings, degree]; rings are
+// `pitch` apart.
+template <class T, class V, int kDegrees>
+void to_rings(const OrderTables<T>& order, const int* places, int rings, const V* components, V* to, int pitch) {
+  V x[kDegrees ? kDegrees : kMaxDegree + 1];
+  for_each<kDegrees>(order.degrees, [&](auto c) EQK_LAMBDA { x[c] = components[places[c]]; });
+  const T* table = order.table.data();
+  for (int ring = 0; ring < rings; ring += 2, table += order.degrees, to += 2 * pitch) {
+    V same{}, opposite{};
+    for_each<kDegrees>(order.degrees, [&](auto c) EQK_LAMBDA { (c % 2 ? opposite : same) += table[c] * x[c]; });
+    to[0] = same + opposite;
+    if (ring + 1 < rings) to[pitch] = same - opposite;
   }
-  for (int r = 0; r < rows; r += kSums)
-    kKernels[(std::min(kSums, rows - r) - 1) * (kColumns + 1) + (columns > kColumns ? 0 : columns)](
-        matrix + static_cast<std::int64_t>(r) * stride, stride, columns, in, out + r);
+}
+
+// The transpose.
+template <class T, class V, int kDegrees>
+void from_rings(const OrderTables<T>& order, const int* places, int rings, const V* from, int pitch, V* components) {
+  V z[kDegrees ? kDegrees : kMaxDegree + 1]{};
+  const T* table = order.table.data();
+  for (int ring = 0; ring < rings; ring += 2, table += order.degrees, from += 2 * pitch) {
+    const bool equator = ring + 1 == rings;
+    const V same = equator ? from[0] : from[0] + from[pitch], opposite = equator ? V{} : from[0] - from[pitch];
+    for_each<kDegrees>(order.degrees, [&](auto c) EQK_LAMBDA { z[c] += table[c] * (c % 2 ? opposite : same); });
+  }
+  for_each<kDegrees>(order.degrees, [&](auto c) EQK_LAMBDA { components[places[c]] = z[c]; });
+}
+
+// One ring, from coefficients of cosines from m = 0 and of sines from m = 1: the parts of its values that are even and
+// odd in the angle. Orders: mmax.
+template <class T, class V, int kOrders>
+void to_angles(const Lowered<T>& lowered, int orders, const V* c, V* even, V* odd) {
+  const int count = kOrders ? kOrders : orders;
+  const T *cosine = lowered.cosine.data(), *sine = lowered.sine.data();
+  for (int j = 0; j < lowered.half(); ++j, cosine += lowered.mmax, sine += lowered.mmax) {
+    V e = c[0], o{};
+    for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
+      e += cosine[m] * c[1 + m];
+      o += sine[m] * c[1 + count + m];
+    });
+    even[j] = e;
+    odd[j] = o;
+  }
+}
+
+// The transpose.
+template <class T, class V, int kOrders>
+void from_angles(const Lowered<T>& lowered, int orders, const V* even, const V* odd, V* c) {
+  const int count = kOrders ? kOrders : orders;
+  V mean{}, of_cosine[kOrders ? kOrders : kMaxDegree + 1]{}, of_sine[kOrders ? kOrders : kMaxDegree + 1]{};
+  const T *cosine = lowered.cosine.data(), *sine = lowered.sine.data();
+  for (int j = 0; j < lowered.half(); ++j, cosine += lowered.mmax, sine += lowered.mmax) {
+    mean += even[j];
+    for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
+      of_cosine[m] += cosine[m] * even[j];
+      of_sine[m] += sine[m] * odd[j];
+    });
+  }
+  c[0] = mean;
+  for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
+    c[1 + m] = of_cosine[m];
+    c[1 + count + m] = of_sine[m];
+  });
+}
+
+// All of these for a number of degrees or orders.
+template <class T, class V>
+struct Transforms {
+  void (*rings)(const OrderTables<T>&, const int*, int, const V*, V*, int);
+  void (*rings_back)(const OrderTables<T>&, const int*, int, const V*, int, V*);
+  void (*angles)(const Lowered<T>&, int, const V*, V*, V*);
+  void (*angles_back)(const Lowered<T>&, int, const V*, const V*, V*);
+};
+
+template <class T, class V, int... n>
+constexpr std::array<Transforms<T, V>, sizeof...(n)> all_transforms(std::integer_sequence<int, n...>) {
+  return {{{&to_rings<T, V, n>, &from_rings<T, V, n>, &to_angles<T, V, n>, &from_angles<T, V, n>}...}};
+}
+
+template <class T, class V>
+const Transforms<T, V>& transforms(int count) {
+  static constexpr auto kAll = all_transforms<T, V>(std::make_integer_sequence<int, kUnrolled + 1>{});
+  return kAll[count > kUnrolled ? 0 : count];
 }
 
 template <class T>
@@ -60,18 +120,14 @@ class Grid {
 
  public:
   explicit Grid(const Problem& problem) : problem_(problem), plan_(*problem.plan), lowered_(lowering<T>(plan_)) {
-    int most = 0, components = 0;
-    for (const Side& side : plan_.of) {
-      most = std::max(most, side.lmax);
-      components = std::max(components, side.components());
-    }
-    components_ = aligned_array<V>(components);
+    components_ = aligned_array<V>(std::max(plan_.of[kX].components(), plan_.of[kZ].components()));
     for (std::size_t n = 0; n < 1 + problem.factors.size(); ++n)
       coefficients_.push_back(aligned_array<V>(lowered_.rings * row(kind_of(n))));
     sums_ = aligned_array<V>(lowered_.rings * row(problem.result));
     values_ = aligned_array<V>(2 * lowered_.half() * coefficients_.size());
-    column_ = aligned_array<V>(most + 1);
-    pair_ = aligned_array<V>(2 * lowered_.pairs());
+    with_function([&](auto function) {
+      with_derivative([&](auto k) { apply_function_ = &Grid::template apply_function<function, k>; });
+    });
   }
 
   static std::int64_t tasks(const Problem& problem) { return Tile<T>::tasks(problem.rows, problem.plan->channels); }
@@ -86,9 +142,10 @@ class Grid {
   const Problem& problem_;
   const Plan& plan_;
   const Lowered<T>& lowered_;
-  AlignedArray<V> components_, sums_, values_, column_, pair_;
+  AlignedArray<V> components_, sums_, values_;
   std::vector<AlignedArray<V>>
       coefficients_;  // [ring][those of cosines from m = 0, of sines from m = 1] of x and factors
+  void (Grid::*apply_function_)() = nullptr;
 
   Kind kind_of(std::size_t n) const { return n ? problem_.factors[n - 1].kind : kX; }
   int row(Kind kind) const { return 2 * plan_.of[kind].mmax + 1; }
@@ -115,56 +172,28 @@ class Grid {
     store(tile, row);
   }
 
-  // f(order m, whether of the sine): of each coefficient of a ring.
+  // f(tables, places of components, place of the coefficient on a ring): of each order's cosine and sine.
   template <class F>
-  static EQK_HD void for_orders(int mmax, const F& f) {
+  void for_orders(Kind kind, const F& f) const {
+    const int mmax = plan_.of[kind].mmax;
     for (int m = 0; m <= mmax; ++m) {
-      f(m, false);
-      if (m) f(m, true);
+      const OrderTables<T>& order = lowered_.legendre[kind][m];
+      f(order, order.cosine.data(), m);
+      if (m) f(order, order.sine.data(), mmax + m);
     }
   }
-  static int place(int mmax, int m, bool of_sine) { return of_sine ? mmax + m : m; }
 
   void to_rings(Kind kind, V* coefficients) {
-    const int mmax = plan_.of[kind].mmax, width = row(kind), pairs = lowered_.pairs();
-    for_orders(mmax, [&](int m, bool of_sine) {
-      const OrderTables<T>& order = lowered_.legendre[kind][m];
-      const int* const places = (of_sine ? order.sine : order.cosine).data();
-      const auto gather = [&](int first, int count) {
-        for (int c = 0; c < count; ++c) column_[c] = components_[places[first + 2 * c]];
-      };
-      V *const same = pair_.get(), *const opposite = same + pairs;
-      gather(0, order.same.columns);
-      apply(order.same.by_row.data(), order.same.columns, pairs, order.same.columns, column_.get(), same);
-      gather(1, order.opposite.columns);
-      apply(order.opposite.by_row.data(), order.opposite.columns, pairs, order.opposite.columns, column_.get(),
-            opposite);
-      V* to = coefficients + place(mmax, m, of_sine);
-      for (int k = 0; k < pairs; ++k, to += 2 * width) {
-        to[0] = same[k] + opposite[k];
-        if (2 * k + 1 < lowered_.rings) to[width] = same[k] - opposite[k];
-      }
+    for_orders(kind, [&](const OrderTables<T>& order, const int* places, int at) {
+      transforms<T, V>(order.degrees)
+          .rings(order, places, lowered_.rings, components_.get(), coefficients + at, row(kind));
     });
   }
 
   void from_rings() {
-    const int mmax = plan_.of[problem_.result].mmax, width = row(problem_.result), pairs = lowered_.pairs();
-    for_orders(mmax, [&](int m, bool of_sine) {
-      const OrderTables<T>& order = lowered_.legendre[problem_.result][m];
-      const int* const places = (of_sine ? order.sine : order.cosine).data();
-      V *const same = pair_.get(), *const opposite = same + pairs;
-      const V* from = sums_.get() + place(mmax, m, of_sine);
-      for (int k = 0; k < pairs; ++k, from += 2 * width) {
-        const bool equator = 2 * k + 1 == lowered_.rings;
-        same[k] = equator ? from[0] : from[0] + from[width];
-        opposite[k] = equator ? V{} : from[0] - from[width];
-      }
-      const auto scatter = [&](const Matrix<T>& matrix, const V* in, int first) {
-        apply(matrix.by_column.data(), pairs, matrix.columns, pairs, in, column_.get());
-        for (int c = 0; c < matrix.columns; ++c) components_[places[first + 2 * c]] = column_[c];
-      };
-      scatter(order.same, same, 0);
-      scatter(order.opposite, opposite, 1);
+    for_orders(problem_.result, [&](const OrderTables<T>& order, const int* places, int at) {
+      transforms<T, V>(order.degrees)
+          .rings_back(order, places, lowered_.rings, sums_.get() + at, row(problem_.result), components_.get());
     });
   }
 
@@ -172,17 +201,13 @@ class Grid {
     const int half = lowered_.half();
     for (std::size_t n = 0; n < coefficients_.size(); ++n) {
       const int mmax = plan_.of[kind_of(n)].mmax;
-      const V* const c = coefficients_[n].get() + ring * row(kind_of(n));
-      V *const even = values_.get() + 2 * half * n, *const odd = even + half;
-      apply(lowered_.cosine.by_row.data(), lowered_.cosine.columns, half, mmax + 1, c, even);
-      apply(lowered_.sine.by_row.data(), lowered_.sine.columns, half, mmax, c + mmax + 1, odd);
+      V* const even = values_.get() + 2 * half * n;
+      transforms<T, V>(mmax).angles(lowered_, mmax, coefficients_[n].get() + ring * row(kind_of(n)), even, even + half);
     }
-    with_function([&](auto function) { with_derivative([&](auto k) { apply_function<function, k>(); }); });
+    (this->*apply_function_)();
     const int mmax = plan_.of[problem_.result].mmax;
-    V* const to = sums_.get() + ring * row(problem_.result);
-    const V *const even = values_.get(), *const odd = even + half;
-    apply(lowered_.cosine.by_column.data(), half, mmax + 1, half, even, to);
-    apply(lowered_.sine.by_column.data(), half, mmax, half, odd, to + mmax + 1);
+    V* const even = values_.get();
+    transforms<T, V>(mmax).angles_back(lowered_, mmax, even, even + half, sums_.get() + ring * row(problem_.result));
   }
 
   template <class F>

@@ -1,6 +1,6 @@
 #pragma once
-// The tables of a plan, and transforms as products of small matrices with vectors of lanes: Legendre functions by order
-// m on the rings of one hemisphere, sines and cosines on half of the angles.
+// The tables of a plan: Legendre functions by order m on the rings of one hemisphere, sines and cosines on half of the
+// angles.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -12,36 +12,22 @@
 
 namespace eqk::s2_activation {
 
-// [rows, columns], and transposed.
-template <class T>
-struct Matrix {
-  int rows = 0, columns = 0;
-  std::vector<T> by_row, by_column;
-
-  Matrix() = default;
-  template <class F>
-  Matrix(int rows, int columns, const F& f)
-      : rows(rows), columns(columns), by_row(rows * columns), by_column(rows * columns) {
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < columns; ++c) by_row[r * columns + c] = by_column[c * rows + r] = static_cast<T>(f(r, c));
-  }
-};
-
-// Of one order m: the degrees m, m + 2, ..., which have the same value on both rings of a pair, and the others, which
-// have opposite ones. Rows: pairs of rings.
+// Of one order m: degrees m to lmax, of which the even ones, counted from m, have the same value on both rings of a
+// pair and the others opposite ones.
 template <class T>
 struct OrderTables {
-  Matrix<T> same, opposite;
-  // Where component (l, m) is, and (l, -m), by degree from m.
+  int degrees = 0;
+  std::vector<T> table;  // [pair of rings, degree]
+  // Where component (l, m) is, and (l, -m), by degree.
   std::vector<int> cosine, sine;
 };
 
 template <class T>
 struct Lowered {
-  int rings = 0, angles = 0;
+  int rings = 0, angles = 0, mmax = 0;
   // Of the kinds x and z: to the grid by these, from the grid by their transposes.
   std::array<std::vector<OrderTables<T>>, 2> legendre;
-  Matrix<T> cosine, sine;  // [angle, m]: cos(m a) from m = 0, sin(m a) from m = 1, of angles up to pi
+  std::vector<T> cosine, sine;  // [angle up to pi, m from 1 to mmax]
   std::array<std::vector<Segment>, 2> irreps;
 
   int pairs() const { return (rings + 1) / 2; }
@@ -56,28 +42,28 @@ struct Lowered {
       std::vector<LegendreFunctions> functions;
       for (int k = 0; k < pairs(); ++k) functions.emplace_back(side.lmax, grid[2 * k].z);
       for (int m = 0; m <= side.mmax; ++m) {
-        const auto table = [&](int first) {
-          return Matrix<T>(pairs(), (side.lmax - first) / 2 + 1, [&](int k, int c) {
-            const int l = first + 2 * c;
+        OrderTables<T> order{side.lmax + 1 - m, {}, {}, {}};
+        for (int k = 0; k < pairs(); ++k)
+          for (int l = m; l <= side.lmax; ++l) {
             const double weight = kind == kX ? 1 : plan.gain * grid[2 * k].weight * 2 * std::numbers::pi / angles;
-            return functions[k](l, m) * side.scale[l] * weight * (m ? std::numbers::sqrt2 : 1);
-          });
-        };
-        legendre[kind].push_back(
-            {table(m), m < side.lmax ? table(m + 1) : Matrix<T>(pairs(), 0, [](int, int) { return 0; }), {}, {}});
+            order.table.push_back(
+                static_cast<T>(functions[k](l, m) * side.scale[l] * weight * (m ? std::numbers::sqrt2 : 1)));
+          }
         for (int l = m; l <= side.lmax; ++l) {
-          legendre[kind][m].cosine.push_back(place(plan.order, side, l, m));
-          legendre[kind][m].sine.push_back(place(plan.order, side, l, -m));
+          order.cosine.push_back(place(plan.order, side, l, m));
+          order.sine.push_back(place(plan.order, side, l, -m));
         }
+        legendre[kind].push_back(std::move(order));
       }
       for (int l = 0; l <= side.lmax; ++l) irreps[kind].push_back({1, l, 1, l * l});
     }
-    const int mmax = std::max(plan.of[kX].mmax, plan.of[kZ].mmax);
-    const auto angle = [&](int j, int m) {
-      return 2 * std::numbers::pi * ((static_cast<std::int64_t>(j) * m) % angles) / angles;
-    };
-    cosine = Matrix<T>(half(), mmax + 1, [&](int j, int m) { return std::cos(angle(j, m)); });
-    sine = Matrix<T>(half(), mmax, [&](int j, int m) { return has_mirror(j) ? std::sin(angle(j, m + 1)) : 0; });
+    mmax = std::max(plan.of[kX].mmax, plan.of[kZ].mmax);
+    for (int j = 0; j < half(); ++j)
+      for (int m = 1; m <= mmax; ++m) {
+        const double angle = 2 * std::numbers::pi * ((static_cast<std::int64_t>(j) * m) % angles) / angles;
+        cosine.push_back(static_cast<T>(std::cos(angle)));
+        sine.push_back(has_mirror(j) ? static_cast<T>(std::sin(angle)) : 0);
+      }
   }
 
  private:
