@@ -23,6 +23,7 @@ from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E40
 from eqk.tensor_product import tensor_product  # noqa: E402
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E402
+from eqk.vector_gaunt_product import TensorHarmonics, vector_gaunt_product  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "S2ActivationPlan",
     "SymmetricContractionPlan",
+    "TensorHarmonics",
     "convert",
     "exact_degree",
     "exact_resolution",
@@ -50,5 +52,6 @@ __all__ = [
     "tensor_product_conv",
     "tensor_product_conv_radial",
     "to_s2grid",
+    "vector_gaunt_product",
     "wigner_3j",
 ]
