@@ -21,6 +21,7 @@ from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
 from eqk.tensor_product import tensor_product  # noqa: E402
+from eqk.tensor_product_by_grids import tensor_product_by_grids, tensor_product_paths  # noqa: E402
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E402
 from eqk.vector_gaunt_product import TensorHarmonics, vector_gaunt_product  # noqa: E402
@@ -49,8 +50,10 @@ __all__ = [
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",
+    "tensor_product_by_grids",
     "tensor_product_conv",
     "tensor_product_conv_radial",
+    "tensor_product_paths",
     "to_s2grid",
     "vector_gaunt_product",
     "wigner_3j",
