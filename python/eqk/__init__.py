@@ -11,6 +11,7 @@ from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
+from eqk.matrix_product import matrix_product  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
 from eqk.s2_activation import s2_activation  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "from_s2grid",
     "gaunt_product",
     "keep_memory",
+    "matrix_product",
     "o3",
     "plot_signal",
     "s2_activation",
