@@ -213,6 +213,51 @@ def test_parities_of_terms(generator):
     assert_close(both, even + odd)
 
 
+@pytest.mark.parametrize("lmaxes", [(0, 0, 0), (1, 1, 1), (3, 3, 3), (2, 4, 6), (4, 1, 2), (5, 5, 12)], ids=str)
+def test_equals_fourier_series(lmaxes, generator):
+    """The form of Luo et al. 2024 has the same values and gradients, to second order, for y of one channel too."""
+    for channels in ((2, 2), (2, 1)):
+        operands = [
+            torch.randn(3, (l + 1) ** 2, n, generator=generator) for l, n in zip(lmaxes, channels, strict=False)
+        ]
+        compare(
+            lmaxes,
+            operands,
+            generator,
+            (torch.float64, torch.float32),
+            2,
+            lambda x, y: reference.gaunt_product_by_fourier(x, y, lmaxes[2]),
+            lambda x, y: eqk.gaunt_product(x, y, lmaxes[2]),
+        )
+    with_default = reference.gaunt_product_by_fourier(*operands)
+    assert with_default.dtype == torch.float32
+    assert_close(with_default, eqk.gaunt_product(*operands))
+
+
+def test_fourier_series_of_harmonics(generator):
+    """Values of harmonics anywhere, and real signals: coefficients (-u, -v) are conjugate. Integrals by quadrature."""
+    series = reference.gaunt_fourier.fourier_coefficients(3)
+    assert_close(series.flip(0, 1).conj().abs(), series.abs())
+    beta, alpha = 2 * math.pi * torch.rand(2, 20, generator=generator, dtype=torch.float64)
+    r = torch.stack([beta.sin() * alpha.sin(), beta.cos(), beta.sin() * alpha.cos()], 1)
+    n = torch.arange(-3, 4)
+    of_beta, of_alpha = (torch.exp(1j * angle[:, None] * n) for angle in (beta, alpha))
+    values = torch.einsum("uvn,pu,pv->pn", series, of_beta, of_alpha)
+    assert values.imag.abs().max() < 1e-13
+    assert_close(values.real, eqk.spherical_harmonics(range(4), r, False, "integral"))
+    # A whole product, by a grid that is exact for it: e^(i u beta) is no polynomial on the sphere, but this sum is.
+    grid = eqk.s2_grid(eqk.exact_resolution(4), dtype=torch.float64)
+    points, weights = grid.positions.flatten(0, 1), grid.weights.repeat_interleave(len(grid.alphas))
+    y = eqk.spherical_harmonics(range(3), points, False, "integral")
+    orthonormal = torch.einsum("p,pi,pj->ij", weights, y, y)
+    projected = torch.einsum(
+        "uvi,uvj->ij",
+        reference.gaunt_fourier.fourier_coefficients(2),
+        reference.gaunt_fourier.fourier_projections(2, 2),
+    )
+    assert_close(projected.real, orthonormal)
+
+
 MODULES = {
     "natural": ("4x0e+4x1o+4x2e", "4x0e+4x1o+4x2e", "4x0e+4x1o+4x2e"),
     "to-pseudo": ("4x0e+4x1o+4x2e", "1x0e+1x1o", "4x1e+4x2o"),

@@ -11,6 +11,7 @@ from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
 from eqk.irreps import Irrep, Irreps  # noqa: E402
+from eqk.matrix_product import matrix_product  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
 from eqk.s2_activation import s2_activation  # noqa: E402
@@ -21,8 +22,10 @@ from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
 from eqk.tensor_product import tensor_product  # noqa: E402
+from eqk.tensor_product_by_grids import tensor_product_by_grids, tensor_product_paths  # noqa: E402
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E402
+from eqk.vector_gaunt_product import TensorHarmonics, vector_gaunt_product  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,12 +37,14 @@ __all__ = [
     "Plan",
     "S2ActivationPlan",
     "SymmetricContractionPlan",
+    "TensorHarmonics",
     "convert",
     "exact_degree",
     "exact_resolution",
     "from_s2grid",
     "gaunt_product",
     "keep_memory",
+    "matrix_product",
     "o3",
     "plot_signal",
     "s2_activation",
@@ -47,8 +52,11 @@ __all__ = [
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",
+    "tensor_product_by_grids",
     "tensor_product_conv",
     "tensor_product_conv_radial",
+    "tensor_product_paths",
     "to_s2grid",
+    "vector_gaunt_product",
     "wigner_3j",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +39,54 @@ def component_index(lmax: int, mmax: int, order: str) -> list[int]:
         signed = [0, *(s * m for m in range(1, min(lmax, mmax) + 1) for s in (1, -1))]
         orders = [(l, m) for m in signed for l in range(abs(m), lmax + 1)]
     return [l * l + l + m for l, m in orders]
+
+
+def check_dense(op: str, name: str, operand: object, dimensions: int) -> None:
+    """Raises what functions on signals raise for an operand that is no dense tensor of so many dimensions."""
+    if not isinstance(operand, Tensor):
+        raise TypeError(f"eqk.{op}: {name}: expected a tensor, got {operand!r}")
+    if operand.layout != torch.strided:
+        raise RuntimeError(f"eqk.{op}: {name}: expected a dense tensor, got layout {operand.layout}")
+    if operand.dim() < dimensions:
+        shape = tuple(operand.shape)
+        raise RuntimeError(f"eqk.{op}: {name}: expected at least {dimensions} dimensions, got shape {shape}")
+
+
+def lmax_argument(op: str, name: str, t: Tensor, mmax: int | None = None) -> int:
+    """The lmax of t [..., components, channels]."""
+    lmax = lmax_of(t.shape[-2], mmax)
+    if lmax is None:
+        components = "(lmax + 1)^2" if mmax is None else f"those of lmax with |m| <= {mmax}"
+        raise RuntimeError(
+            f"eqk.{op}: {name}: expected shape [..., {components}, channels] with lmax up to {MAX_DEGREE}, "
+            f"got {tuple(t.shape)}"
+        )
+    return lmax
+
+
+def channels_of(op: str, x: Tensor, y: Tensor) -> tuple[int, int, int]:
+    """Of x, of y and of their product: equally many, or 1 of one of them for all of the other."""
+    # They are constants of plans: torch.compile is to have a graph for each number.
+    of_x, of_y = operator.index(x.shape[-1]), operator.index(y.shape[-1])
+    if of_x != of_y and 1 not in (of_x, of_y):
+        raise RuntimeError(f"eqk.{op}: y: expected {of_x} channels as x has, or 1, got {of_y}")
+    return of_x, of_y, of_y if of_x == 1 else of_x
+
+
+def check_same(op: str, x: Tensor, y: Tensor) -> None:
+    """Raises where y has not the dtype and the device of x."""
+    for what in ("dtype", "device"):
+        if getattr(y, what) != getattr(x, what):
+            raise RuntimeError(f"eqk.{op}: y: expected {what} {getattr(x, what)} as x has, got {getattr(y, what)}")
+
+
+def broadcast_leading(op: str, names: str, shapes: Sequence[torch.Size]) -> list[int]:
+    """The leading dimensions of the result."""
+    try:
+        return list(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        got = [tuple(shape) for shape in shapes]
+        raise RuntimeError(f"eqk.{op}: {names}: expected leading dimensions that broadcast, got {got}") from None
 
 
 def by_component(of_degrees: Tensor) -> Tensor:

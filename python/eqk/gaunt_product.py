@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, gaunt_grid, reference
-from eqk._signals import lmax_of
+from eqk._signals import broadcast_leading, channels_of, check_dense, lmax_argument
 from eqk.gaunt_plan import GauntPlan
-from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, Multilinear, merged_rows
 from eqk.tensor_product import check_operands, rows_of
 
@@ -128,23 +127,11 @@ def gaunt_product(
         TypeError: naming the operand that is no tensor.
     """
     for name, operand in (("x", x), ("y", y), ("a", a), ("b", b), ("c", c)):
-        if not isinstance(operand, Tensor) and not (operand is None and name in "abc"):
-            raise TypeError(f"eqk.gaunt_product: {name}: expected a tensor, got {operand!r}")
-        if operand is None:
-            continue
-        if operand.layout != torch.strided:
-            raise RuntimeError(f"eqk.gaunt_product: {name}: expected a dense tensor, got layout {operand.layout}")
-        least = 3 if name in "abc" else 2
-        if operand.dim() < least:
-            shape = tuple(operand.shape)
-            raise RuntimeError(f"eqk.gaunt_product: {name}: expected at least {least} dimensions, got shape {shape}")
-    lmaxes = [_lmax(name, t) for name, t in (("x", x), ("y", y))]
+        if operand is not None or name in "xy":
+            check_dense("gaunt_product", name, operand, 3 if name in "abc" else 2)
+    lmaxes = [lmax_argument("gaunt_product", name, t) for name, t in (("x", x), ("y", y))]
     lmaxes.append(lmaxes[0] if lmax_out is None else lmax_out)
-    # The plan is a constant: torch.compile is to have a graph for each number of channels.
-    channels1, channels2 = operator.index(x.shape[-1]), operator.index(y.shape[-1])
-    if channels1 != channels2 and 1 not in (channels1, channels2):
-        raise RuntimeError(f"eqk.gaunt_product: y: expected {channels1} channels as x has, or 1, got {channels2}")
-    channels = channels2 if channels1 == 1 else channels1
+    channels1, channels2, channels = channels_of("gaunt_product", x, y)
     rank = 1
     for w in (a, b, c):
         if w is not None and w.shape[-3] != 1:
@@ -158,14 +145,8 @@ def gaunt_product(
     ]
     operands = [x.flatten(-2), y.flatten(-2), *full]
     shapes = [t.shape[:-1] for t in operands if t is not None]
-    try:
-        leading = list(torch.broadcast_shapes(*shapes))
-        shape = (*leading, (lmaxes[2] + 1) ** 2, channels)
-    except RuntimeError:
-        shapes = [tuple(shape) for shape in shapes]
-        raise RuntimeError(
-            f"eqk.gaunt_product: x, y, a, b, c: expected leading dimensions that broadcast, got {shapes}"
-        ) from None
+    leading = broadcast_leading("gaunt_product", "x, y, a, b, c", shapes)
+    shape = (*leading, (lmaxes[2] + 1) ** 2, channels)
     if not leading:
         operands, leading = [None if t is None else t[None] for t in operands], [1]
     out = dispatched_gaunt_product(*[None if t is None else rows_of(t, leading) for t in operands], plan)
@@ -175,16 +156,6 @@ def gaunt_product(
 @dispatch._cached_constant
 def _plan(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank) -> str:
     return str(GauntPlan.normalized(lmax1, lmax2, lmax_out, channels1, channels2, kind, normalization, rank=rank))
-
-
-def _lmax(name: str, t: Tensor) -> int:
-    lmax = lmax_of(t.shape[-2])
-    if lmax is None:
-        raise RuntimeError(
-            f"eqk.gaunt_product: {name}: expected shape [..., (lmax + 1)^2, channels] with lmax up to {MAX_DEGREE}, "
-            f"got {tuple(t.shape)}"
-        )
-    return lmax
 
 
 def _full(name: str, w: Tensor, wanted: tuple[int, int, int]) -> Tensor:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, reference
-from eqk._signals import count, lmax_of
-from eqk.irreps import MAX_DEGREE
+from eqk._signals import check_dense, count, lmax_argument
 from eqk.register import MaybeTensor, _sum, forward_function, jvp_rule, merged_rows, register
 from eqk.s2_activation_plan import FUNCTIONS, POWERS, S2ActivationPlan
 from eqk.s2_quadrature import Resolution, exact_resolution
@@ -236,20 +235,10 @@ def s2_activation(
         TypeError: if x is no tensor.
     """
     for n, t in enumerate((x, *times)):
-        name = f"times[{n - 1}]" if n else "x"
-        if not isinstance(t, Tensor):
-            raise TypeError(f"eqk.s2_activation: {name}: expected a tensor, got {t!r}")
-        if t.layout != torch.strided:
-            raise RuntimeError(f"eqk.s2_activation: {name}: expected a dense tensor, got layout {t.layout}")
+        check_dense("s2_activation", f"times[{n - 1}]" if n else "x", t, 2)
     if mmax is not None and (not isinstance(mmax, int) or mmax < 0):
         raise ValueError(f"mmax: expected an order from 0, got {mmax!r}")
-    lmax = lmax_of(x.shape[-2], mmax) if x.dim() >= 2 else None
-    if lmax is None:
-        components = "(lmax + 1)^2" if mmax is None else f"those of lmax with |m| <= {mmax}"
-        raise RuntimeError(
-            f"eqk.s2_activation: x: expected shape [..., {components}, channels] with lmax up to {MAX_DEGREE}, got "
-            f"{tuple(x.shape)}"
-        )
+    lmax = lmax_argument("s2_activation", "x", x, mmax)
     for n, t in enumerate(times):
         if t.shape != x.shape:
             raise RuntimeError(

@@ -1,5 +1,6 @@
 """Dense truth for every op: einsum on whole coefficient tensors, any dtype, no cleverness."""
 
+from eqk.reference.gaunt_fourier import gaunt_product_by_fourier
 from eqk.reference.gaunt_product import gaunt_product
 from eqk.reference.s2_activation import s2_activation
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
@@ -9,6 +10,7 @@ from eqk.reference.tensor_product_conv import tensor_product_conv
 
 __all__ = [
     "gaunt_product",
+    "gaunt_product_by_fourier",
     "s2_activation",
     "spherical_harmonics",
     "spherical_harmonics_backward",
