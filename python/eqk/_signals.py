@@ -82,6 +82,8 @@ def check_same(op: str, x: Tensor, y: Tensor) -> None:
 
 def broadcast_leading(op: str, names: str, shapes: Sequence[torch.Size]) -> list[int]:
     """The leading dimensions of the result."""
+    if all(shape == shapes[0] for shape in shapes):
+        return list(shapes[0])
     try:
         return list(torch.broadcast_shapes(*shapes))
     except RuntimeError:

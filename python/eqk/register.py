@@ -70,6 +70,13 @@ def _forward_mode() -> bool:
     return _state.in_jvp_rule or torch._C._is_fwd_grad_enabled()
 
 
+def _differentiates(args: Sequence) -> bool:
+    """Whether anybody may ask for a derivative of what is made of these, or maps over them."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
 def _redispatch(op, keyset, grad_mode, forward_mode, *args):
     below = keyset & torch._C._after_autograd_keyset
     before, _state.in_jvp_rule = _state.in_jvp_rule, False
@@ -191,7 +198,7 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
             if args[n] is None:
                 raise RuntimeError(f"{name}: {argument}: expected a tensor, got None")
         below = functools.partial(_redispatch, op, keyset, torch.is_grad_enabled(), _forward_mode())
-        return _apply(function, below, *args)
+        return _apply(function, below, *args) if _differentiates(args) else below(*args)
 
     def promote(*args):
         # The kernels accumulate in at least float32, so autocast has nothing to lower: it only makes mixed operands
