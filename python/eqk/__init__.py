@@ -4,7 +4,7 @@ from eqk import _library
 
 _library.load()
 
-from eqk import o3  # noqa: E402
+from eqk import analysis, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
@@ -34,6 +34,7 @@ __all__ = [
     "Plan",
     "S2ActivationPlan",
     "SymmetricContractionPlan",
+    "analysis",
     "convert",
     "exact_degree",
     "exact_resolution",
