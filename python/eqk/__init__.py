@@ -6,6 +6,7 @@ _library.load()
 
 from eqk import analysis, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
+from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
@@ -35,6 +36,7 @@ __all__ = [
     "S2ActivationPlan",
     "SymmetricContractionPlan",
     "analysis",
+    "best_product",
     "convert",
     "exact_degree",
     "exact_resolution",
