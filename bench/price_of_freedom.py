@@ -456,7 +456,7 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if most < 0 else min(wanted, most), most))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, CASES, CASES)
     parser.set_defaults(phases=["forward", "backward"], threads=[1])
@@ -470,6 +470,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--crossover", action="store_true", help="print the table of eqk.best_product instead")
     args = parser.parse_args(argv)
     args.device, args.calls = "cpu", 1
+    return args
+
+
+def main() -> None:
+    args = arguments()
     keep_memory(args.malloc)
     limit_memory()
     if args.crossover:
