@@ -90,20 +90,16 @@ class Setting:
             path for path in itertools.product(*self.degrees) if sum(path) % 2 in parities and gaunt_coefficient(*path)
         ]
 
-    @property
-    def irreps(self) -> list[str]:
-        """For rotations alone, so that a product is counted among all triples of SO(3)."""
-        return ["+".join(f"{l}e" for l in d) for d in self.degrees]
-
     def columns(self, operand: int, l: int) -> slice:
         first = self.degrees[operand][0] ** 2
         return slice(l * l - first, (l + 1) ** 2 - first)
 
-    def plan(self, channels: int, weighted: bool) -> eqk.Plan:
+    def plan(self, channels: int, weighted: bool, coefficient: Callable = gaunt_coefficient) -> eqk.Plan:
+        """With irreps for rotations alone, so that a product is counted among all triples of SO(3)."""
         irreps = ["+".join(f"{channels}x{l}e" for l in d) for d in self.degrees]
         first = [d[0] for d in self.degrees]
         paths = [
-            (*(l - f for l, f in zip(path, first, strict=True)), "uuu", weighted, gaunt_coefficient(*path))
+            (*(l - f for l, f in zip(path, first, strict=True)), "uuu", weighted, coefficient(*path))
             for path in self.paths
         ]
         return eqk.Plan(*irreps, paths, "ir_mul", "ir_mul", "ir_mul", weights="shared")
@@ -292,25 +288,30 @@ PRODUCTS = {
 }
 
 
-def operands_of(setting: Setting, rows: int, channels: int, dtype: torch.dtype = torch.float32):
-    """x, y, the weights of paths, and the cotangent."""
+def plan_of(product: str, setting: Setting, channels: int) -> eqk.Plan:
+    """The paths that the product is checked against."""
+    return setting.plan(channels, product in WEIGHTED)
+
+
+def operands_of(plan: eqk.Plan, rows: int, dtype: torch.dtype = torch.float32):
+    """x, y, the weights of paths where there are any, and the cotangent, all [..., channels]."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(rows, dim, channels) for dim in setting.dims]
-    shapes.insert(2, (len(setting.paths), channels))
+    channels = plan.irreps_in1[0].mul
+    shapes = [(rows, i.dim // channels, channels) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
+    if plan.weight_numel:
+        shapes.insert(2, (plan.weight_numel // channels, channels))
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 def check(name: str, product: str, setting: Setting, channels: int, f: Callable) -> None:
     """Value and gradients in float32 against the paths one by one in float64."""
-    *operands, g = operands_of(setting, CHECKED_ROWS, channels)
-    weighted = product in WEIGHTED
-    plan = setting.plan(channels, weighted)
+    plan = plan_of(product, setting, channels)
+    *operands, g = operands_of(plan, CHECKED_ROWS)
 
     def truth(x, y, w=None):
         w = None if w is None else w.flatten()
         return reference.tensor_product(x.flatten(1), y.flatten(1), w, plan).unflatten(1, (-1, channels))
 
-    operands = operands[: 2 + weighted]
     for phase in PHASES[:2]:
         got = phase_function(phase, f, operands, g, None)()
         expected = phase_function(phase, truth, [t.double() for t in operands], g.double(), None)()
@@ -320,21 +321,24 @@ def check(name: str, product: str, setting: Setting, channels: int, f: Callable)
 
 
 @functools.cache
-def expressed(setting: Setting, product: str | None) -> tuple[int, int, int]:
-    """Expressivity, and how many triples of degrees interact, of how many that rotations allow; None: with weights of
-    paths."""
-    of_product: Sequence = (setting.plan(1, True),)
-    if product:
+def _expressed(setting: Setting, product: str) -> tuple[int, int, int]:
+    plan = plan_of(product, setting, 1)
+    of_product: Sequence = (plan,)
+    if product not in WEIGHTED:
         f = PRODUCTS[product](setting, 1, torch.float64)
-        of_product = (lambda x, y: f(x[..., None], y[..., None])[..., 0], *setting.irreps)
+        irreps = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
+        of_product = (lambda x, y: f(x[..., None], y[..., None])[..., 0], *irreps)
     coupled = analysis.interactability(*of_product)
     return analysis.expressivity(*of_product), sum(value > 0 for value in coupled.values()), len(coupled)
 
 
+def expressed(setting: Setting, product: str) -> tuple[int, int, int]:
+    """Expressivity, and how many triples of degrees interact, of how many that rotations allow."""
+    return _expressed(setting, WEIGHTED[0] if product in WEIGHTED else product)  # one plan for all with weights
+
+
 def bench(name: str, args, threads: int) -> list[dict]:
     setting = setting_of(name)
-    *operands, g = operands_of(setting, args.rows, args.channels)
-    directions = [torch.randn_like(t) for t in operands]
     functions, counts, notes = {}, {}, {}
     for product in args.products:
         try:
@@ -343,13 +347,13 @@ def bench(name: str, args, threads: int) -> list[dict]:
             notes[product] = str(error)
             continue
         check(name, product, setting, args.channels, functions[product])
-        counts[product] = expressed(setting, None if product in WEIGHTED else product)
+        counts[product] = expressed(setting, product)
     results, clock = [], clock_of(threads)
     for phase in args.phases:
         runs = {}
         for product, f in functions.items():
-            n = 2 + (product in WEIGHTED)
-            run = phase_function(phase, f, operands[:n], g, [*directions[:n], torch.randn_like(g)][: n + 1])
+            *operands, g = operands_of(plan_of(product, setting, args.channels), args.rows)
+            run = phase_function(phase, f, operands, g, [*map(torch.ones_like, (*operands, g))])
             start = clock()
             try:
                 run()
@@ -433,7 +437,7 @@ def crossover(args) -> None:
     threads, table = torch.get_num_threads(), {}
     for channels, kind, lmaxes in itertools.product(CROSSOVER_CHANNELS, KINDS, CROSSOVER_DEGREES):
         setting = Setting("signals", kind, tuple(range(lmax + 1) for lmax in lmaxes))
-        x, y, _, g = operands_of(setting, CROSSOVER_SIGNALS // channels, channels)
+        x, y, g = operands_of(setting.plan(channels, False), CROSSOVER_SIGNALS // channels)
         cg = eqk_cg(setting, channels, torch.float32, weighted=False)
         functions = {"cg": cg, "gaunt": eqk_gaunt(setting, channels, torch.float32)}
         for phase, name in zip(PHASES[:2], NAMES_OF_PHASES, strict=True):

@@ -39,7 +39,7 @@ def test_products(name, channels):
         weighted, without, coupled, allowed = COUNTS[name]
         of_paths = product in bench.WEIGHTED
         expected = (weighted if of_paths else without, coupled, allowed)
-        assert bench.expressed(setting, None if of_paths else product) == expected
+        assert bench.expressed(setting, product) == expected
 
 
 def test_a_wrong_product_is_not_timed():
