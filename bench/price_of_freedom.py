@@ -21,6 +21,9 @@ Products, on x, y [--rows, components, --channels] in float32:
                 FFT, and back, by dense matrices
     eqk-cg      eqk.tensor_product with a weight for each path
     eqk-gaunt   eqk.gaunt_product
+    eqk-vector  eqk.vector_gaunt_product, the cross product of signals valued in vectors: of each irrep up to three
+                copies, which layers around it may combine
+    eqk-matrix  eqk.matrix_product
 
 Each product is first checked on 64 rows in float32: value and gradients against the paths one by one in float64.
 Expressivity and interactability are computed by eqk.analysis from the product itself in float64, those of products with
@@ -33,7 +36,6 @@ import argparse
 import csv
 import functools
 import itertools
-import math
 import resource
 import sys
 import warnings
@@ -51,7 +53,11 @@ from eqk.best_product import DEGREES as CROSSOVER_DEGREES
 from eqk.best_product import KINDS
 from eqk.best_product import PHASES as NAMES_OF_PHASES
 from eqk.gaunt_plan import gaunt_coefficient
+from eqk.irreps import MAX_DEGREE
+from eqk.matrix_product import matrix_coefficient
+from eqk.reference.gaunt_fourier import fourier_coefficients, fourier_projections
 from eqk.testing import TOLERANCES, relative_error
+from eqk.vector_gaunt_product import TensorHarmonics, generalized_gaunt_coefficient
 
 WEIGHTED = ("cg-dense", "cg-sparse", "eqk-cg")
 CASES = [
@@ -223,26 +229,11 @@ def fourier(setting: Setting, channels: int, dtype: torch.dtype) -> Callable:
     if setting.kind != "even":
         raise ValueError("no bracket")
 
-    def series(degrees: range) -> Tensor:
-        """[component, 2 L + 1, 2 L + 1]: coefficients of exp(i u beta + i v alpha), -L <= u, v <= L, on the torus."""
-        n = 2 * degrees[-1] + 1
-        angles = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
-        b, a = angles[:, None], angles
-        r = torch.stack([b.sin() * a.sin(), b.cos() + 0 * a, b.sin() * a.cos()], -1)
-        values = eqk.spherical_harmonics(list(degrees), r, False, "integral").movedim(-1, 0)
-        return torch.fft.fftshift(torch.fft.fft2(values), (1, 2)) / n**2
-
-    (l1, l2, l3), (to_x, to_y, of_z) = setting.lmaxes, map(series, setting.degrees)
-    size, of_real, of_imaginary = 2 * (l1 + l2) + 1, dtype, torch.complex128
-    # The integral over the sphere of exp(i u beta + i v alpha) Y: of exp(i n beta) sin(beta) over 0 to pi, times 2 pi.
-    n = torch.arange(-(l1 + l2), l1 + l2 + 1)[:, None] + torch.arange(-l3, l3 + 1)
-    of_beta = torch.where(n % 2 == 0, 2 / (1 - n.double() ** 2), 0).to(of_imaginary)
-    of_beta = of_beta + torch.where(n.abs() == 1, 1j * math.pi / 2 * n, 0)
-    back = torch.zeros(size, size, setting.dims[2], dtype=of_imaginary)
-    for v in range(-min(l3, l1 + l2), min(l3, l1 + l2) + 1):
-        back[:, v + l1 + l2] = 2 * math.pi * torch.einsum("nu,cu->nc", of_beta, of_z[:, :, l3 - v])
-    back = torch.view_as_real(back.flatten(0, 1)).movedim(-1, 0).to(of_real).contiguous()
-    tables = [torch.view_as_real(t.flatten(1)).movedim(-1, 0).to(of_real).contiguous() for t in (to_x, to_y)]
+    (l1, l2, l3), first = setting.lmaxes, [d[0] ** 2 for d in setting.degrees]
+    size = 2 * (l1 + l2) + 1
+    back = fourier_projections(l3, l1 + l2)[..., first[2] :].flatten(0, 1)
+    tables = [fourier_coefficients(l)[..., n:].flatten(0, 1).T for l, n in ((l1, first[0]), (l2, first[1]))]
+    (*tables, back) = (torch.view_as_real(t).movedim(-1, 0).to(dtype).contiguous() for t in (*tables, back))
 
     def f(x, y):
         rows, width = x.shape[0], x.shape[2]
@@ -277,6 +268,33 @@ def eqk_gaunt(setting: Setting, channels: int, dtype: torch.dtype) -> Callable:
     return f
 
 
+def eqk_matrix(setting: Setting, channels: int, dtype: torch.dtype) -> Callable:
+    if setting.kind == "even" and setting.name != "siso":
+        raise ValueError("odd paths cannot be left out")
+    first, lmax = [d[0] ** 2 for d in setting.degrees], setting.lmaxes[2]
+
+    def f(x, y):
+        x, y = (torch.nn.functional.pad(t, (0, 0, n, 0)) if n else t for t, n in zip((x, y), first, strict=False))
+        return eqk.matrix_product(x, y, lmax, normalization="none")[:, first[2] :]
+
+    return f
+
+
+def vector_harmonics(setting: Setting) -> list[TensorHarmonics]:
+    """Signals valued in vectors: for each degree j all harmonics of it."""
+    return [
+        TensorHarmonics(1, tuple((j, l) for j in d for l in range(abs(j - 1), min(j + 1, MAX_DEGREE) + 1) if j or l))
+        for d in setting.degrees
+    ]
+
+
+def eqk_vector(setting: Setting, channels: int, dtype: torch.dtype) -> Callable:
+    if setting.kind == "even" and setting.name != "siso":
+        raise ValueError("odd paths cannot be left out")
+    harmonics = vector_harmonics(setting)
+    return lambda x, y: eqk.vector_gaunt_product(x, y, *harmonics)
+
+
 PRODUCTS = {
     "cg-dense": cg_dense,
     "cg-sparse": cg_sparse,
@@ -285,11 +303,27 @@ PRODUCTS = {
     "fourier": fourier,
     "eqk-cg": eqk_cg,
     "eqk-gaunt": eqk_gaunt,
+    "eqk-vector": eqk_vector,
+    "eqk-matrix": eqk_matrix,
 }
 
 
 def plan_of(product: str, setting: Setting, channels: int) -> eqk.Plan:
     """The paths that the product is checked against."""
+    if product == "eqk-matrix":
+        t = (setting.lmaxes[0] + setting.lmaxes[1] + 1) // 2
+        return setting.plan(channels, False, lambda *path: matrix_coefficient(*path, t))
+    if product == "eqk-vector":
+        terms = [h.terms for h in vector_harmonics(setting)]
+        irreps = ["+".join(f"{channels}x{j}e" for j, _ in t) for t in terms]
+        paths = []
+        for numbered in itertools.product(*map(enumerate, terms)):
+            numbers, pairs = zip(*numbered, strict=True)
+            degrees, of_components = zip(*pairs, strict=True)
+            if gaunt_coefficient(*degrees) and gaunt_coefficient(*of_components):
+                coefficient = generalized_gaunt_coefficient((1, 1, 1), of_components, degrees)
+                paths.append((*numbers, "uuu", False, coefficient))
+        return eqk.Plan(*irreps, paths, "ir_mul", "ir_mul", "ir_mul")
     return setting.plan(channels, product in WEIGHTED)
 
 

@@ -24,14 +24,24 @@ COUNTS = {
 }
 
 
+# Of cross products, which have up to three copies of each irrep and no path (0, 0, 0).
+VECTORS = {"mimo-all-1": (5, 5, 6), "mimo-all-2": (18, 18, 19)}
+NO_BRACKET, ONLY_ALL = ("grid-e3nn", "fourier"), ("eqk-vector", "eqk-matrix")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", COUNTS)
 def test_products(name, channels):
     """Value and gradients of each product against the paths one by one, and its counts."""
     setting = bench.setting_of(name)
     for product, make in bench.PRODUCTS.items():
-        if product in ("grid-e3nn", "fourier") and setting.kind != "even":
-            with pytest.raises(ValueError, match="^no bracket$"):
+        message = None
+        if product in NO_BRACKET and setting.kind != "even":
+            message = "^no bracket$"
+        if product in ONLY_ALL and setting.kind == "even" and setting.name != "siso":
+            message = "^odd paths cannot be left out$"
+        if message:
+            with pytest.raises(ValueError, match=message):
                 make(setting, channels, torch.float32)
             continue
         f = make(setting, channels, torch.float32)
@@ -39,6 +49,8 @@ def test_products(name, channels):
         weighted, without, coupled, allowed = COUNTS[name]
         of_paths = product in bench.WEIGHTED
         expected = (weighted if of_paths else without, coupled, allowed)
+        if product == "eqk-vector":
+            expected = VECTORS.get(name, expected)
         assert bench.expressed(setting, product) == expected
 
 
