@@ -43,8 +43,11 @@ def _symbols(t: int, lmax: int) -> Tensor:
     return result
 
 
+@dispatch._constant_when_traced
 @cached_tables
-def _normalized(t: int, lmaxes: tuple[int, int, int], normalization: str) -> tuple[Tensor, ...]:
+def _tables(
+    t: int, lmaxes: tuple[int, int, int], normalization: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
     """[component of x or y, row and column], and [row and column, component of the result]."""
     lmax1, lmax2, lmax_out = lmaxes
     scale = torch.ones(lmax_out + 1, dtype=torch.float64)
@@ -54,14 +57,8 @@ def _normalized(t: int, lmaxes: tuple[int, int, int], normalization: str) -> tup
             variance = sum(matrix_coefficient(*pair, l3, t) ** 2 for pair in pairs) / (2 * l3 + 1)
             scale[l3] = 1 / math.sqrt(variance) if variance else 1.0
     back = _symbols(t, lmax_out) * by_component(scale)[:, None]
-    return _symbols(t, lmax1), _symbols(t, lmax2), back.T.contiguous()
-
-
-@dispatch._constant_when_traced
-def _tables(
-    t: int, lmaxes: tuple[int, int, int], normalization: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, ...]:
-    return tuple(table.to(device, dtype) for table in _normalized(t, lmaxes, normalization))
+    tables = _symbols(t, lmax1), _symbols(t, lmax2), back.T.contiguous()
+    return tuple(table.to(device, dtype) for table in tables)
 
 
 def matrix_product(
@@ -76,7 +73,7 @@ def matrix_product(
 
     X = sum over l1, m1 of M[:, :, m1] x_l1,m1 with M = sqrt(2 l1 + 1) ``eqk.wigner_3j(t, t, l1)``, Y likewise, and
     z_l3,m3 is the sum of all elements of X Y times those of M[:, :, m3]. Each path (l1, l2, l3), of an even sum or an
-    odd one, occurs once, times :func:`eqk.matrix_product.matrix_coefficient`, which has a 6j symbol. Those of degrees
+    odd one, occurs once, times :func:`matrix_coefficient`, which has a 6j symbol. Those of degrees
     above 2 t are 0; of those below, few: with the default t for x, y and result of degree L, none for L < 6, (3, 5, 6)
     in any order for L = 6. Products up to degree 2 t without normalisation associate, as those of matrices do.
     (The FusedTensor of Unke & Maennel 2024, arXiv:2401.07595; Xie et al. 2025, arXiv:2506.13523, for its O(L^4) cost.)

@@ -199,7 +199,7 @@ def _chosen(t: Tensor, plan: str | None, s: int, wanted: tuple[int, ...]) -> Ten
     parts = _coupled(t, plan, s).unflatten(-1, (2 * s + 1, -1))
     if s == 0 or wanted == tuple(range(2 * s + 1)):
         return parts
-    return parts.index_select(-2, torch.tensor(wanted, device=t.device))
+    return torch.stack([parts[..., a, :] for a in wanted], -2)
 
 
 def vector_gaunt_product(
