@@ -1,8 +1,10 @@
 """The benchmark of Xie et al. 2025, "The Price of Freedom" (arXiv:2506.13523): time of products for what they express.
 
-    python bench/price_of_freedom.py --threads 1                # 10 minutes; build/price_of_freedom.csv and .png
-    python bench/price_of_freedom.py --threads 1 --cases mimo-even-4 siso-3 --products eqk-gaunt eqk-cg
-    python bench/price_of_freedom.py --threads 1 --crossover    # the table of eqk.best_product
+    python bench/price_of_freedom.py                             # L to 4; build/price_of_freedom.csv and .png
+    python bench/price_of_freedom.py --cases all --rounds 3      # L to 10, 30 minutes
+    python bench/price_of_freedom.py --cases mimo-even-4 siso-3 --products eqk-gaunt eqk-cg --out build/p.csv
+    python bench/price_of_freedom.py --plot build/*.csv          # table and PNG of what has been timed already
+    python bench/price_of_freedom.py --crossover                 # the table of eqk.best_product
 
 Cases: siso-L, L x L -> L; simo-KIND-L, L x L -> 0 to 2 L; mimo-KIND-L, 0 to L x 0 to L -> 0 to 2 L. KIND: even, the
 paths (l1, l2, l3) of an even sum, which are those of the paper; all, those of an odd sum too, which products of signals
@@ -64,6 +66,7 @@ CASES = [
     *(f"siso-{l}" for l in range(1, 11)),
     *(f"{setting}-{kind}-{l}" for setting in ("simo", "mimo") for kind in ("even", "all") for l in range(1, 11)),
 ]
+STANDARD = [name for name in CASES if int(name.split("-")[-1]) <= 4]
 COLUMNS = (
     "setting", "kind", "lmax", "product", "phase", "rows", "channels", "threads",
     "expressivity", "coupled", "allowed", "ms", "us_per_expressivity", "note",
@@ -412,9 +415,11 @@ def bench(name: str, args, threads: int) -> list[dict]:
     return results
 
 
-def print_results(results: list[dict], phases: Sequence[str]) -> None:
+def print_results(results: list[dict]) -> None:
     """Milliseconds of all phases, and in brackets the expressivity."""
     from tabulate import tabulate
+
+    phases = list(dict.fromkeys(r["phase"] for r in results))
 
     cells: dict[tuple, dict[str, list[str]]] = {}
     products = list(dict.fromkeys(r["product"] for r in results))
@@ -423,7 +428,9 @@ def print_results(results: list[dict], phases: Sequence[str]) -> None:
         row.setdefault(r["product"], []).append(f"{r['ms']:.2f}" if r["ms"] != "" else "-")
         if len(row[r["product"]]) == len(phases) and r["expressivity"] != "":
             row[r["product"]].append(f"({r['expressivity']})")
-    table = [[*key, *(" ".join(row[p]) for p in products)] for key, row in cells.items()]
+    settings = list(dict.fromkeys(key[0] for key in cells))
+    order = sorted(cells, key=lambda key: (settings.index(key[0]), key[1] == "all", key[2]))
+    table = [[*key, *(" ".join(cells[key].get(p, "-")) for p in products)] for key in order]
     headers = ["setting", "paths", "L", *products]
     print(f"ms: {', '.join(phases)} (expressivity)\n")
     print(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
@@ -453,15 +460,17 @@ def plot(results: list[dict], path: Path) -> None:
                 and r[column] != ""
             ]
             if points:
-                label = product if not whole else None
-                axis.plot(*zip(*points, strict=True), f"C{p}.{'--' if whole else '-'}", label=label)
+                axis.plot(*zip(*points, strict=True), f"C{p}.{'--' if whole else '-'}", label=product)
         axis.set(yscale="log", xlabel="l" if setting != "mimo" else "L", title=f"{setting.upper()}, {titles[setting]}")
         what = "ms" if column == "ms" else "us per unit of expressivity"
         axis.set_ylabel(f"{phase}: {what}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(products))
     r = results[0]
-    figure.suptitle(f"{r['rows']} rows, {r['channels']} channels, {r['threads']} threads; broken lines: odd paths too")
+    sizes = f"rows: {r['rows']}, channels: {r['channels']}, threads: {r['threads']}"
+    figure.suptitle(f"{sizes}. Broken lines: paths of an odd sum of degrees too")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -496,7 +505,7 @@ def limit_memory() -> None:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, CASES, CASES)
+    add_arguments(parser, STANDARD, [*CASES, "all"])
     parser.set_defaults(phases=["forward", "backward"], threads=[1])
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--channels", type=int, default=1)
@@ -505,14 +514,34 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("build/price_of_freedom.csv"), help="CSV; the PNG is beside it"
     )
+    parser.add_argument("--plot", type=Path, nargs="+", metavar="CSV", help="print and draw these instead, to --out")
     parser.add_argument("--crossover", action="store_true", help="print the table of eqk.best_product instead")
     args = parser.parse_args(argv)
     args.device, args.calls = "cpu", 1
+    if "all" in args.cases:
+        args.cases = CASES
     return args
+
+
+def read(path: Path) -> list[dict]:
+    """The results that a run wrote."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for column in ("lmax", "rows", "channels", "threads", "expressivity"):
+            row[column] = int(row[column]) if row[column] else ""
+        for column in ("ms", "us_per_expressivity"):
+            row[column] = float(row[column]) if row[column] else ""
+    return rows
 
 
 def main() -> None:
     args = arguments()
+    if args.plot:
+        results = [row for path in args.plot for row in read(path)]
+        print_results(results)
+        plot(results, args.out.with_suffix(".png"))
+        return
     keep_memory(args.malloc)
     limit_memory()
     if args.crossover:
@@ -531,7 +560,7 @@ def main() -> None:
                 writer.writerows(rows)
                 file.flush()
                 results += rows
-    print_results(results, args.phases)
+    print_results(results)
     plot(results, args.out.with_suffix(".png"))
 
 

@@ -103,6 +103,11 @@ def test_command(tmp_path):
     assert [r["expressivity"] for r in rows[12:15]] == ["14", "9", "9"]
     assert (tmp_path / "results" / "p.png").read_bytes().startswith(b"\x89PNG")
     assert len([line for line in ran.stdout.splitlines() if line.startswith("|")]) == 2 + 3
+    csv_file, png = tmp_path / "results" / "p.csv", tmp_path / "again.png"
+    command = [sys.executable, bench.__file__, "--plot", csv_file, "--out", png.with_suffix(".csv")]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout == ran.stdout
+    assert png.read_bytes() == (tmp_path / "results" / "p.png").read_bytes()
 
 
 def test_what_is_slow_is_said(tmp_path):
