@@ -66,7 +66,7 @@ def test_weights_of_paths():
 
 @pytest.mark.parametrize(("lmaxes", "kind", "channels"), [((6, 6, 6), "even", 128), ((6, 6, 0), "all", 8)])
 def test_the_clear_ones_here(lmaxes, kind, channels):
-    """Ratios of 8.7 and 0.22 in the table are on the same side of 1 on this machine."""
+    """Ratios of 8.6 and 0.22 in the table are on the same side of 1 on this machine."""
     setting = bench.Setting("signals", kind, tuple(range(lmax + 1) for lmax in lmaxes))
     x, y, _ = bench.operands_of(setting.plan(channels, False), 4096 // channels)
     functions = {
