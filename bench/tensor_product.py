@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from tabulate import tabulate
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as after_the_device
 
@@ -151,6 +150,24 @@ def checked(case: Case, functions: dict, operands, g, directions, peer: str = "e
             sys.exit(f"{case.name}: {phase} of eqk differs from {peer} by {worst:.1e}")
 
 
+def interleaved(case: str, phase: str, runs: dict[str, Callable], args, clock) -> dict[str, float]:
+    """Medians in seconds of --rounds rounds of --calls calls, in which the ``runs`` take turns."""
+    timers = {}
+    for name, run in runs.items():
+        try:
+            for _ in range(3):
+                run()
+        except (RuntimeError, ValueError) as error:
+            print(f"{case}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
+    times = {name: [] for name in timers}
+    for _ in range(args.rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(args.calls).mean)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
 def timed(
     case: str,
     functions: dict,
@@ -167,21 +184,8 @@ def timed(
     peer: what the others are compared with."""
     rows = []
     for phase in args.phases:
-        timers = {}
-        for name, f in functions.items():
-            run = run_of(phase, f, operands, g, directions)
-            try:
-                for _ in range(3):
-                    run()
-            except (RuntimeError, ValueError) as error:
-                print(f"{case}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
-                continue
-            timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
-        times = {name: [] for name in timers}
-        for _ in range(args.rounds):
-            for name, timer in timers.items():
-                times[name].append(timer.timeit(args.calls).mean)
-        medians = {name: statistics.median(t) for name, t in times.items()}
+        runs = {name: run_of(phase, f, operands, g, directions) for name, f in functions.items()}
+        medians = interleaved(case, phase, runs, args, clock)
         base = medians.get(peer)
         row = [case, phase, torch.get_num_threads() if args.device == "cpu" else args.device]
         for name in ["eqk", *args.providers]:
@@ -229,13 +233,19 @@ def keep_memory(malloc: str) -> None:
         eqk.keep_memory()
 
 
+def clock_of(threads: int) -> Callable[[], float]:
+    """On the CPU. The time of one thread does not count what other programs take from a shared machine."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 def print_table(args, bench_case: Callable, case_of: Callable = CASES.__getitem__) -> None:
     """``bench_case(case, args, clock, limits)`` for each case, of --cases by name, and number of threads."""
+    from tabulate import tabulate
+
     on_cpu, table = args.device == "cpu", []
     for threads in args.threads or ([1, 2] if on_cpu else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
-        # CPU time of one thread does not count what other programs take from a shared machine.
-        clock = after_the_device if not on_cpu else time.process_time if threads == 1 else time.perf_counter
+        clock = clock_of(threads) if on_cpu else after_the_device
         limits = ceilings(clock, args.device)
         rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
         print(f"{f'{threads} thread(s)' if on_cpu else args.device}: {rates}", file=sys.stderr)

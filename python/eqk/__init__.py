@@ -4,8 +4,9 @@ from eqk import _library
 
 _library.load()
 
-from eqk import o3  # noqa: E402
+from eqk import analysis, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
+from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
@@ -38,6 +39,8 @@ __all__ = [
     "S2ActivationPlan",
     "SymmetricContractionPlan",
     "TensorHarmonics",
+    "analysis",
+    "best_product",
     "convert",
     "exact_degree",
     "exact_resolution",
