@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from test_tensor_product import compare
+from test_tensor_product import check_differentiation, compare
 
 import eqk
 from eqk import matrix_product
@@ -162,12 +162,7 @@ def test_differentiation(generator):
     """Forward and reverse mode of both orders, torch.func, torch.compile and meta."""
     x, y = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64, requires_grad=True) for n in (4, 9))
     f = matrix_product
-    assert torch.autograd.gradcheck(f, (x, y), fast_mode=True, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(f, (x, y), fast_mode=True, check_fwd_over_rev=True)
-    assert_close(torch.func.vmap(f, (0, None))(x, y[1]), f(x, y[1]))
-    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    for got, want in zip(*(torch.autograd.grad(op(x, y).square().sum(), (x, y)) for op in (compiled, f)), strict=True):
-        assert_close(got, want, 1)
+    check_differentiation(f, x, y)
     assert f(x.to("meta"), y.to("meta"), 3).shape == (2, 16, 2)
 
 

@@ -88,6 +88,16 @@ def compare(plan, operands, generator, dtypes, orders=3, truth=None, op=None):
                 assert_close(a, b, order, what=what)
 
 
+def check_differentiation(f, x, y):
+    """Forward and reverse mode of both orders, torch.func.vmap and torch.compile, of a product in float64."""
+    assert torch.autograd.gradcheck(f, (x, y), fast_mode=True, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, (x, y), fast_mode=True, check_fwd_over_rev=True)
+    assert_close(torch.func.vmap(f, (0, None))(x, y[1]), f(x, y[1]))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for got, want in zip(*(torch.autograd.grad(op(x, y).square().sum(), (x, y)) for op in (compiled, f)), strict=True):
+        assert_close(got, want, 1)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=names(SMALL))
 def test_cases(case, generator):
     compare(case.plan, case.operands(case.rows, torch.float32, generator), generator, (torch.float64, torch.float32))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from test_tensor_product import DTYPES, compare
+from test_tensor_product import DTYPES, check_differentiation, compare
 
 import eqk
 from eqk import tensor_product_by_grids, tensor_product_paths
@@ -136,12 +136,7 @@ def test_differentiation(generator):
     """Forward and reverse mode of both orders; torch.func; torch.compile, autocast, meta and the reference."""
     x, y = (torch.randn(2, n, 2, generator=generator, dtype=torch.float64, requires_grad=True) for n in (4, 9))
     f = tensor_product_by_grids
-    assert torch.autograd.gradcheck(f, (x, y), fast_mode=True, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(f, (x, y), fast_mode=True, check_fwd_over_rev=True)
-    assert_close(torch.func.vmap(f, (0, None))(x, y[1]), f(x, y[1]))
-    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    for got, want in zip(*(torch.autograd.grad(op(x, y).square().sum(), (x, y)) for op in (compiled, f)), strict=True):
-        assert_close(got, want, 1)
+    check_differentiation(f, x, y)
     x, y = x.detach().float(), y.detach().float()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = f(x, y.bfloat16())

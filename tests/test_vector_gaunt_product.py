@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_tensor_product import DTYPES, cast, compare
+from test_tensor_product import DTYPES, cast, check_differentiation, compare
 
 import eqk
 from eqk import TensorHarmonics, vector_gaunt_product
@@ -292,13 +292,7 @@ def test_differentiation(generator):
     def f(x, y):
         return vector_gaunt_product(x, y, h, h, out)
 
-    assert torch.autograd.gradcheck(f, (x, y), fast_mode=True, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(f, (x, y), fast_mode=True, check_fwd_over_rev=True)
-    assert_close(torch.func.vmap(f, (0, None))(x, y[1]), f(x, y[1]))
-
-    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    for got, want in zip(*(torch.autograd.grad(op(x, y).square().sum(), (x, y)) for op in (compiled, f)), strict=True):
-        assert_close(got, want, 1)
+    check_differentiation(f, x, y)
 
 
 def test_autocast_meta_reference(generator):
