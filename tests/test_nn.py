@@ -1,6 +1,8 @@
 """Activations of the Equiformers and of e3nn against what they are made of."""
 
 import math
+import subprocess
+import sys
 
 import e3nn.nn
 import e3nn.o3
@@ -258,6 +260,13 @@ def test_compile(operands):
     for module, arguments in modules:
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert relative_error(compiled(*arguments), module(*arguments)) < 1e-12
+
+
+def test_comes_with_eqk():
+    """As ``eqk.o3`` does, without an import of its own."""
+    code = "import eqk; print(eqk.nn.GateActivation(2, 1))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "GateActivation(lmax=2, mmax=1, l_primary)\n"
 
 
 def test_bad_input():

@@ -4,7 +4,7 @@ from eqk import _library
 
 _library.load()
 
-from eqk import analysis, o3  # noqa: E402
+from eqk import analysis, nn, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
 from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
@@ -48,6 +48,7 @@ __all__ = [
     "gaunt_product",
     "keep_memory",
     "matrix_product",
+    "nn",
     "o3",
     "plot_signal",
     "s2_activation",
