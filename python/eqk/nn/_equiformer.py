@@ -12,7 +12,7 @@ from eqk import dispatch
 from eqk._signals import ORDERS, component_index, count
 from eqk.irreps import MAX_DEGREE
 from eqk.s2_activation import s2_activation
-from eqk.s2_quadrature import Resolution, checked_resolution, exact_degree, exact_resolution
+from eqk.s2_quadrature import Resolution, checked_resolution, exact_resolution, exactness
 from eqk.s2grid import from_tables, to_tables
 
 
@@ -74,8 +74,7 @@ class _OnGrid(_OnComponents):
 
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
-        exact = exact_degree(self.res, self._options["quadrature"])
-        return f"{super().extra_repr()}, {options}, degrees above {exact} alias"
+        return f"{super().extra_repr()}, {options}, {exactness(self.res, self._options['quadrature'])}"
 
 
 class SeparableS2Activation(_OnGrid):

@@ -14,7 +14,7 @@ from eqk.plan import LAYOUTS
 from eqk.reference.s2_activation import FUNCTIONS, dense
 from eqk.s2_activation import dispatched_s2_activation, function_name
 from eqk.s2_activation_plan import S2ActivationPlan
-from eqk.s2_quadrature import Resolution, exact_degree
+from eqk.s2_quadrature import Resolution, exactness
 from eqk.tensor_product import rows_of
 
 
@@ -132,6 +132,5 @@ class S2Activation(nn.Module):
 
     def extra_repr(self) -> str:
         plan = S2ActivationPlan.parse(self._text)
-        exact = exact_degree(plan.res, plan.quadrature)
-        grid = f"{plan.res[0]} x {plan.res[1]} {plan.quadrature}, degrees above {exact} alias"
-        return f"{self.irreps_in} -> {self.irreps_out}, {grid}"
+        grid = f"{plan.res[0]} x {plan.res[1]} {plan.quadrature}"
+        return f"{self.irreps_in} -> {self.irreps_out}, {grid}, {exactness(plan.res, plan.quadrature)}"
