@@ -68,7 +68,7 @@ def test_rows_of_one_channel(rows, generator):
     check(GAUNTS["one-channel"], rows, (True, False, True), generator, orders=2)
 
 
-@pytest.mark.parametrize("channels", [0, 1, 7, 8, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 7, 8, 15, 16, 17, 32, 33])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_channels(channels, layout, generator):
     for single in ((channels, channels), (channels, 1), (1, channels)):

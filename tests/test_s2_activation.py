@@ -49,7 +49,7 @@ def test_random_plans(chunk, rng, generator):
         compare(plan, (x,), generator, (torch.float64,), orders, on(plan, reference.s2_activation), on(plan))
 
 
-@pytest.mark.parametrize("channels", [0, 1, 7, 8, 16, 17, 33])
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 7, 8, 16, 17, 33])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_channels(channels, layout, generator):
     plan = eqk.S2ActivationPlan(2, 1, channels, "tanh", (3, 6), layout_in=layout, layout_out=layout)

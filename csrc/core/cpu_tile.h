@@ -1,5 +1,5 @@
 #pragma once
-// A tile of as many channels, or rows of one channel, as a vector has lanes.
+// A tile of as many channels as a vector has lanes, or of rows of few channels.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -13,29 +13,40 @@
 namespace eqk {
 inline namespace EQK_ISA {
 
-// Channels [first, first + count) of a row, or so many rows of one channel, between memory of any storage type and
-// vectors of lanes.
+// Channels [first, first + count) of a row, or rows of few channels, lane r * channels + c being channel c of the r-th,
+// between memory of any storage type and vectors of lanes.
 template <class T>
 class Tile {
  public:
   static constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
   using V = Vector<T, W>;
 
-  // Where the only channel would leave all lanes but one idle.
-  static bool over_rows(std::int64_t channels) { return channels == 1; }
-  // Of work that needs all channels of a row together.
-  static std::int64_t tasks(std::int64_t rows, std::int64_t channels) {
-    return over_rows(channels) ? (rows + W - 1) / W : rows;
+  // Of work that needs all channels of a row together: rows of a task. One row of few channels would leave half of the
+  // lanes idle, or more. alone: whether rows are not to share a tile.
+  static std::int64_t rows_of_task(std::int64_t channels, bool alone = false) {
+    return channels == 1 ? W : alone || channels == 0 ? 1 : std::max<std::int64_t>(1, W / channels);
+  }
+  static std::int64_t tasks(std::int64_t rows, std::int64_t channels, bool alone = false) {
+    const auto together = rows_of_task(channels, alone);
+    return (rows + together - 1) / together;
   }
   // f(tile, row) for each tile of such a task.
   template <class F>
-  static void for_tiles(Dtype dtype, std::int64_t task, std::int64_t rows, std::int64_t channels, const F& f) {
-    if (over_rows(channels)) {
-      Tile tile(dtype, rows, task * W);
+  static void for_tiles(Dtype dtype, std::int64_t task, std::int64_t rows, std::int64_t channels, bool alone,
+                        const F& f) {
+    const auto together = rows_of_task(channels, alone), row = task * together;
+    if (channels == 1) {
+      Tile tile(dtype, rows, row);
       tile.rows_ = true;
       return f(tile, 0);
     }
-    for (std::int64_t first = 0; first < channels; first += W) f(Tile(dtype, channels, first), task);
+    if (together > 1) {
+      Tile tile(dtype, channels, 0);
+      tile.together_ = std::min(together, rows - row);
+      tile.count_ = tile.together_ * channels;
+      return f(tile, row);
+    }
+    for (std::int64_t first = 0; first < channels; first += W) f(Tile(dtype, channels, first), row);
   }
 
   Tile(Dtype dtype, std::int64_t channels, std::int64_t first)
@@ -106,6 +117,10 @@ class Tile {
                     const std::vector<Segment>& irreps, int components, V* v) const {
     if (rows_ || layout == Layout::ir_mul)
       load_numbers(data, row, stride, 0, components, v);
+    else if (together_ > 1)
+      for_irreps(irreps, [&](int i, std::int64_t first, std::int64_t of_channel) {
+        v[i] = load_rows(data, row * stride + first, stride, of_channel);
+      });
     else
       load_irreps(data, row * stride, irreps, v, 1);
   }
@@ -114,6 +129,10 @@ class Tile {
                      const std::vector<Segment>& irreps, int components, const V* v) const {
     if (rows_ || layout == Layout::ir_mul)
       store_numbers(data, row, stride, 0, components, v);
+    else if (together_ > 1)
+      for_irreps(irreps, [&](int i, std::int64_t first, std::int64_t of_channel) {
+        store_rows(data, row * stride + first, stride, of_channel, v[i]);
+      });
     else
       store_irreps(data, row * stride, irreps, v, 1);
   }
@@ -121,12 +140,20 @@ class Tile {
   // Numbers [first, first + count) of those of each channel, channels adjacent.
   void load_numbers(const void* data, std::int64_t row, std::int64_t stride, std::int64_t first, int count,
                     V* v) const {
+    if (together_ > 1) {
+      for (int i = 0; i < count; ++i) v[i] = load_rows(data, row * stride + (first + i) * channels_, stride, 1);
+      return;
+    }
     if (!rows_) return load_matrix(data, row * stride + first * channels_, count, false, v, 1);
     with_storage(data, [&](const auto* base) { load_columns(base + first + first_ * stride, stride, count, v, 1); });
   }
 
   void store_numbers(void* data, std::int64_t row, std::int64_t stride, std::int64_t first, int count,
                      const V* v) const {
+    if (together_ > 1) {
+      for (int i = 0; i < count; ++i) store_rows(data, row * stride + (first + i) * channels_, stride, 1, v[i]);
+      return;
+    }
     if (!rows_) return store_matrix(data, row * stride + first * channels_, count, false, v, 1);
     with_storage(data, [&](auto* base) { store_columns(base + first + first_ * stride, stride, count, v, 1); });
   }
@@ -156,7 +183,69 @@ class Tile {
  private:
   Dtype dtype_;
   std::int64_t channels_, first_, count_;
-  bool rows_ = false;
+  bool rows_ = false;          // of one channel
+  std::int64_t together_ = 1;  // rows, of more
+
+  // f(component, where it starts in a row, from channel to channel) of irreps [channels, 2 l + 1].
+  template <class F>
+  void for_irreps(const std::vector<Segment>& irreps, const F& f) const {
+    for (const Segment& s : irreps)
+      for (int i = 0; i < s.dim(); ++i) f(static_cast<int>(s.offset) + i, s.offset * channels_ + i, s.dim());
+  }
+
+  // Channels `step` apart of rows `stride` apart.
+  V load_rows(const void* data, std::int64_t first, std::int64_t stride, std::int64_t step) const {
+    V lanes{};
+    with_storage(data, [&]<class Storage>(const Storage* base) {
+      const Storage* p = base + first;
+#if defined(__AVX512F__)
+      if constexpr (std::is_same_v<T, Storage> && sizeof(V) == 64)
+        if (step == 1) return for_masks(p, stride, [&](const T* q, unsigned mask) { load_masked(lanes, mask, q); });
+#endif
+      alignas(V) T values[W]{};
+      for (std::int64_t r = 0; r < together_; ++r, p += stride)
+        for (std::int64_t c = 0; c < channels_; ++c) values[r * channels_ + c] = from_storage<T>(p[c * step]);
+      lanes = load<T, W>(values);
+    });
+    return lanes;
+  }
+
+  void store_rows(void* data, std::int64_t first, std::int64_t stride, std::int64_t step, V lanes) const {
+    with_storage(data, [&]<class Storage>(Storage* base) {
+      Storage* p = base + first;
+#if defined(__AVX512F__)
+      if constexpr (std::is_same_v<T, Storage> && sizeof(V) == 64)
+        if (step == 1) return for_masks(p, stride, [&](T* q, unsigned mask) { store_masked(q, mask, lanes); });
+#endif
+      alignas(V) T values[W];
+      store<T, W>(values, lanes);
+      for (std::int64_t r = 0; r < together_; ++r, p += stride)
+        for (std::int64_t c = 0; c < channels_; ++c) p[c * step] = as_storage<Storage>(values[r * channels_ + c]);
+    });
+  }
+
+#if defined(__AVX512F__)
+  // f(pointer, lanes) of each row, whose lanes are in their place behind the pointer; the others are not touched.
+  template <class Pointer, class F>
+  void for_masks(Pointer p, std::int64_t stride, const F& f) const {
+    unsigned mask = (1u << channels_) - 1u;
+    for (std::int64_t r = 0; r < together_; ++r, p += stride - channels_, mask <<= channels_) f(p, mask);
+  }
+  static void load_masked(V& lanes, unsigned mask, const T* p) {
+    if constexpr (sizeof(T) == 8)
+      lanes = __builtin_bit_cast(
+          V, _mm512_mask_loadu_pd(__builtin_bit_cast(__m512d, lanes), static_cast<__mmask8>(mask), p));
+    else
+      lanes = __builtin_bit_cast(
+          V, _mm512_mask_loadu_ps(__builtin_bit_cast(__m512, lanes), static_cast<__mmask16>(mask), p));
+  }
+  static void store_masked(T* p, unsigned mask, V lanes) {
+    if constexpr (sizeof(T) == 8)
+      _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), __builtin_bit_cast(__m512d, lanes));
+    else
+      _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), __builtin_bit_cast(__m512, lanes));
+  }
+#endif
 
   // Lane c is at p + c * stride, where its components are adjacent.
   template <class Storage>

@@ -95,14 +95,16 @@ class Rings {
     product_ = aligned_array<V>(static_cast<std::int64_t>(2 * pairs_) * 2 * (most + 1));
   }
 
-  static std::int64_t tasks(const Problem& problem) { return Tile<T>::tasks(problem.rows, problem.plan->channels()); }
+  static std::int64_t tasks(const Problem& problem) {
+    return Tile<T>::tasks(problem.rows, problem.plan->channels(), alone(*problem.plan));
+  }
 
   void run(std::int64_t begin, std::int64_t end) {
     const Tile<T> single(problem_.dtype, 1, 0);
     for (std::int64_t row = begin; row < end; ++row) {
       for (int s = 0; s < 3; ++s)
         if (summed(s)) std::fill_n(sums_[s].get(), plan_.of[s].components(), T{});
-      Tile<T>::for_tiles(problem_.dtype, row, problem_.rows, plan_.channels(),
+      Tile<T>::for_tiles(problem_.dtype, row, problem_.rows, plan_.channels(), alone(plan_),
                          [&](const Tile<T>& tile, std::int64_t of_tile) { run_tile(tile, of_tile); });
       for (int s = 0; s < 3; ++s) {
         if (!summed(s)) continue;
@@ -123,6 +125,11 @@ class Rings {
   std::array<AlignedArray<T>, 3> sums_;
   AlignedArray<V> product_;  // [ring][m][real, imaginary]
   int pairs_ = 0;            // of rings at a time
+
+  // A signal for all channels of its row, in all lanes.
+  static bool alone(const Plan& plan) {
+    return std::any_of(plan.of.begin(), plan.of.end(), [&](const auto& of) { return of.channels != plan.channels(); });
+  }
 
   int degrees(int s) const { return plan_.of[s].lmax + 1; }
   const void* pointer(Slot slot, int part) const { return part ? problem_.in[slot].tangent : problem_.in[slot].value; }

@@ -134,7 +134,7 @@ class Grid {
 
   void run(std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n)
-      Tile<T>::for_tiles(problem_.dtype, n, problem_.rows, plan_.channels,
+      Tile<T>::for_tiles(problem_.dtype, n, problem_.rows, plan_.channels, false,
                          [&](const Tile<T>& tile, std::int64_t row) { run_tile(tile, row); });
   }
 
