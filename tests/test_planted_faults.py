@@ -11,7 +11,18 @@ import ptxemu
 import pytest
 import torch
 from emulated_cuda import ROOT, Emulator, build_bindings, configure
-from test_cuda import IR_MUL, MUL_IR, Graph, channels_plan, check, check_convolution, mixed_plan, require_nvcc, seed
+from test_cuda import (
+    IR_MUL,
+    MUL_IR,
+    Graph,
+    channels_plan,
+    check,
+    check_convolution,
+    check_radial,
+    mixed_plan,
+    require_nvcc,
+    seed,
+)
 
 from eqk.testing import CASES
 
@@ -23,6 +34,7 @@ FORWARD, BACKWARD, DOUBLE_BACKWARD = (f"eqk_cuda_{name}_f32_l1" for name in ("fo
 GENERAL = "eqk_cuda_general"
 CONV_FORWARD, CONV_JVP = "eqk_cuda_conv_forward", "eqk_cuda_conv_forward_dual"
 CONV_BACKWARD, CONV_SUMS, CONV_ORDER = (f"eqk_cuda_conv_{name}" for name in ("backward", "sums", "order"))
+CONV_RADIAL = "eqk_cuda_conv_radial_3"  # exact to float32
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,9 @@ class Fault:
     def check(self, emulator, number):
         if "_conv_" in self.kernel:
             graph = Graph(23, 4, 3, torch.Generator().manual_seed(number))
+            if self.kernel == CONV_RADIAL:
+                check_radial(emulator, self.plan, graph, 4, seed=number, exacts=(True,))
+                return
             wanted = (self.kernel == CONV_BACKWARD,) * 3 + (self.kernel != CONV_BACKWARD,)
             check_convolution(emulator, self.plan, graph, 4, self.kernel == CONV_JVP, seed=number, wanted=wanted)
             return
@@ -119,6 +134,22 @@ FAULTS = {
     ),
     "gradients_of_y_of_other_lanes_dropped": Fault(
         CONV_BACKWARD, CONV + "cuda_backward.h", "sum_over_lanes<kPart>(y + first, this->lane_);", ";", WRONG, UNITS,
+    ),
+    "edge_left_out_at_the_end_of_a_quad": Fault(
+        CONV_RADIAL, CONV + "cuda_radial_edges.h", "present && place + e < behind;", "present && place + e < behind - 1;",
+        WRONG, UNITS,
+    ),
+    "low_parts_of_features_dropped": Fault(
+        CONV_RADIAL, CONV + "cuda_radial_warp.h", "multiply_add(w[tile][slot][m], part[p], h[tile][sum - p]);",
+        "if (sum == p) multiply_add(w[tile][slot][m], part[p], h[tile][sum - p]);", WRONG, UNITS,
+    ),
+    "sums_of_lanes_with_the_same_channels_dropped": Fault(
+        CONV_RADIAL, CONV + "cuda_radial_warp.h", "total.template add<float>(other);\n          if (add) {",
+        "if (add) {", WRONG, UNITS,
+    ),
+    "tile_of_edges_read_before_it_has_arrived": Fault(
+        CONV_RADIAL, CONV + "cuda_radial_warp.h", "wait_for_copies();\n        synchronize_team();", "wait_for_copies();",
+        UNINITIALISED, UNITS,
     ),
     "row_that_begins_an_edge_late": Fault(
         CONV_ORDER, CONV + "cuda.cu", "(low);", "(low + (r > 0 && low < a.edges));", WRONG, UNITS,
