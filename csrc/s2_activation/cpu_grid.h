@@ -61,12 +61,19 @@ void from_rings(const OrderTables<T>& order, const int* places, int rings, const
 template <class T, class V, int kOrders>
 void to_angles(const Lowered<T>& lowered, int orders, const V* c, V* even, V* odd) {
   const int count = kOrders ? kOrders : orders;
+  // Copies, which the compiler keeps in registers: values might lie where coefficients do.
+  const V mean = c[0];
+  V of_cosine[kOrders ? kOrders : kMaxDegree + 1], of_sine[kOrders ? kOrders : kMaxDegree + 1];
+  for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
+    of_cosine[m] = c[1 + m];
+    of_sine[m] = c[1 + count + m];
+  });
   const T *cosine = lowered.cosine.data(), *sine = lowered.sine.data();
   for (int j = 0; j < lowered.half(); ++j, cosine += lowered.mmax, sine += lowered.mmax) {
-    V e = c[0], o{};
+    V e = mean, o{};
     for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
-      e += cosine[m] * c[1 + m];
-      o += sine[m] * c[1 + count + m];
+      e += cosine[m] * of_cosine[m];
+      o += sine[m] * of_sine[m];
     });
     even[j] = e;
     odd[j] = o;
