@@ -133,7 +133,11 @@ class Grid {
     sums_ = aligned_array<V>(lowered_.rings * row(problem.result));
     values_ = aligned_array<V>(2 * lowered_.half() * coefficients_.size());
     with_function([&](auto function) {
-      with_derivative([&](auto k) { apply_function_ = &Grid::template apply_function<function, k>; });
+      with_derivative([&](auto k) {
+        apply_function_ = problem.factors.size() == 0   ? &Grid::template apply_function<function, k, 0>
+                          : problem.factors.size() == 1 ? &Grid::template apply_function<function, k, 1>
+                                                        : &Grid::template apply_function<function, k, -1>;
+      });
     });
   }
 
@@ -232,10 +236,10 @@ class Grid {
   }
 
   // At an angle a and at -a values are even + odd and even - odd; of the results the sum and the difference replace
-  // those of x.
-  template <Function function, int K>
+  // those of x. kFactors: how many, -1 for any.
+  template <Function function, int K, int kFactors>
   __attribute__((noinline)) void apply_function() {
-    const int half = lowered_.half(), factors = static_cast<int>(problem_.factors.size());
+    const int half = lowered_.half(), factors = kFactors < 0 ? static_cast<int>(problem_.factors.size()) : kFactors;
     V *const even = values_.get(), *const odd = even + half;
     const auto result = [&](int j, T sign) EQK_LAMBDA {
       V product = derivative<function, K, T, W>(even[j] + sign * odd[j]);
@@ -245,17 +249,19 @@ class Grid {
       }
       return product;
     };
-    for (int j = 0; j < half; ++j) {
-      const V first = result(j, 1);
-      if (!lowered_.has_mirror(j)) {
-        even[j] = first;
-        odd[j] = V{};
-        continue;
-      }
-      const V second = result(j, -1);
+    const auto alone = [&](int j) EQK_LAMBDA {
+      even[j] = result(j, 1);
+      odd[j] = V{};
+    };
+    // The first angle is its own mirror image, and of an even number the last one.
+    const bool last_alone = half > 1 && !lowered_.has_mirror(half - 1);
+    alone(0);
+    for (int j = 1; j < half - last_alone; ++j) {
+      const V first = result(j, 1), second = result(j, -1);
       even[j] = first + second;
       odd[j] = first - second;
     }
+    if (last_alone) alone(half - 1);
   }
 };
 
