@@ -30,19 +30,19 @@ from eqk._signals import count
 from eqk.reference.s2_activation import dense
 from eqk.register import MaybeTensor
 from eqk.s2_activation import MAX_FACTORS, _check, register_derivatives
-from eqk.s2_activation_plan import S2ActivationPlan
+from eqk.s2_activation_plan import POWERS, S2ActivationPlan
 from eqk.s2_quadrature import cached_tables
 from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on, power_of_2, with_adjacent_columns
 
 # tl.dot takes 8 or more of what it sums over in float32 (4 in float64).
-_LEAST_PART = 8
-_MOST_PART = 64
+_LEAST_PART = 16
+_MOST_PART = 32
 _TILE = 32  # points
 _LANES = 64
 # Bytes of coefficients and of a tile of the matrices: what any GPU has for the shared memory of a program.
 _SHARED = 64 << 10
-# Coefficients in the registers of 4 warps, of which more would spill; more of them have 8 warps.
-_COEFFICIENTS = 64 * 64
+# Bytes of coefficients that 4 warps have no spills with; more of them have 8 warps.
+_BYTES_OF_4_WARPS = 32 << 10
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -64,8 +64,8 @@ class _Side(Constant):
 class _Problem(Constant):
     """What a kernel knows at compile time; ``kinds``: 0 for x and 1 for z, of the factors and at last of the result.
 
-    ``held``: whether programs hold coefficients and all of the result. ``groups``: else of parts of it, and programs
-    that each have ``parts_of_group``.
+    ``held``: whether programs hold all coefficients and all of the result. Else several, of ``groups``, have
+    ``parts_of_group`` of its parts each.
     """
 
     sides: tuple[_Side, _Side]
@@ -81,6 +81,26 @@ class _Problem(Constant):
     parts_of_group: int
     compute: object
     wide: bool
+
+    @property
+    def padded(self) -> int:
+        """Points of whole tiles."""
+        return -(-self.points // self.tile) * self.tile
+
+    @property
+    def varies(self) -> bool:
+        """Whether f^(k) depends on x: none of a polynomial beyond its power minus 1 does."""
+        return self.power == 0 or self.derivative < self.power
+
+    @property
+    def power(self) -> int:
+        """Of x, which the function is; 0 for other functions."""
+        return POWERS.get(self.function, 0)
+
+    @property
+    def factor(self) -> float:
+        """Of f^(k): x^n has n! / (n - k)! x^(n - k), others k! times a coefficient of the Taylor series."""
+        return float(math.perm(self.power, self.derivative) if self.power else math.factorial(self.derivative))
 
 
 class _Launch(NamedTuple):
@@ -127,12 +147,12 @@ def lower(text: str, kinds: str, dtype: torch.dtype) -> _Launch:
     while lanes > 16 and size * (coefficients * lanes + matrices * tile) > _SHARED:
         lanes //= 2
     held = size * (coefficients * lanes + matrices * tile) <= _SHARED
-    groups, parts_of_group = 1, 0
+    groups, parts_of_group = 1, len(sides[numbers[-1]].parts)
     if not held:
         sides, lanes = tuple(_side(plan, kind, False) for kind in range(2)), _LANES * 4 // size // 2
         parts_of_group = min(2, len(sides[numbers[-1]].parts))
         groups = -(-len(sides[numbers[-1]].parts) // parts_of_group)
-    few = held and coefficients * lanes * size <= 4 * _COEFFICIENTS
+    few = held and size * coefficients * lanes <= _BYTES_OF_4_WARPS
     problem = _Problem(
         sides,
         plan.channels,
@@ -149,6 +169,18 @@ def lower(text: str, kinds: str, dtype: torch.dtype) -> _Launch:
         max(plan.dims) >= 2**30,
     )
     return _Launch(problem, 4 if few else 8)
+
+
+def options(launch: _Launch, hip: bool = torch.version.hip is not None) -> dict[str, object]:
+    """Of Triton's compiler."""
+    chosen: dict[str, object] = {"num_stages": 1, "enable_fp_fusion": True}
+    if hip:
+        # Warps are twice as wide, and threads have twice the registers if there are but 4.
+        return chosen | {"num_warps": 4}
+    if launch.problem.compute == tl.float32:
+        # Left alone, ptxas takes fewer registers, and the stack, to have more programs at once.
+        chosen["maxnreg"] = 128
+    return chosen | {"num_warps": launch.warps}
 
 
 @cached_tables
@@ -188,12 +220,6 @@ def _first_of(side, n):
 @triton.constexpr_function
 def _length_of(side, n):
     return side.parts[n][1]
-
-
-@triton.constexpr_function
-def _padded(problem):
-    """Points of whole tiles."""
-    return -(-problem.points // problem.tile) * problem.tile
 
 
 # Functions. What is no number stays so, and infinity is among the numbers that have a value.
@@ -355,16 +381,17 @@ def _times_x(x, s, K: tl.constexpr):
 
 
 @triton.jit
-def _taylor(x, function: tl.constexpr, K: tl.constexpr):
-    """a[K]"""
-    power: tl.constexpr = _power_of(function)
+def _derivative(x, M: tl.constexpr):
+    """f^(k)"""
+    function: tl.constexpr = M.function
+    K: tl.constexpr = M.derivative
     zero = tl.zeros(x.shape, x.dtype)
-    if power > 0:
-        if power < K:
+    if M.power > 0:
+        if M.power < K:
             return zero
         else:
-            a = zero + _binomial(power, K)
-            for _ in tl.static_range(power - K):
+            a = zero + M.factor
+            for _ in tl.static_range(M.power - K):
                 a *= x
             return a
     elif function == "relu":
@@ -382,11 +409,11 @@ def _taylor(x, function: tl.constexpr, K: tl.constexpr):
         else:
             return zero
     elif function == "sigmoid":
-        return _sigmoid_series(x, K)[K]
+        return _sigmoid_series(x, K)[K] * M.factor
     elif function == "silu":
-        return _times_x(x, _sigmoid_series(x, K), K)
+        return _times_x(x, _sigmoid_series(x, K), K) * M.factor
     elif function == "tanh":
-        return _tanh_series(x, K)[K]
+        return _tanh_series(x, K)[K] * M.factor
     elif function == "gelu":
         # x Phi, Phi' = phi
         distribution = (_distribution(x),)
@@ -394,43 +421,15 @@ def _taylor(x, function: tl.constexpr, K: tl.constexpr):
             phi = _normal_series(x, K - 1)
             for n in tl.static_range(K):
                 distribution = distribution + (phi[n] * (1.0 / (n + 1)),)
-        return _times_x(x, distribution, K)
+        return _times_x(x, distribution, K) * M.factor
     elif K > 0:
         # of softplus, shifted by log(2) or not
-        return _sigmoid_series(x, K - 1)[K - 1] * (1.0 / K)
+        return _sigmoid_series(x, K - 1)[K - 1] * (M.factor / K)
     else:
         value = tl.maximum(x, 0) + _log1p(_exp(tl.where(x < 0, x, -x)))
         if function == "ssp":
             value -= 0.6931471805599453
         return value
-
-
-@triton.constexpr_function
-def _power_of(function):
-    return {"identity": 1, "square": 2, "cube": 3, "quartic": 4}.get(function, 0)
-
-
-@triton.constexpr_function
-def _binomial(n, k):
-    return float(math.comb(n, k))
-
-
-@triton.constexpr_function
-def _factorial(k):
-    return float(math.factorial(k))
-
-
-@triton.constexpr_function
-def _needs_x(problem):
-    """Whether f^(k) is none of the polynomials that have one value."""
-    power = {"identity": 1, "square": 2, "cube": 3, "quartic": 4}.get(problem.function)
-    return power is None or problem.derivative < power
-
-
-@triton.constexpr_function
-def _needs(problem, kind):
-    """Whether a matrix is used."""
-    return kind in problem.kinds or (kind == 0 and _needs_x.fn(problem))
 
 
 # Transforms. ``row``, ``channel`` and whether there is such a row are [1, lanes].
@@ -465,8 +464,11 @@ def _held(pointer, stride, row, channel, valid, side: tl.constexpr, M: tl.conste
     out = ()
     if M.held:
         for n in tl.static_range(_parts_of(side)):
-            first: tl.constexpr = _first_of(side, n)
-            out = out + (_coefficients(pointer, row * stride, channel, valid, first, _length_of(side, n), side, M),)
+            out = out + (
+                _coefficients(
+                    pointer, row * stride, channel, valid, _first_of(side, n), _length_of(side, n), side, M
+                ),
+            )  # fmt: skip
     return out
 
 
@@ -477,18 +479,14 @@ def _tile_of(matrix, points, first, length: tl.constexpr, side: tl.constexpr):
 
 
 @triton.jit
-def _tiles(matrix, points, kind: tl.constexpr, M: tl.constexpr):
-    side: tl.constexpr = _side_of(M, kind)
-    out = ()
-    if M.held and _needs(M, kind):
-        for n in tl.static_range(_parts_of(side)):
-            out = out + (_tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side),)
-    return out
+def _fence():
+    """Between transforms: else the assembler loads what the next one needs as well, and has too few registers."""
+    tl.debug_barrier()
 
 
 @triton.jit
 def _values(
-    pointer, stride, row, channel, valid, held, tiles, matrix, points, kind: tl.constexpr, M: tl.constexpr
+    pointer, stride, row, channel, valid, held, matrix, points, kind: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """[points, lanes]: of a signal."""
     side: tl.constexpr = _side_of(M, kind)
@@ -496,7 +494,10 @@ def _values(
     total = tl.zeros([M.tile, M.lanes], T)
     if M.held:
         for n in tl.static_range(len(held)):
-            total = tl.dot(tiles[n], held[n], total, input_precision="ieee", out_dtype=T)
+            if n > 0:
+                _fence()
+            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side)
+            total = tl.dot(tile, held[n], total, input_precision="ieee", out_dtype=T)
     else:
         length: tl.constexpr = _length_of(side, 0)
         for first in tl.range(0, side.width, length, num_stages=1):
@@ -508,13 +509,14 @@ def _values(
 
 
 @triton.jit
-def _projected(totals, f, tiles, matrix, points, part, kind: tl.constexpr, M: tl.constexpr):
+def _projected(totals, f, matrix, points, part, kind: tl.constexpr, M: tl.constexpr):
     """``totals`` and the transpose of a matrix, from part ``part``, times values [points, lanes]."""
     side: tl.constexpr = _side_of(M, kind)
     out = ()
     for n in tl.static_range(len(totals)):
+        _fence()
         if M.held:
-            tile = tiles[n]
+            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side)
         else:
             tile = _tile_of(matrix, points, (part + n) * _length_of(side, 0), _length_of(side, 0), side)
         out = out + (tl.dot(tl.trans(tile), f, totals[n], input_precision="ieee", out_dtype=M.compute),)
@@ -540,7 +542,7 @@ def kernel(
     side: tl.constexpr = _side_of(M, kind)
     x_side: tl.constexpr = _side_of(M, 0)
     held_x = ()
-    if _needs_x(M):
+    if M.varies:
         held_x = _held(x, sx, row, channel, valid, x_side, M)
     factors: tl.constexpr = len(M.kinds) - 1
     pointers = (v1, v2, v3, v4)
@@ -550,26 +552,27 @@ def kernel(
         held = held + (_held(pointers[i], strides[i], row, channel, valid, _side_of(M, _kind_of(M, i)), M),)
     totals = ()
     part = group * M.parts_of_group
-    for i in tl.static_range(_parts_of(side) if M.held else M.parts_of_group):
+    parts: tl.constexpr = M.parts_of_group
+    for i in tl.static_range(parts):
         totals = totals + (tl.zeros([_length_of(side, i), M.lanes], M.compute),)
-    for first in tl.range(0, _padded(M), M.tile, num_stages=1):
+    for first in tl.range(0, M.padded, M.tile, num_stages=1):
         points = first + tl.arange(0, M.tile)
-        tiles = (_tiles(to, points, 0, M), _tiles(back, points, 1, M))
         matrices = (to, back)
-        if _needs_x(M):
-            values = _values(x, sx, row, channel, valid, held_x, tiles[0], to, points, 0, M)
+        if M.varies:
+            values = _values(x, sx, row, channel, valid, held_x, to, points, 0, M)
         else:
             values = tl.zeros([M.tile, M.lanes], M.compute)
-        f = _taylor(values, M.function, M.derivative) * _factorial(M.derivative)
+        f = _derivative(values, M)
         for i in tl.static_range(factors):
-            of: tl.constexpr = _kind_of(M, i)
+            _fence()
             f *= _values(
-                pointers[i], strides[i], row, channel, valid, held[i], tiles[of], matrices[of], points, of, M
+                pointers[i], strides[i], row, channel, valid, held[i],
+                matrices[_kind_of(M, i)], points, _kind_of(M, i), M,
             )  # fmt: skip
-        if _padded(M) > M.points:
+        if M.padded > M.points:
             # Where there is no point the matrix is zero, and zero times infinity is no number.
             f = tl.where(points[:, None] < M.points, f, 0)
-        totals = _projected(totals, f, tiles[kind], matrices[kind], points, part, kind, M)
+        totals = _projected(totals, f, matrices[kind], points, part, kind, M)
     for i in tl.static_range(len(totals)):
         at = _first_of(side, i) if M.held else (part + i) * _length_of(side, 0)
         column, there = _columns(at, _length_of(side, i), channel, side, M)
@@ -581,26 +584,25 @@ def kernel(
 
 def _run(op: str, x: Tensor, factors: tuple[MaybeTensor, ...], plan: str, kinds: str) -> Tensor:
     _check(op, x, factors, plan, kinds)
-    problem, warps = lower(plan, kinds, x.dtype)
+    launch = lower(plan, kinds, x.dtype)
+    problem, chosen = launch.problem, options(launch)
     columns = problem.channels * problem.sides[problem.kinds[-1]].components
     out = x.new_empty(x.shape[0], columns)
     if not out.numel():
         return out
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    points = -(-problem.points // problem.tile) * problem.tile
     widths = tuple(side.width for side in problem.sides)
-    matrices = matrices_of(plan, widths, points, wide, x.device)
+    matrices = matrices_of(plan, widths, problem.padded, wide, x.device)
     operands = [with_adjacent_columns(t) for t in (x, *factors)]
     # A pointer that no code reads still has to be one.
     pointers = [x if t is None else t for t in operands]
     strides = [0 if t is None else t.stride(0) for t in operands]
     programs = -(-x.shape[0] * problem.channels // problem.lanes) * problem.groups
-    most = max_grid(warps)
+    most = max_grid(chosen["num_warps"])
     for begin in range(0, programs, most):
         with on(x.device):
             kernel[(min(most, programs - begin),)](
-                *pointers, out, *matrices, *strides, columns, begin, x.shape[0], problem,
-                num_warps=warps, num_stages=1, enable_fp_fusion=True,
+                *pointers, out, *matrices, *strides, columns, begin, x.shape[0], problem, **chosen
             )  # fmt: skip
     return out
 
