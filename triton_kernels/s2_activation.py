@@ -37,6 +37,7 @@ from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on
 # tl.dot takes 8 or more of what it sums over in float32 (4 in float64).
 _LEAST_PART = 16
 _MOST_PART = 32
+_PARTS_OF_GROUP = 4  # of the result, where coefficients do not fit
 _TILE = 32  # points
 _LANES = 64
 # Bytes of coefficients and of a tile of the matrices: what any GPU has for the shared memory of a program.
@@ -150,7 +151,7 @@ def lower(text: str, kinds: str, dtype: torch.dtype) -> _Launch:
     groups, parts_of_group = 1, len(sides[numbers[-1]].parts)
     if not held:
         sides, lanes = tuple(_side(plan, kind, False) for kind in range(2)), _LANES * 4 // size // 2
-        parts_of_group = min(2, len(sides[numbers[-1]].parts))
+        parts_of_group = min(_PARTS_OF_GROUP, len(sides[numbers[-1]].parts))
         groups = -(-len(sides[numbers[-1]].parts) // parts_of_group)
     few = held and size * coefficients * lanes <= _BYTES_OF_4_WARPS
     problem = _Problem(
@@ -473,9 +474,14 @@ def _held(pointer, stride, row, channel, valid, side: tl.constexpr, M: tl.conste
 
 
 @triton.jit
-def _tile_of(matrix, points, first, length: tl.constexpr, side: tl.constexpr):
+def _tile_of(matrix, points, first, length: tl.constexpr, side: tl.constexpr, M: tl.constexpr):
     """[points, length] of a matrix, from component ``first``."""
-    return tl.load(matrix + points[:, None] * side.width + (first + tl.arange(0, length))[None, :])
+    column = (first + tl.arange(0, length))[None, :]
+    if M.held:
+        return tl.load(matrix + points[:, None] * side.width + column)
+    else:
+        # The last group may have fewer parts than others.
+        return tl.load(matrix + points[:, None] * side.width + column, mask=column < side.width, other=0)
 
 
 @triton.jit
@@ -496,14 +502,14 @@ def _values(
         for n in tl.static_range(len(held)):
             if n > 0:
                 _fence()
-            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side)
+            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side, M)
             total = tl.dot(tile, held[n], total, input_precision="ieee", out_dtype=T)
     else:
         length: tl.constexpr = _length_of(side, 0)
         for first in tl.range(0, side.width, length, num_stages=1):
             part = _coefficients(pointer, row * stride, channel, valid, first, length, side, M)
             total = tl.dot(
-                _tile_of(matrix, points, first, length, side), part, total, input_precision="ieee", out_dtype=T
+                _tile_of(matrix, points, first, length, side, M), part, total, input_precision="ieee", out_dtype=T
             )
     return total
 
@@ -516,9 +522,9 @@ def _projected(totals, f, matrix, points, part, kind: tl.constexpr, M: tl.conste
     for n in tl.static_range(len(totals)):
         _fence()
         if M.held:
-            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side)
+            tile = _tile_of(matrix, points, _first_of(side, n), _length_of(side, n), side, M)
         else:
-            tile = _tile_of(matrix, points, (part + n) * _length_of(side, 0), _length_of(side, 0), side)
+            tile = _tile_of(matrix, points, (part + n) * _length_of(side, 0), _length_of(side, 0), side, M)
         out = out + (tl.dot(tl.trans(tile), f, totals[n], input_precision="ieee", out_dtype=M.compute),)
     return out
 
