@@ -10,8 +10,8 @@ no memory, each result is written once, and nothing is atomic.
 
 Components are cut into parts that are powers of 2, as tl.dot has them; what is beyond the last component or point is
 zero in the matrices and in the coefficients. Lanes share no sum, so that what is no number stays in its lane. Plans
-whose coefficients no multiprocessor holds read them again for each tile, and several programs make the same values for
-parts of the result.
+whose coefficients do not fit into shared memory read them again for each tile, and several programs make the same
+values for parts of the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from eqk.s2_activation_plan import POWERS, S2ActivationPlan
 from eqk.s2_quadrature import cached_tables
 from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on, power_of_2, with_adjacent_columns
 
-# tl.dot takes 8 or more of what it sums over in float32 (4 in float64).
+# Lengths of parts. tl.dot takes 8 or more of what it sums over; fewer than 16 have a layout of their own, and more than
+# 32 take more registers than there are.
 _LEAST_PART = 16
 _MOST_PART = 32
 _PARTS_OF_GROUP = 4  # of the result, where coefficients do not fit
