@@ -184,7 +184,7 @@ def test_device_and_size_of_launches(monkeypatch):
             devices.append(None)
 
     monkeypatch.setattr(kernels, "kernel", Recorder())
-    monkeypatch.setattr(kernels, "_on", On)
+    monkeypatch.setattr(kernels, "on", On)
     rows = 2**33
     v = [torch.empty(rows, n, device="meta") for n in (1, 1)]
     kernels._run("tensor_product", (*v, None), None, (None,) * 4, SCALARS, False, (False, False, False, True))
@@ -203,7 +203,7 @@ def test_device_and_size_of_launches(monkeypatch):
 
 
 def test_launches_on_the_device_of_the_operands():
-    on = kernels._on(torch.device("cuda", 1))
+    on = kernels.on(torch.device("cuda", 1))
     assert isinstance(on, torch.cuda.device)
     assert on.idx == 1
 

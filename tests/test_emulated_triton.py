@@ -7,12 +7,17 @@ import pkgutil
 
 import ptxemu
 import pytest
+import torch
 import triton
 from emulated_triton import Driver, Emulator, name_of
+from fuzz import s2_activation_truth
 from test_cuda import ACCURACY, IR_MUL, SMALL, check, seed
 
 import eqk
 from eqk import triton_kernels
+from eqk.s2_activation_plan import FUNCTIONS
+from eqk.testing import random_s2_activation, relative_error
+from eqk.triton_kernels import s2_activation
 from eqk.triton_kernels import tensor_product as kernels
 
 # Small, because the time to compile grows with the square of a kernel's length. No path reaches 2x1e.
@@ -66,7 +71,8 @@ def driver(tmp_path_factory):
         patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
         triton.runtime.driver.set_active(driver)
         yield driver
-        kernels.kernel.device_caches.clear()
+        for module in (kernels, s2_activation):
+            module.kernel.device_caches.clear()
         triton.runtime.driver.set_active(None)
 
 
@@ -154,6 +160,67 @@ def test_vectors(emulator):
     check(emulator, plan, "float32", False, seed=seed(), pad=0)
 
 
+def check_s2_activation(plan, kinds, dtype, generator, rows=5, pad=3):
+    """Rows are apart by columns of NaN, whose memory ends with the last row."""
+    operands = []
+    for kind in "x" + kinds[1:-2]:
+        columns = plan.dims["xz".index(kind)]
+        wide = torch.full((rows, columns + pad), torch.nan, dtype=dtype)
+        wide[:, :columns] = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        operands.append(wide.flatten()[: rows * (columns + pad) - pad].as_strided((rows, columns), (columns + pad, 1)))
+    got = s2_activation._product(*operands, *[None] * (5 - len(operands)), str(plan), kinds)
+    expected = s2_activation_truth(operands[0], operands[1:], str(plan), kinds)
+    error = relative_error(got, expected)
+    # A derivative of a function that tends to a constant is small beside the rounding errors of its argument.
+    close = dtype == torch.float32 and bool(((got - expected).abs() < 1e-4).all())
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    assert error < limit or close, f"{kinds} of {plan} in {dtype}: error {error:.1e}"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_s2_activation_functions(driver, function, rng, generator):
+    """Of each order; of one it is the function's last that float32 and float64 share the code of."""
+    layouts = [rng.choice(("ir_mul", "mul_ir")) for _ in range(2)]
+    plan = eqk.S2ActivationPlan.normalized(1, 2, 3, function, (3, 5), layout_in=layouts[0], layout_out=layouts[1])
+    for order in range(5):
+        kinds = f"{order}{rng.choice(('', 'x', 'z', 'xz'))}>{rng.choice('xz')}"
+        check_s2_activation(plan, kinds, torch.float64 if order % 2 else torch.float32, generator)
+        check_s2_activation(plan, kinds, rng.choice((torch.float64, torch.float16, torch.bfloat16)), generator, rows=1)
+
+
+def test_s2_activation_plans(driver, rng, generator):
+    """Any plan; and coefficients that are read for each tile, with several programs for the result."""
+    for _ in range(3):
+        plan = random_s2_activation(rng, 3)
+        smooth = "silu" if plan.function in ("relu", "abs") else plan.function
+        plan = dataclasses.replace(plan, function=smooth, channels=rng.choice((1, 3, 17)))
+        letters = [rng.choice("xz") for _ in range(rng.randint(1, 5))]
+        check_s2_activation(plan, f"{rng.randint(0, 2)}{''.join(letters[:-1])}>{letters[-1]}", torch.float32, generator)
+    plan = eqk.S2ActivationPlan.normalized(1, 11, 3, "silu", (3, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s2_activation, "_SHARED", 1)
+        s2_activation.lower.cache_clear()
+        assert s2_activation.lower(str(plan), "1zx>z", torch.float32).problem.groups == 2
+        check_s2_activation(plan, "1zx>z", torch.float32, generator)
+        check_s2_activation(plan, "1zx>z", torch.float64, generator)
+    s2_activation.lower.cache_clear()
+
+
+def test_s2_activation_sm_80(driver, generator, monkeypatch):
+    monkeypatch.setattr(driver, "architecture", 80)
+    plan = eqk.S2ActivationPlan.normalized(4, 4, 3, "silu", (6, 6))
+    for dtype in (torch.float32, torch.float64):
+        check_s2_activation(plan, "1z>x", dtype, generator)
+    for rows in (0, 1, 21, 22):  # of 3 channels; 64 lanes
+        check_s2_activation(plan, "0>z", torch.float32, generator, rows)
+
+
+def test_s2_activation_of_aligned_rows(driver, generator):
+    """Rows that begin at multiples of 16 bytes and channels in powers of 2, for which Triton compiles another kernel."""
+    plan = eqk.S2ActivationPlan.normalized(2, 2, 64, "silu", (4, 5))
+    check_s2_activation(plan, "1z>x", torch.float32, generator, rows=2, pad=0)
+
+
 FAULTS = {
     "rows_beyond_the_last": (
         "_section", "mask = row_mask & (own < S.extent)", "mask = own < S.extent", False,
@@ -165,8 +232,8 @@ FAULTS = {
 
 
 @contextlib.contextmanager
-def planted(name, text, instead):
-    function = getattr(kernels, name)
+def planted(name, text, instead, module=kernels):
+    function = getattr(module, name)
     sound = function.src
     assert sound.count(text) == 1, f"{name}: expected {text!r} once, got {sound.count(text)}"
 
@@ -175,7 +242,7 @@ def planted(name, text, instead):
         # Triton keeps kernels by the hash of their source and of that of the functions that they call.
         for f in functions():
             f.hash = None
-        kernels.kernel.device_caches.clear()
+        module.kernel.device_caches.clear()
 
     become(sound.replace(text, instead))
     try:
@@ -189,6 +256,24 @@ def test_planted_fault_is_found(emulator, fault):
     *where, dual, (error, message) = fault
     with planted(*where), pytest.raises(error, match=message):
         check(emulator, UVU, "float32", dual, OUT, missing=(3,), seed=seed())
+
+
+S2_FAULTS = {
+    "a_wrong_product": ("_sigmoid_series", "s[i] * s[n - i]", "s[i] * s[i]", (AssertionError, r"error \d")),
+    "rows_beyond_the_last": (
+        "_coefficients", "mask=there & valid", "mask=there", (ptxemu.MemoryFault, "out-of-bounds access"),
+    ),
+    "a_degree_too_low": ("_columns", "i >= degree * degree", "i > degree * degree", (AssertionError, "error (\\d|inf)")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", S2_FAULTS.values(), ids=S2_FAULTS)
+def test_fault_in_s2_activation_is_found(driver, fault, generator):
+    *where, (error, message) = fault
+    plan = eqk.S2ActivationPlan.normalized(2, 1, 3, "silu", (3, 5), layout_in="mul_ir")
+    check_s2_activation(plan, "2zx>x", torch.float32, generator)
+    with planted(*where, s2_activation), pytest.raises(error, match=message):
+        check_s2_activation(plan, "2zx>x", torch.float32, generator)
 
 
 def test_every_function_was_executed(driver):

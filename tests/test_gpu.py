@@ -7,6 +7,8 @@ from test_tensor_product_conv import graph, operands_of
 
 import eqk
 from eqk import dispatch, reference
+from eqk.s2_activation import dispatched_s2_activation
+from eqk.s2_activation_plan import FUNCTIONS
 from eqk.testing import CASES, assert_close, random_operands
 
 pytestmark = pytest.mark.gpu
@@ -55,6 +57,25 @@ def test_16_bit(case, dtype, backend, generator):
     operands = random_operands(case.plan, case.rows, torch.float32, generator)
     operands = [t if t is None or t.numel() == 0 else t / t.abs().max() for t in operands]
     compare(case.plan, cast(operands, dtype), generator, (dtype,), op=on_gpu(case.plan, backend))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_s2_activation(function, generator):
+    """By Triton where it can be imported: EquiformerV2's grid, channels first, coefficients that do not fit."""
+    for lmaxes, channels, rows, res, layout in (
+        ((6, 6), 128, 70, (18, 18), "ir_mul"),
+        ((2, 3), 5, 33, (5, 9), "mul_ir"),
+        ((1, 12), 3, 9, (8, 14), "ir_mul"),
+    ):
+        plan = eqk.S2ActivationPlan.normalized(*lmaxes, channels, function, res, layout_in=layout)
+        x = torch.randn(rows, plan.dims[0], generator=generator)
+        orders = 1 if function in ("relu", "abs") else 3 if channels < 128 else 2
+        dtypes = (torch.float64,) if function in ("relu", "abs") else (torch.float64, torch.float32)
+        ops = (
+            lambda x, plan=plan: reference.s2_activation(x, plan),
+            lambda x, plan=plan: dispatched_s2_activation(x.to(HERE), str(plan)).cpu(),
+        )
+        compare(plan, (x,), generator, dtypes, orders, *ops)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 15, 17, 257, 10_000])

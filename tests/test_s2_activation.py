@@ -76,7 +76,9 @@ def test_values_of_functions(function, dtype):
         exact = f.abs() > 0.1
     if function in ("gelu", "softplus", "silu", "sigmoid"):
         exact = exact & (f > -30)
-    assert error[exact].max() < 100 * torch.finfo(dtype).eps
+    # Far below zero gelu is x exp(-x^2 / 2) / x: a rounding of x is one of f times x^2.
+    condition = 1 + f.clamp(max=0).square() / 20 if function == "gelu" else torch.ones_like(f)
+    assert (error / condition)[exact].max() < 100 * torch.finfo(dtype).eps
     assert (got - expected).abs().max() < 100 * torch.finfo(dtype).eps * expected.abs().max()
     for special in (math.nan, math.inf, -math.inf):
         x = torch.full((20, 1), special, dtype=dtype)
@@ -460,7 +462,7 @@ def test_bad_input():
             lambda: derivative(x, x, None, None, None, good, "1z>x"),
         ),
         (
-            "v2: expected dtype Float as x has, got Double",
+            "v2: expected dtype (Float|torch.float32) as x has, got (Double|torch.float64)",
             RuntimeError,
             lambda: derivative(x, v, x.double(), None, None, good, "2zx>x"),
         ),

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated_cuda import cuobjdump
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 import eqk.o3
 from eqk import Plan, dispatch, testing
+from eqk.s2_activation_plan import FUNCTIONS
 from eqk.testing import CASES
 
 triton = pytest.importorskip("triton")
@@ -42,9 +44,10 @@ MEMBERS = {  # results, whether on dual numbers
 }
 
 
-def test_interpreted():
-    """interpreted_triton.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "interpreted_triton.py")]
+@pytest.mark.parametrize("name", ["triton", "s2_activation"])
+def test_interpreted(name):
+    """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -101,6 +104,60 @@ def test_compile_time_is_bounded(tmp_path, monkeypatch):
         member: kernels.lower(str(plan), (0, 1, 2), varies) for member, varies in (("", None), ("dual", (True,) * 4))
     }
     assert len(count["dual"]) > len(count[""]) > 1
+
+
+def compiled_s2_activation(plan, kinds, dtype, target):
+    from triton.backends.compiler import GPUTarget
+
+    from eqk.triton_kernels import s2_activation as kernels
+
+    names = kernels.kernel.arg_names
+    wide = "*fp64" if dtype == torch.float64 else "*fp32"
+    pointer = {torch.bfloat16: "*bf16"}.get(dtype, wide)
+    signature = dict.fromkeys(names[:6], pointer) | dict.fromkeys(names[6:8], wide) | dict.fromkeys(names[8:], "i64")
+    # As of operands that torch has allocated, of rows of a multiple of 16 elements.
+    aligned = {
+        (n,): [["tt.divisibility", 16]] for n, name in enumerate(names) if name not in ("first_program", "rows", "M")
+    }
+    launch = kernels.lower(str(plan), kinds, dtype)
+    source = triton.compiler.ASTSource(kernels.kernel, signature | {"M": "constexpr"}, {"M": launch.problem}, aligned)
+    options = kernels.options(launch, target == "gfx942")
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+
+def spills(kernel, target, path):
+    """Bytes on the stack, or on AMD's GPUs registers, of a thread."""
+    if target == "gfx942":
+        return int(re.search(r"\.vgpr_spill_count: *(\d+)", kernel.asm["amdgcn"])[1])
+    path.write_bytes(kernel.asm["cubin"])
+    return int(re.search(r"STACK:(\d+)", cuobjdump("--dump-resource-usage", path))[1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("lmax", [4, 6, 20])
+def test_s2_activation_compiles_ahead_of_time(lmax, target, tmp_path, monkeypatch):
+    """On EquiformerV2's grid; within the shared memory that each of the GPUs has and, but in float64, without spills."""
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    plan = eqk.S2ActivationPlan.normalized(lmax, lmax, 128, "silu", (18, 18), "soft")
+    calls = [("0>z", torch.float32), ("1z>x", torch.float32), ("2zx>x", torch.bfloat16), ("1z>x", torch.float64)]
+    for kinds, dtype in [*calls, ("4zxxx>x", torch.float32)]:
+        kernel = compiled_s2_activation(plan, kinds, dtype, target)
+        if dtype != torch.float64:
+            assert spills(kernel, target, tmp_path / "kernel.cubin") == 0, (kinds, dtype)
+        assert kernel.metadata.shared <= 64 << 10
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_compiles(function, tmp_path, monkeypatch):
+    """Of each order, with layouts that have channels first."""
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    layouts = dict(layout_in="mul_ir", layout_out="mul_ir")
+    plan = eqk.S2ActivationPlan.normalized(1, 2, 3, function, (3, 4), **layouts)
+    for order in range(5):
+        kernel = compiled_s2_activation(
+            plan, f"{order}{'zxxx'[:order]}>x", (torch.float32, torch.float64)[order % 2], "sm_90"
+        )
+        assert "kernel" in kernel.asm["ptx"]
 
 
 def operands():
@@ -191,6 +248,25 @@ def test_explain_agrees_with_what_runs():
     for nothing in ((), (None,)):
         with pytest.raises(ValueError, match="tensors: expected those that tensor_product is to be called with"):
             dispatch.explain("tensor_product", *nothing)
+
+
+def test_s2_activation_on_every_device():
+    x = torch.randn(2, 4, 3)
+    for device, chosen in (("cuda", "triton"), ("mps", "torch"), ("meta", "meta"), ("cpu", "cpu")):
+        assert dispatch.choose("s2_activation", torch.device(device)) == chosen
+    with dispatch.use_backend("triton"):
+        explained = dispatch.explain("s2_activation", x)
+        assert "  triton: the tensors are on cpu, where Triton runs only with TRITON_INTERPRET=1 set" in explained
+        with pytest.raises(RuntimeError, match="eqk::s2_activation: backend triton cannot run: the tensors are on cpu"):
+            eqk.s2_activation(x, "silu")
+    assert "  torch: the op has a kernel there" in explained
+    # An op of Triton has no kernel for tensors on the CPU, in this process.
+    with pytest.raises(NotImplementedError, match="eqk_triton::s2_activation"):
+        torch.ops.eqk_triton.s2_activation(x.flatten(1), str(eqk.S2ActivationPlan(1, 1, 3, "silu", (2, 3))))
+    shape = torch.ops.eqk_triton.s2_activation(
+        x.flatten(1).to("meta"), str(eqk.S2ActivationPlan(1, 2, 3, "silu", (2, 3)))
+    ).shape
+    assert shape == (2, 27)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +378,8 @@ def test_environment_chooses_the_backend_of_modules():
 
 def test_imports_without_triton():
     code = "import sys; sys.modules['triton'] = None; import torch, eqk; from eqk import dispatch\n"
-    code += "print(dispatch.can_run_triton('tensor_product', torch.device('cuda')))"
+    code += "print(dispatch.can_run_triton('tensor_product', torch.device('cuda')))\n"
+    code += "print(dispatch.choose('s2_activation', torch.device('cuda')))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "Triton cannot be imported" in process.stdout, process.stderr
+    assert process.stdout.endswith("\ntorch\n")

@@ -22,12 +22,10 @@ opaque.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -39,8 +37,7 @@ from eqk._library import wigner_3j
 from eqk.plan import Plan
 from eqk.register import MaybeTensor, Multilinear
 from eqk.tensor_product import _batch, _check, _shapes
-
-INTERPRETED = triton.knobs.runtime.interpret
+from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on, power_of_2, with_adjacent_columns
 
 # Slots, in the order of the operands; as constexpr because kernels read them.
 _X = tl.constexpr(0)
@@ -52,36 +49,12 @@ _FAN_OUT = ("uvw", "uuw", "u<vw")
 _TILE = 256
 _MAX_CHANNELS = 64
 _WARPS = 4
-# HIP counts threads of a dimension in 32 bits, 64 of them a warp; CUDA allows 2^31 - 1 programs.
-_MAX_GRID = (2**32 - 1) // (_WARPS * 64)
+_MAX_GRID = max_grid(_WARPS)
 _ROW_CHUNKS = 256
 # Straight-line code beyond this many operations, as _operations counts them, goes to another kernel: the time to
 # compile one grows with the square, since Triton's coalescing pass walks, for each load, all that is connected to it.
 # Programs of different kernels share nothing but what the L2 cache holds.
 _MAX_OPERATIONS = 1300
-
-
-class _Constant:
-    """A constant of kernels that is known by a digest of its content.
-
-    Triton knows constants by their string, in the names of functions and in its cache on disk, which outlives this
-    process and this file. Kernels cannot look constants up in a global variable, because Triton refuses to launch a
-    kernel after a global that it refers to has changed.
-    """
-
-    @functools.cached_property
-    def digest(self) -> str:
-        content = [getattr(self, f.name) for f in fields(self)]
-        return hashlib.sha256(repr(content).encode()).hexdigest()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.digest})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
 
 
 @dataclass(frozen=True)
@@ -94,7 +67,7 @@ class _View:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class _Path(_Constant):
+class _Path(Constant):
     mode: str
     fan_out: bool
     ordered: bool
@@ -115,7 +88,7 @@ class _Path(_Constant):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class _Section(_Constant):
+class _Section(Constant):
     """One segment of one result: programs [begin, end) own ``extent`` channels of ``d`` components each.
 
     With ``reduce`` a program owns one channel and its lanes are those of the innermost sum.
@@ -132,7 +105,7 @@ class _Section(_Constant):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class _Table(_Constant):
+class _Table(Constant):
     """The sections of a kernel."""
 
     sections: tuple[_Section, ...]
@@ -200,10 +173,6 @@ def _views(irreps, layout: str) -> list[_View]:
         _View(columns.start, ir.dim, 1) if layout == "mul_ir" else _View(columns.start, 1, mul)
         for columns, (mul, ir) in zip(irreps.slices(), irreps, strict=True)
     ]
-
-
-def _power_of_2(n: int, limit: int) -> int:
-    return min(limit, 1 << max(0, n - 1).bit_length())
 
 
 def _operations(path: _Path, slot: int, varies: tuple[bool, ...] | None) -> int:
@@ -286,7 +255,7 @@ def lower(text: str, slots: tuple[int, ...], varies: tuple[bool, ...] | None = N
         if not group:
             return
         lanes = max(max((p.inner for p in s.paths), default=1) if s.reduce else s.extent for s in group)
-        channels = _power_of_2(lanes, _MAX_CHANNELS)
+        channels = power_of_2(lanes, _MAX_CHANNELS)
         placed, begin = [], 0
         for s in group:
             end = begin + (s.extent if s.reduce else -(-s.extent // channels))
@@ -707,7 +676,7 @@ def _section_over_rows(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class _Meta(_Constant):
+class _Meta(Constant):
     """What every function of a kernel knows at compile time; d*: which operands vary (have a tangent)."""
 
     R: int
@@ -761,9 +730,6 @@ def kernel(
 # The ops.
 
 
-_COMPUTE = {torch.float64: tl.float64}
-
-
 def _prepared(
     op: str, v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], text: str
 ) -> list[MaybeTensor]:
@@ -776,12 +742,7 @@ def _prepared(
     operands = [*v, g, *t]
     if weightless:
         operands[2] = operands[6] = None
-    return [o if o is None or o.shape[-1] <= 1 or o.stride(-1) == 1 else o.contiguous() for o in operands]
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, whatever that of its arguments."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    return [with_adjacent_columns(o) for o in operands]
 
 
 def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Tensor]:
@@ -792,7 +753,7 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
     slots = [n for n in range(4) if wanted[n] and shapes[n] is not None]
     results = [x.new_empty(shapes[n] if n in slots else (0,)) for n in range(4)]
     shared = Plan.parse(text).weights == "shared"
-    compute = _COMPUTE.get(x.dtype, tl.float32)
+    compute = compute_type(x.dtype)
     if not rows:
         return [r.zero_() for r in results]
     varies = tuple(o is not None for o in operands[4:])
@@ -810,7 +771,7 @@ def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Ten
         most = max(1, _MAX_GRID // launch.blocks)
         for begin in range(0, row_blocks, most):
             grid = (min(most, row_blocks - begin) * launch.blocks,)
-            with _on(x.device):
+            with on(x.device):
                 kernel[grid](
                     *pointers, *targets, *strides, *columns, begin, steps, rows,
                     launch.table, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
@@ -854,7 +815,7 @@ def _register() -> tuple[torch.library.Library, Multilinear]:
     for suffix, function in kernels.items():
         schema = str(getattr(torch.ops.eqk, f"tensor_product{suffix}").default._schema)
         library.define(schema.removeprefix("eqk::"))
-        for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+        for key in KEYS:
             library.impl(f"tensor_product{suffix}", function, key)
     return library, Multilinear("eqk_triton", "tensor_product", 3, 2, _check, _shapes, _batch)
 

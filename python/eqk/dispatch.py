@@ -78,7 +78,8 @@ def use_backend(backend: str) -> Iterator[None]:
 def _triton_ops() -> str | None:
     """Registers ``torch.ops.eqk_triton.*``; the reason why it cannot, or None."""
     try:
-        importlib.import_module("eqk.triton_kernels.tensor_product")
+        for op in ("tensor_product", "s2_activation"):
+            importlib.import_module(f"eqk.triton_kernels.{op}")
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     return None
@@ -91,7 +92,7 @@ def _triton_reason() -> str | None:
 
 @_constant_when_traced
 def _triton_interpreted() -> bool:
-    return importlib.import_module("eqk.triton_kernels.tensor_product").INTERPRETED
+    return importlib.import_module("eqk.triton_kernels.common").INTERPRETED
 
 
 @_constant_when_traced
@@ -173,7 +174,7 @@ _BACKENDS_OF = {
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
     "gaunt_product": ("cpu", "cuda", "torch", "reference"),
-    "s2_activation": ("cpu", "torch", "reference"),
+    "s2_activation": ("cpu", "triton", "torch", "reference"),
 }
 
 

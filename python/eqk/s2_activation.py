@@ -13,6 +13,8 @@ one more v, and to v_i the same with the cotangent in its place: closed, with no
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -28,7 +30,6 @@ from eqk.s2_quadrature import Resolution, exact_resolution
 from eqk.tensor_product import rows_of
 
 MAX_FACTORS = MAX_DERIVATIVE = 4  # csrc/s2_activation/problem.h
-_OPS = torch.ops.eqk
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -38,7 +39,7 @@ def _power(plan: str) -> float:
     return POWERS.get(S2ActivationPlan.parse(plan).function, math.inf)
 
 
-def _product(x: Tensor, factors: Sequence[Tensor], plan: str, derivative: int, kinds: str, result: str) -> Tensor:
+def _product(ops, x: Tensor, factors: Sequence[Tensor], plan: str, derivative: int, kinds: str, result: str) -> Tensor:
     power = _power(plan)
     if derivative == power == 1 and "x" in kinds:  # a product of signals without x: one of them in its place
         n = kinds.index("x")
@@ -51,60 +52,57 @@ def _product(x: Tensor, factors: Sequence[Tensor], plan: str, derivative: int, k
             f"{MAX_FACTORS} signals and cotangents, asked for order {derivative} times {len(factors)}"
         )
     padding = [None] * (MAX_FACTORS - len(factors))
-    return _OPS.s2_activation_product(x, *factors, *padding, plan, f"{derivative}{kinds}>{result}")
+    return ops.s2_activation_product(x, *factors, *padding, plan, f"{derivative}{kinds}>{result}")
 
 
-_Forward = forward_function(
-    1,
-    (0, 0),
-    lambda v, g, rest, needed: [_product(v[0], [g], rest[0], 1, "z", "x") if needed[0] else None],
-    lambda v, t, rest: _product(v[0], t, rest[0], 1, "x", "z"),
-)
+def _product_function(ops) -> type[torch.autograd.Function]:
+    product = functools.partial(_product, ops)
 
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, below, x, *args):
+            *factors, plan, kinds = args
+            ctx.plan = plan
+            ctx.kinds, _, ctx.result = kinds[1:].partition(">")  # which the op checks
+            ctx.set_materialize_grads(False)
+            factors = factors[: len(ctx.kinds)]
+            needs = ctx.needs_input_grad[1 : 2 + len(factors)]
+            # A factor is no part of its own gradient.
+            used = [any(need for m, need in enumerate(needs) if m != n + 1) for n in range(len(factors))]
+            ctx.save_for_backward(x, *[f if use else None for f, use in zip(factors, used, strict=True)])
+            ctx.save_for_forward(x, *factors)
+            result = below(x, *args)
+            ctx.derivative = int(kinds[0])
+            return result
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, x, *args):
-        *factors, plan, kinds = args
-        ctx.plan = plan
-        ctx.kinds, _, ctx.result = kinds[1:].partition(">")  # which the op checks
-        ctx.set_materialize_grads(False)
-        factors = factors[: len(ctx.kinds)]
-        needs = ctx.needs_input_grad[1 : 2 + len(factors)]
-        # A factor is no part of its own gradient.
-        kept = [f if any(need for m, need in enumerate(needs) if m != n + 1) else None for n, f in enumerate(factors)]
-        ctx.save_for_backward(x, *kept)
-        ctx.save_for_forward(x, *factors)
-        result = below(x, *args)
-        ctx.derivative = int(kinds[0])
-        return result
+        @staticmethod
+        def backward(ctx, c):
+            x, *factors = ctx.saved_tensors
+            gradients: list[MaybeTensor] = [None] * (1 + MAX_FACTORS)
+            if c is not None:
+                if ctx.needs_input_grad[1]:
+                    gradients[0] = product(x, [*factors, c], ctx.plan, ctx.derivative + 1, ctx.kinds + ctx.result, "x")
+                for n, kind in enumerate(ctx.kinds):
+                    if ctx.needs_input_grad[n + 2]:
+                        kinds = ctx.kinds[:n] + ctx.result + ctx.kinds[n + 1 :]
+                        with_c = [*factors[:n], c, *factors[n + 1 :]]
+                        gradients[n + 1] = product(x, with_c, ctx.plan, ctx.derivative, kinds, kind)
+            return None, *gradients, None, None
 
-    @staticmethod
-    def backward(ctx, c):
-        x, *factors = ctx.saved_tensors
-        gradients: list[MaybeTensor] = [None] * (1 + MAX_FACTORS)
-        if c is not None:
-            if ctx.needs_input_grad[1]:
-                gradients[0] = _product(x, [*factors, c], ctx.plan, ctx.derivative + 1, ctx.kinds + ctx.result, "x")
-            for n, kind in enumerate(ctx.kinds):
-                if ctx.needs_input_grad[n + 2]:
-                    kinds = ctx.kinds[:n] + ctx.result + ctx.kinds[n + 1 :]
-                    with_c = [*factors[:n], c, *factors[n + 1 :]]
-                    gradients[n + 1] = _product(x, with_c, ctx.plan, ctx.derivative, kinds, kind)
-        return None, *gradients, None, None
+        @staticmethod
+        @jvp_rule
+        def jvp(ctx, _, t, *moving):
+            x, *factors = ctx.saved_tensors
+            k, terms = ctx.derivative, []
+            if t is not None:
+                terms.append(product(x, [*factors, t], ctx.plan, k + 1, ctx.kinds + "x", ctx.result))
+            for n in range(len(factors)):
+                if moving[n] is not None:
+                    along = [*factors[:n], moving[n], *factors[n + 1 :]]
+                    terms.append(product(x, along, ctx.plan, k, ctx.kinds, ctx.result))
+            return _sum(terms)
 
-    @staticmethod
-    @jvp_rule
-    def jvp(ctx, _, t, *moving):
-        x, *factors = ctx.saved_tensors
-        k, terms = ctx.derivative, []
-        if t is not None:
-            terms.append(_product(x, [*factors, t], ctx.plan, k + 1, ctx.kinds + "x", ctx.result))
-        for n in range(len(factors)):
-            if moving[n] is not None:
-                along = [*factors[:n], moving[n], *factors[n + 1 :]]
-                terms.append(_product(x, along, ctx.plan, k, ctx.kinds, ctx.result))
-        return _sum(terms)
+    return Product
 
 
 def _columns(plan: str, kind: str) -> int:
@@ -118,18 +116,19 @@ def _check(op: str, x: Tensor, factors: Sequence[MaybeTensor], plan: str, kinds:
         torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
-    require(x.dim() == 2, "x", "2 dimensions", f"shape {tuple(x.shape)}")
-    present = [f for f in factors if f is not None]
+    columns = _columns(plan, "x")
+    require(x.dim() == 2, "x", f"2 dimensions [rows, {columns}]", f"shape {list(x.shape)}")
+    present = list(itertools.takewhile(lambda f: f is not None, factors))
     letters = kinds[1:].replace(">", "", 1)
     fits = len(kinds) == len(present) + 3 and kinds[-2] == ">" and not set(letters) - {"x", "z"}
     fits = fits and kinds[0] in "01234" and all(f is None for f in factors[len(present) :])
     order = f"the order of the derivative, 0 to {MAX_DERIVATIVE}"
-    require(fits, "kinds", f"{order}, x or z for each of {len(present)} factors, '>', and x or z", repr(kinds))
+    require(fits, "kinds", f"{order}, x or z for each of {len(present)} factors, '>', and x or z", f"'{kinds}'")
     for n, (t, kind) in enumerate(zip((x, *present), "x" + letters, strict=False)):
-        name, shape = f"v{n}" if n else "x", (x.shape[0], _columns(plan, kind))
-        require(t.dim() == 2, name, f"shape {shape}", tuple(t.shape))
-        require(t.shape[0] == shape[0], name, f"shape {shape}", tuple(t.shape))
-        require(t.shape[1] == shape[1], name, f"shape {shape}", tuple(t.shape))
+        name, shape = f"v{n}" if n else "x", [x.shape[0], _columns(plan, kind)]
+        require(t.dim() == 2, name, f"shape {shape}", list(t.shape))
+        require(t.shape[0] == shape[0], name, f"shape {shape}", list(t.shape))
+        require(t.shape[1] == shape[1], name, f"shape {shape}", list(t.shape))
         require(t.dtype == x.dtype, name, f"dtype {x.dtype} as x has", t.dtype)
         require(t.device == x.device, name, f"device {x.device} as x has", t.device)
 
@@ -155,21 +154,38 @@ def _vmap(op):
     return rule
 
 
-_LIBRARY = torch.library.Library("eqk", "IMPL")
-for _op, _function, _fake in (
-    (_OPS.s2_activation.default, _Forward, _fake_forward),
-    (_OPS.s2_activation_product.default, _Product, _fake_product),
-):
-    register(_LIBRARY, _op, _function, _fake, _vmap(_op))
+def register_derivatives(namespace: str) -> torch.library.Library:
+    """Autograd, fake kernels, vmap and autocast of both ops of ``namespace``, by ops of it alone.
+
+    They exist already, and are there as long as what this returns.
+    """
+    ops, library = getattr(torch.ops, namespace), torch.library.Library(namespace, "IMPL")
+    forward = forward_function(
+        1,
+        (0, 0),
+        lambda v, g, rest, needed: [_product(ops, v[0], [g], rest[0], 1, "z", "x") if needed[0] else None],
+        lambda v, t, rest: _product(ops, v[0], t, rest[0], 1, "x", "z"),
+    )
+    for op, function, fake in (
+        (ops.s2_activation.default, forward, _fake_forward),
+        (ops.s2_activation_product.default, _product_function(ops), _fake_product),
+    ):
+        register(library, op, function, fake, _vmap(op))
+    return library
+
+
+_LIBRARY = register_derivatives("eqk")
 
 
 def dispatched_s2_activation(x: Tensor, plan: str, times: Sequence[Tensor] = ()) -> Tensor:
     """A f(S x) times S of each signal of ``times``, on the backend that is chosen."""
-    if dispatch.choose("s2_activation", x.device) in ("reference", "torch"):
+    backend = dispatch.choose("s2_activation", x.device)
+    if backend in ("reference", "torch"):
         return reference.s2_activation(x, plan, times)
+    ops = torch.ops.eqk_triton if backend == "triton" else torch.ops.eqk
     if times:
-        return _product(x, times, plan, 0, "x" * len(times), "z")
-    return _OPS.s2_activation(x, plan)
+        return _product(ops, x, times, plan, 0, "x" * len(times), "z")
+    return ops.s2_activation(x, plan)
 
 
 @dispatch._cached_constant
