@@ -10,6 +10,7 @@ import test_s2_activation as suite
 import torch
 import torch._dynamo.testing
 from fuzz import s2_activation_truth
+from recorded_launches import Launches
 from test_s2_activation import (  # noqa: F401
     SILU,
     every_result,
@@ -233,37 +234,14 @@ def test_rows_longer_than_32_bits(monkeypatch):
 
 def test_device_and_size_of_launches(monkeypatch):
     """Each launch is on the device of the operands, not on the current one, and of no more threads than HIP can count."""
-    launches, devices = [], []
-
-    class Recorder:
-        def __getitem__(self, grid):
-            launches.append(grid)
-            return lambda *args, **kwargs: launches.append((args, kwargs))
-
-    class On:
-        def __init__(self, device):
-            self.device = device
-
-        def __enter__(self):
-            devices.append(self.device)
-
-        def __exit__(self, *_):
-            devices.append(None)
-
-    monkeypatch.setattr(kernels, "kernel", Recorder())
-    monkeypatch.setattr(kernels, "on", On)
+    launches = Launches(kernels, monkeypatch)
     rows = 2**33
     plan = eqk.S2ActivationPlan(0, 0, 3, "silu", (1, 1))
     out = kernels._forward(torch.empty(rows, 3, device="meta"), str(plan))
     assert out.shape == (rows, 3)
-    grids, calls = launches[::2], launches[1::2]
-    assert devices == [torch.device("meta"), None] * len(grids)
     begin = 0
-    for (programs,), (args, kwargs) in zip(grids, calls, strict=True):
-        assert programs * kwargs["num_warps"] * 64 < 2**32
-        assert kwargs["enable_fp_fusion"]
+    for programs, args in launches.checked("meta"):
         columns, first, total, problem = args[-4:]
         assert (columns, first, total) == (3, begin, rows)
         begin += programs
-    assert len(grids) > 1
     assert begin * problem.lanes >= 3 * rows

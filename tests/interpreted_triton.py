@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from recorded_launches import Launches
 
 from eqk import Plan, testing
 from eqk.reference import tensor_product as reference
@@ -166,39 +167,16 @@ def test_infinity(mode):
 
 def test_device_and_size_of_launches(monkeypatch):
     """Each launch is on the device of the operands, not on the current one, and of no more threads than HIP can count."""
-    launches, devices = [], []
-
-    class Recorder:
-        def __getitem__(self, grid):
-            launches.append(grid)
-            return lambda *args, **kwargs: launches.append((args, kwargs))
-
-    class On:
-        def __init__(self, device):
-            self.device = device
-
-        def __enter__(self):
-            devices.append(self.device)
-
-        def __exit__(self, *_):
-            devices.append(None)
-
-    monkeypatch.setattr(kernels, "kernel", Recorder())
-    monkeypatch.setattr(kernels, "on", On)
+    launches = Launches(kernels, monkeypatch)
     rows = 2**33
     v = [torch.empty(rows, n, device="meta") for n in (1, 1)]
     kernels._run("tensor_product", (*v, None), None, (None,) * 4, SCALARS, False, (False, False, False, True))
-    grids, calls = launches[::2], launches[1::2]
-    assert devices == [torch.device("meta"), None] * len(grids)
     begin = 0
-    for (programs,), (args, kwargs) in zip(grids, calls, strict=True):
-        assert programs * kwargs["num_warps"] * 64 < 2**32
-        assert kwargs["enable_fp_fusion"]
+    for programs, args in launches.checked("meta"):
         # begin, steps, rows, key, blocks, rows of a program
         first, _, total, _, blocks, block_rows = args[24:30]
         assert (first, total) == (begin, rows)
         begin += programs // blocks
-    assert len(grids) > 1
     assert begin * block_rows >= rows
 
 
