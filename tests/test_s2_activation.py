@@ -76,8 +76,8 @@ def test_values_of_functions(function, dtype):
         exact = f.abs() > 0.1
     if function in ("gelu", "softplus", "silu", "sigmoid"):
         exact = exact & (f > -30)
-    # Far below zero gelu is x exp(-x^2 / 2) / x: a rounding of x is one of f times x^2.
-    condition = 1 + f.clamp(max=0).square() / 20 if function == "gelu" else torch.ones_like(f)
+    # Far below zero gelu is as exp(-x^2 / 2): one rounding of the argument x, eps x^2 of the value, is allowed besides.
+    condition = 1 + f.clamp(max=0).square() / 100 if function == "gelu" else torch.ones_like(f)
     assert (error / condition)[exact].max() < 100 * torch.finfo(dtype).eps
     assert (got - expected).abs().max() < 100 * torch.finfo(dtype).eps * expected.abs().max()
     for special in (math.nan, math.inf, -math.inf):
