@@ -141,3 +141,21 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_writing_to_a_grid_or_a_module_changes_no_other(generator, float64_default):
+    """Tables are cached; what callers and checkpoints write to are copies."""
+    res, x = (6, 7), torch.randn(9, generator=generator)
+
+    def everything():
+        modules = [eqk.o3.ToS2Grid(2, res), eqk.o3.FromS2Grid(res, 2)]
+        f = eqk.to_s2grid(x, res, quadrature="soft")
+        return [f, eqk.from_s2grid(f, 2, quadrature="soft"), *eqk.s2_grid(res, "soft"), modules[0](x), modules[1](f)]
+
+    expected = everything()
+    for module in (eqk.o3.ToS2Grid(2, res), eqk.o3.FromS2Grid(res, 2)):
+        module.load_state_dict({name: 2 * t for name, t in module.state_dict().items()})
+    for t in eqk.s2_grid(res, "soft"):
+        t.mul_(3)
+    for before, after in zip(expected, everything(), strict=True):
+        assert torch.equal(before, after)

@@ -126,7 +126,10 @@ def s2_grid(
         ValueError: naming the argument that does not fit.
     """
     dtype = dtype or torch.get_default_dtype()
-    return S2Grid(*[t.to(device, dtype) for t in cached_grid(*checked_resolution(res, quadrature), quadrature)])
+    # Copies: the caller may write to them, and load_state_dict to buffers.
+    return S2Grid(
+        *[t.to(device, dtype, copy=True) for t in cached_grid(*checked_resolution(res, quadrature), quadrature)]
+    )
 
 
 def grid_factors(lmax: int, normalization: str, lmax_in: int, inverse: bool) -> Tensor:

@@ -45,7 +45,7 @@ class _S2Grid(E3nnModule):
             shb = shb * by_component(factors)
         grid = s2_grid(res, "soft", torch.float64, device)
         for name, t in (("alphas", grid.alphas), ("betas", grid.betas), ("sha", sha), ("shb", shb)):
-            self.register_buffer(name, t.to(dtype))
+            self.register_buffer(name, t.to(dtype, copy=True))  # load_state_dict writes to it
 
     @property
     def grid(self) -> Tensor:
