@@ -50,18 +50,25 @@ def _ring_tables(lmax: int, res_beta: int, res_alpha: int, quadrature: str) -> t
 
 
 @dispatch._constant_when_traced
+@cached_tables
 def to_tables(
-    lmax: int, res: Resolution, quadrature: str, normalization: str, dtype: torch.dtype, device: torch.device | str
+    lmax: int,
+    res: tuple[int, int],
+    quadrature: str,
+    normalization: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`to_s2grid` multiplies by: P [m, res_beta, component] with all factors, and S [res_alpha, m]."""
-    p, s = _ring_tables(lmax, *checked_resolution(res, quadrature), quadrature)
+    p, s = _ring_tables(lmax, *res, quadrature)
     return (p * by_component(grid_factors(lmax, normalization, lmax, False))).to(device, dtype), s.to(device, dtype)
 
 
 @dispatch._constant_when_traced
+@cached_tables
 def from_tables(
     lmax: int,
-    res: Resolution,
+    res: tuple[int, int],
     quadrature: str,
     normalization: str,
     lmax_in: int,
@@ -69,10 +76,9 @@ def from_tables(
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """The same for :func:`from_s2grid`, the weights of the quadrature included."""
-    pair = checked_resolution(res, quadrature)
-    p, s = _ring_tables(lmax, *pair, quadrature)
+    p, s = _ring_tables(lmax, *res, quadrature)
     factors = by_component(grid_factors(lmax, normalization, lmax_in, True))
-    return (p * factors * cached_grid(*pair, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
+    return (p * factors * cached_grid(*res, quadrature).weights[:, None]).to(device, dtype), s.to(device, dtype)
 
 
 def _checked_lmax(name: str, lmax: object) -> int:
@@ -103,7 +109,7 @@ def to_s2grid(
     lmax = lmax_of(x.shape[-1]) if x.dim() else None
     if lmax is None:
         raise RuntimeError(f"x: expected shape [..., (lmax + 1)^2] with lmax up to {MAX_DEGREE}, got {list(x.shape)}")
-    p, s = to_tables(lmax, res, quadrature, normalization, x.dtype, x.device)
+    p, s = to_tables(lmax, checked_resolution(res, quadrature), quadrature, normalization, x.dtype, x.device)
     return torch.einsum("mbi,...i->...bm", p, x) @ s.mT
 
 

@@ -12,11 +12,12 @@ from eqk import dispatch
 from eqk._signals import ORDERS, component_index, count
 from eqk.irreps import MAX_DEGREE
 from eqk.s2_activation import s2_activation
-from eqk.s2_quadrature import Resolution, checked_resolution, exact_resolution, exactness
+from eqk.s2_quadrature import Resolution, cached_tables, checked_resolution, exact_resolution, exactness
 from eqk.s2grid import from_tables, to_tables
 
 
 @dispatch._constant_when_traced
+@cached_tables
 def _degrees(lmax: int, mmax: int, order: str, device: torch.device) -> Tensor:
     """[components]: the degree of each."""
     return torch.tensor([math.isqrt(n) for n in component_index(lmax, mmax, order)], device=device)
@@ -155,7 +156,8 @@ class SwiGLUS2Activation(_OnGrid):
         s, t, gate = scalars.chunk(3, 1)
         y = s2_activation(u, "identity", self.lmax, times=[v], mmax=self.mmax, order=self.order, **self._options)
         y = y * gate.sigmoid()[:, None]
-        return torch.cat([y[:, :1] + (nn.functional.silu(s) * t)[:, None], y[:, 1:]], 1)
+        y[:, 0] += nn.functional.silu(s) * t  # no other copy of y
+        return y
 
 
 class GateActivation(_OnComponents):

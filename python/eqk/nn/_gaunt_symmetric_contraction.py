@@ -83,7 +83,8 @@ class GauntSymmetricContraction(nn.Module):
             torch.randn(correlation, num_elements, len(irreps_out), self.channels) / correlation**0.5
         )
         # Of the columns of x, among all components to lmax.
-        self._columns = self._places(self.irreps_in)
+        places = self._places(self.irreps_in)
+        self.register_buffer("_columns", None if places is None else torch.tensor(places), persistent=False)
         self._plans = []
         scale_in = grid_factors(lmax, "component", len(degrees) - 1, False).tolist()
         names = {power: name for name, power in POWERS.items()}
@@ -110,7 +111,7 @@ class GauntSymmetricContraction(nn.Module):
         signal = x.mT
         if self._columns is not None:
             whole = x.new_zeros(nodes, (self.irreps_in.lmax + 1) ** 2, self.channels)
-            signal = whole.index_copy(1, torch.tensor(self._columns, device=x.device), signal)
+            signal = whole.index_copy(1, self._columns, signal)
         signal = signal.flatten(1)
         weights = torch.einsum("ne,peic->pnic", y.to(x.dtype), self.weights.to(x.dtype))
         out: list[Tensor | None] = [None] * len(self.irreps_out)

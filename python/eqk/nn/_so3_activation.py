@@ -16,7 +16,6 @@ from eqk.s2_activation import function_name
 from eqk.s2_quadrature import cached_grid, cached_tables
 
 
-@cached_tables
 def _matrices(lmax: int, resolution: int, aspect_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of sqrt(2 l + 1) D^l(alpha, beta, gamma): to waves of both angles, by ring, and of these at each angle.
 
@@ -36,7 +35,7 @@ def _matrices(lmax: int, resolution: int, aspect_ratio: float) -> tuple[Tensor, 
     every = torch.broadcast_tensors(few[None, :, None], grid.betas[:, None, None], few[None, None, :])
     inverse = torch.linalg.inv(_waves(few, lmax))
     of_waves = torch.einsum("pa,bagi,qg->bpqi", inverse, flat(*every), inverse)
-    return of_waves, _waves(grid.alphas, lmax), grid.weights * angles / (4 * math.pi * angles**2)
+    return of_waves, _waves(grid.alphas, lmax), grid.weights / (4 * math.pi * angles)
 
 
 def _waves(angles: Tensor, lmax: int) -> Tensor:
@@ -46,6 +45,7 @@ def _waves(angles: Tensor, lmax: int) -> Tensor:
 
 
 @dispatch._constant_when_traced
+@cached_tables
 def _tables(
     lmax: int, resolution: int, aspect_ratio: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
