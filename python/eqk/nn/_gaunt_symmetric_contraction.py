@@ -42,8 +42,8 @@ class GauntSymmetricContraction(nn.Module):
     with weights for each species and channel (Xie et al. 2025, arXiv:2506.13523; MACE, Batatia et al. 2022,
     arXiv:2206.07697). One transform to a grid and one back for each power, on a grid that is exact for it: equivariant
     to rounding, and far fewer weights than of :class:`eqk.o3.SymmetricContraction`, whose outputs with the right
-    weights these are: one for each power, degree and channel. For two outputs of correlation 3 it is faster than that
-    from degree 5 on (a CPU; 0.4 times as fast at degree 3), where it needs no table of all paths either.
+    weights these are: one for each power, degree and channel. It needs no table of paths, whose number grows fast with
+    degree and correlation; up to degree 4 that contraction is the faster one on a CPU all the same.
 
     Args:
         irreps_in: of natural parity (-1)^l, each degree once, of one multiplicity, the channels.
