@@ -8,6 +8,7 @@ from eqk import analysis, nn, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
 from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
+from eqk.edge_degree_embedding import edge_degree_embedding  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
@@ -42,6 +43,7 @@ __all__ = [
     "analysis",
     "best_product",
     "convert",
+    "edge_degree_embedding",
     "exact_degree",
     "exact_resolution",
     "from_s2grid",
