@@ -20,6 +20,7 @@ from eqk.s2_activation import s2_activation  # noqa: E402
 from eqk.s2_activation_plan import S2ActivationPlan  # noqa: E402
 from eqk.s2_quadrature import exact_degree, exact_resolution, s2_grid  # noqa: E402
 from eqk.s2grid import from_s2grid, plot_signal, to_s2grid  # noqa: E402
+from eqk.segment_softmax import segment_softmax  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
@@ -55,6 +56,7 @@ __all__ = [
     "plot_signal",
     "s2_activation",
     "s2_grid",
+    "segment_softmax",
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",
