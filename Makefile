@@ -31,7 +31,7 @@ examples: $(VENV)/.installed-demo
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
 # SevenNet's tests are in tests/test_convert.py: the demo installs it.
-FRAMEWORKS ?= allegro e3tools equiformer_v2 mace nequip nequix
+FRAMEWORKS ?= allegro e3tools equiformer_v2 mace nequip nequix uma
 MODEL_VENVS ?= .venv-models
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
 requires-e3tools := e3tools==0.1.3
@@ -45,6 +45,10 @@ requires-nequip := nequip==0.19.1
 requires-nequix := jax e3nn scipy
 alone-nequix := nequix==0.4.5
 requires-sevennet := sevenn==0.13.0
+# Without dependencies, since fairchem-core asks for those of its GPU backends.
+requires-uma := ase-db-backends backoff clusterscope==0.0.18 e3nn huggingface-hub hydra-core "lmdb>=1.6.2,<=1.7.3" monty \
+	numba orjson pyyaml requests scipy "setuptools<81" submitit torchtnt tqdm wandb websockets
+alone-uma := fairchem-core==2.24.0
 models-allegro := allegro-l2 allegro-l3
 models-equiformer_v2 := equiformer-v2-31m
 models-mace := mace-medium mace-large

@@ -1,16 +1,18 @@
-"""EquiformerV2 of fairchem-core 1.10.0: its activation on the sphere, in models and alone."""
+"""EquiformerV2 of fairchem-core 1.10.0: its activation on the sphere, in models and alone; its norms and the like."""
 
 import math
 
 import model_checks
 import pytest
 import torch
+import torch_geometric.utils
 from models import EquiformerV2, stand_in_for_torch_scatter
 
 stand_in_for_torch_scatter()
 
 from fairchem.core.models.equiformer_v2.activation import S2Activation, SeparableS2Activation  # noqa: E402
-from fairchem.core.models.equiformer_v2.so3 import SO3_Grid  # noqa: E402
+from fairchem.core.models.equiformer_v2.layer_norm import get_normalization_layer  # noqa: E402
+from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Grid, SO3_LinearV2  # noqa: E402
 
 import eqk  # noqa: E402
 from eqk.adapters.equiformer_v2 import FusedS2Activation, normalization_of  # noqa: E402
@@ -84,3 +86,50 @@ def test_left():
     module.act = torch.nn.ReLU()
     (row,) = eqk.convert(module).left
     assert row.reason == "its function is ReLU"
+
+
+@pytest.mark.parametrize("lmax", [2, 4, 6])
+@pytest.mark.parametrize("norm_type, cls", [
+    ("rms_norm_sh", eqk.nn.EquivariantRMSNorm),
+    ("layer_norm", eqk.nn.EquivariantLayerNorm),
+    ("layer_norm_sh", eqk.nn.EquivariantSeparableLayerNorm),
+])  # fmt: skip
+def test_norms(norm_type, cls, lmax):
+    """The checkpoint has tables besides the parameters."""
+    torch.set_default_dtype(torch.float64)  # that of the tables
+    theirs, ours = get_normalization_layer(norm_type, lmax, 8), cls(lmax, 8)
+    torch.set_default_dtype(torch.float32)
+    assert_same(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64) + 0.5)
+
+
+@pytest.mark.parametrize("lmax", [2, 4, 6])
+def test_linear(lmax):
+    class OnTensors(SO3_LinearV2):
+        def forward(self, x):
+            embedding = SO3_Embedding(0, [lmax], 8, device="cpu", dtype=x.dtype)
+            embedding.set_embedding(x)
+            return super().forward(embedding).embedding
+
+    theirs, ours = (cls(8, 5, lmax).double() for cls in (OnTensors, eqk.nn.SO3Linear))
+    assert_same(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64))
+
+
+def assert_same(theirs, ours, x):
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for module in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        parameters = [p for _, p in sorted(module.named_parameters())]
+        out = module(leaf)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (leaf, *parameters))))
+    for expected, got in zip(*results, strict=True):
+        assert model_checks.relative_error(got, expected) < 1e-12
+
+
+def test_softmax():
+    logits, index = 10 * torch.randn(50, 4, dtype=torch.float64), torch.randint(7, (50,))
+    expected = torch_geometric.utils.softmax(logits, index, num_nodes=9)
+    assert model_checks.relative_error(eqk.segment_softmax(logits, index, 9), expected) < 1e-13
