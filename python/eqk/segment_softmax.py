@@ -33,10 +33,10 @@ def segment_softmax(
     .. math:: \alpha_e = \frac{u_e \, u_e \exp(a_e - m)}{\sum_{e'} u_{e'} \exp(a_{e'} - m) + \epsilon},
               \quad m = \max_{e'} a_{e'}
 
-    with the sum and the maximum over the edges of a node, so that edges come and go smoothly. A number that is added to
-    all logits of a node changes nothing. EquiformerV3 detaches m, which is exact for :math:`\epsilon = 0` alone, where
-    m cancels: else it scales :math:`\epsilon`, and that counts where all envelopes of a node are as small. Here
-    derivatives of every order are those of the function as it stands, of its maximum too.
+    with the sum and the maximum over the edges of a node, so that edges come and go smoothly, but for :math:`\epsilon`.
+    A number that is added to all logits of a node changes nothing. EquiformerV3 detaches m, which is exact for
+    :math:`\epsilon = 0` alone, where m cancels: else it scales :math:`\epsilon`, and that counts where all envelopes of
+    a node are as small. Here derivatives of every order are those of the function as it stands, of its maximum too.
 
     Where all envelopes of a node are zero its weights are zero, and three derivatives finite; a node may have no edges.
     Sums, and those of gradients, add in one order: the same bits in every run.
