@@ -57,7 +57,7 @@ inline std::string shape_string(const Tensor& t) {
   return s + "]";
 }
 
-inline Dtype kernel_dtype(const char* op, const Tensor& x) {
+inline Dtype kernel_dtype(const char* op, const Tensor& x, const char* name = "x") {
   switch (x.scalar_type()) {
     case ScalarType::Float:
       return Dtype::float32;
@@ -68,7 +68,7 @@ inline Dtype kernel_dtype(const char* op, const Tensor& x) {
     case ScalarType::BFloat16:
       return Dtype::bfloat16;
     default:
-      fail("eqk::", op, ": x: expected dtype float32, float64, float16 or bfloat16, got ", x.scalar_type());
+      fail("eqk::", op, ": ", name, ": expected dtype float32, float64, float16 or bfloat16, got ", x.scalar_type());
   }
 }
 
@@ -79,16 +79,18 @@ inline std::string device_string(const Tensor& t) {
   return name;
 }
 
-inline void check_device(const char* op, const std::string& name, const Tensor& t, const Tensor& x) {
+inline void check_device(const char* op, const std::string& name, const Tensor& t, const Tensor& x,
+                         const char* of = "x") {
   if (t.device() != x.device())
-    fail("eqk::", op, ": ", name, ": expected device ", device_string(x), " as x has, got ", device_string(t));
+    fail("eqk::", op, ": ", name, ": expected device ", device_string(x), " as ", of, " has, got ", device_string(t));
 }
 
 // Its dtype and device.
-inline void check_like(const char* op, const std::string& name, const Tensor& t, const Tensor& x) {
+inline void check_like(const char* op, const std::string& name, const Tensor& t, const Tensor& x,
+                       const char* of = "x") {
   if (t.scalar_type() != x.scalar_type())
-    fail("eqk::", op, ": ", name, ": expected dtype ", x.scalar_type(), " as x has, got ", t.scalar_type());
-  check_device(op, name, t, x);
+    fail("eqk::", op, ": ", name, ": expected dtype ", x.scalar_type(), " as ", of, " has, got ", t.scalar_type());
+  check_device(op, name, t, x, of);
 }
 
 // The first results of an operation that torch's stable interface has no function for.

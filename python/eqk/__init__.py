@@ -16,6 +16,7 @@ from eqk.irreps import Irrep, Irreps  # noqa: E402
 from eqk.matrix_product import matrix_product  # noqa: E402
 from eqk.memory import keep_memory  # noqa: E402
 from eqk.plan import Instruction, Plan  # noqa: E402
+from eqk.rotate import m_primary, rotate, rotate_back  # noqa: E402
 from eqk.s2_activation import s2_activation  # noqa: E402
 from eqk.s2_activation_plan import S2ActivationPlan  # noqa: E402
 from eqk.s2_quadrature import exact_degree, exact_resolution, s2_grid  # noqa: E402
@@ -50,10 +51,13 @@ __all__ = [
     "from_s2grid",
     "gaunt_product",
     "keep_memory",
+    "m_primary",
     "matrix_product",
     "nn",
     "o3",
     "plot_signal",
+    "rotate",
+    "rotate_back",
     "s2_activation",
     "s2_grid",
     "segment_softmax",

@@ -174,6 +174,7 @@ _BACKENDS_OF = {
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),
     "gaunt_product": ("cpu", "cuda", "torch", "reference"),
+    "rotate": ("cpu", "torch", "reference"),
     "s2_activation": ("cpu", "triton", "torch", "reference"),
 }
 

@@ -2,6 +2,7 @@
 
 from eqk.reference.gaunt_fourier import gaunt_product_by_fourier
 from eqk.reference.gaunt_product import gaunt_product
+from eqk.reference.rotate import rotate
 from eqk.reference.s2_activation import s2_activation
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.symmetric_contraction import symmetric_contraction
@@ -11,6 +12,7 @@ from eqk.reference.tensor_product_conv import tensor_product_conv
 __all__ = [
     "gaunt_product",
     "gaunt_product_by_fourier",
+    "rotate",
     "s2_activation",
     "spherical_harmonics",
     "spherical_harmonics_backward",
