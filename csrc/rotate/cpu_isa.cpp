@@ -76,15 +76,15 @@ class EdgeFrames {
     const std::int64_t node = p_.index ? p_.index[k * p_.edges + e] : e;
     return in(kX) + node * size_of_node() + l * l * p_.channels;
   }
-  std::int64_t row_of(std::int64_t e, int place, std::int64_t k) const {
-    return (e * f_.rows + place) * of_edge_ + k * p_.channels;
+  const Storage* z_of(std::int64_t e, std::int64_t k) const {
+    return in(kZ) + e * f_.rows * of_edge_ + k * p_.channels;
   }
 
   // f(2 l + 1), a constant for degrees that are unrolled.
   template <class F>
-  static void with_components(int l, const F& f) {
+  static EQK_HD void with_components(int l, const F& f) {
     if (l > kUnrolledDegree) return f(2 * l + 1);
-    unroll<kUnrolledDegree + 1>([&](auto degree) {
+    unroll<kUnrolledDegree + 1>([&](auto degree) EQK_LAMBDA {
       if (l == degree) f(constant<2 * degree + 1>{});
     });
   }
@@ -108,8 +108,7 @@ class EdgeFrames {
   const T* take_d(std::int64_t e) {
     const Storage* const from = in(kD) + e * f_.numbers;
     for (const Block& b : f_.blocks)
-      for (std::int64_t q = b.first; q < b.first + b.rows() * (2 * b.l + 1); ++q)
-        d_[q] = from_storage<T>(from[q]) * static_cast<T>(b.scale);
+      for (std::int64_t q = b.first; q < b.end(); ++q) d_[q] = from_storage<T>(from[q]) * static_cast<T>(b.scale);
     return d_;
   }
 
@@ -148,20 +147,25 @@ class EdgeFrames {
     return weights ? v * load_n<T, W>(with_next(weights, ahead.weights), lanes) : v;
   }
 
-  // store(row, vector, lanes, first of K C channels) of the rows of D x.
+  // store(row, vector, lanes, first of K C channels) of the rows of D x. A copy of it, and whatever else is read in the
+  // loop, is in registers: for all that the compiler knows, vectors are stored to where it is in memory.
   template <class Store>
   EQK_HD void rotate_block(const Block& b, std::int64_t e, const T* d, const Store& store) const {
-    with_components(b.l, [&](auto components) {
+    with_components(b.l, [&](auto components) EQK_LAMBDA {
+      const Store put = store;
+      const Row *const first = b.rows.data(), *const end = first + b.rows.size();
+      const T* const numbers = d + b.first;
+      const std::int64_t channels = p_.channels;
       for (std::int64_t k = 0; k < p_.nodes_of_edge; ++k) {
         const Storage* const x = x_of(e, k, b.l);
         for_channels([&](auto lanes, std::int64_t c) EQK_LAMBDA {
           V v[most<decltype(components)>()];
-          for (int m = 0; m < components; ++m) v[m] = load_n<T, W>(x + m * p_.channels + c, lanes);
-          const T* row = d + b.first;
-          for (int r = 0; r < b.rows(); ++r, row += components) {
-            V sum = row[0] * v[0];
-            for (int m = 1; m < components; ++m) sum += row[m] * v[m];
-            store(r, sum, lanes, k * p_.channels + c);
+          for (int m = 0; m < components; ++m) v[m] = load_n<T, W>(x + m * channels + c, lanes);
+          const T* number = numbers;
+          for (const Row* row = first; row != end; ++row, number += components) {
+            V sums[2] = {number[0] * v[0], V{}};  // two, so that an addition need not wait for the one before
+            for (int m = 1; m < components; ++m) sums[m % 2] += number[m] * v[m];
+            put(*row, sums[0] + sums[1], lanes, k * channels + c);
           }
         });
       }
@@ -171,33 +175,33 @@ class EdgeFrames {
   void rotate_edge(std::int64_t e) {
     const T *const d = take_d(e), *const weights = weights_of(e);
     const Ahead ahead = next(1, 0);
-    Storage* const z = out() + row_of(e, 0, 0);
-    for (const Block& b : f_.blocks)
-      rotate_block(b, e, d, [&](int r, V v, auto lanes, std::int64_t c) EQK_LAMBDA {
-        if (weights) v *= load_n<T, W>(with_next(weights + b.group[r] * of_edge_ + c, ahead.weights), lanes);
-        Storage* const to = z + b.place[r] * of_edge_ + c;
-        if constexpr (std::is_same_v<T, Storage>)
-          if (streams_) return stream<T, W>(to, v);
-        store_n<T, W>(to, v, lanes);
-      });
+    Storage* const z = out() + e * f_.rows * of_edge_;
+    const auto store = [z, weights, ahead, streams = streams_](const Row& row, V v, auto lanes, std::int64_t c)
+                           EQK_LAMBDA {
+                             if (weights) v *= load_n<T, W>(with_next(weights + row.weights + c, ahead.weights), lanes);
+                             if constexpr (std::is_same_v<T, Storage>)
+                               if (streams) return stream<T, W>(z + row.z + c, v);
+                             store_n<T, W>(z + row.z + c, v, lanes);
+                           };
+    for (const Block& b : f_.blocks) rotate_block(b, e, d, store);
   }
 
   void sum_groups(std::int64_t e) {
     const T* const d = take_d(e);
     const Ahead ahead = next(1, 0);
-    const Storage* const z = in(kZ) + row_of(e, 0, 0);
+    const Storage* const z = z_of(e, 0);
     const std::int64_t count = p_.groups * p_.columns;
     Storage* const to = out() + e * count;
     T* products = products_;
     if constexpr (std::is_same_v<T, Storage>)
       if (direct_) products = to;
     std::fill_n(products, p_.groups * of_edge_, T{});
-    for (const Block& b : f_.blocks)
-      rotate_block(b, e, d, [&](int r, V v, auto lanes, std::int64_t c) EQK_LAMBDA {
-        T* const sum = products + b.group[r] * of_edge_ + c;
-        v *= load_n<T, W>(with_next(z + b.place[r] * of_edge_ + c, ahead.z), lanes);
-        store_n<T, W>(sum, load_n<T, W>(sum, lanes) + v, lanes);
-      });
+    const auto add = [z, products, ahead](const Row& row, V v, auto lanes, std::int64_t c) EQK_LAMBDA {
+      T* const sum = products + row.weights + c;
+      v *= load_n<T, W>(with_next(z + row.z + c, ahead.z), lanes);
+      store_n<T, W>(sum, load_n<T, W>(sum, lanes) + v, lanes);
+    };
+    for (const Block& b : f_.blocks) rotate_block(b, e, d, add);
     if (direct_) return;
     for (std::int64_t q = 0; q < count; ++q) {
       V lanes{};
@@ -212,24 +216,24 @@ class EdgeFrames {
   void sum_products(std::int64_t e) {
     const T* const weights = weights_of(e);
     for (const Block& b : f_.blocks)
-      with_components(b.l, [&](auto components) {
-        constexpr int kTogether = 2 * most<decltype(components)>() + 4 <= kRegisters ? 2 : 1;
-        int r = 0;
-        for (; r + kTogether <= b.rows(); r += kTogether) multiply_rows<kTogether>(b, components, r, e, weights);
-        if (r < b.rows()) multiply_rows<1>(b, components, r, e, weights);
+      with_components(b.l, [&](auto components) EQK_LAMBDA {
+        constexpr std::size_t kTogether = 2 * most<decltype(components)>() + 4 <= kRegisters ? 2 : 1;
+        std::size_t r = 0;
+        for (; r + kTogether <= b.rows.size(); r += kTogether) multiply_rows<kTogether>(b, components, r, e, weights);
+        if (r < b.rows.size()) multiply_rows<1>(b, components, r, e, weights);
       });
     T* const sums = d_;
     tensor_product::reduce_lanes<T>(lanes_, f_.numbers, sums);
     Storage* const to = out() + e * f_.numbers;
     for (const Block& b : f_.blocks)
-      for (std::int64_t q = b.first; q < b.first + b.rows() * (2 * b.l + 1); ++q)
-        to[q] = as_storage<Storage>(sums[q] * static_cast<T>(b.scale));
+      for (std::int64_t q = b.first; q < b.end(); ++q) to[q] = as_storage<Storage>(sums[q] * static_cast<T>(b.scale));
   }
 
   // Of rows [r, r + Rows) of a block, products with each component, summed over vectors of channels.
   template <int Rows, class Components>
-  EQK_HD void multiply_rows(const Block& b, Components components, int r, std::int64_t e, const T* weights) {
+  EQK_HD void multiply_rows(const Block& b, Components components, std::size_t r, std::int64_t e, const T* weights) {
     const Ahead ahead = next(1, 0);
+    const std::int64_t channels = p_.channels;
     V sums[Rows][most<decltype(components)>()];
     unroll<Rows>([&](auto i) EQK_LAMBDA {
       for (int m = 0; m < components; ++m) sums[i][m] = V{};
@@ -238,14 +242,14 @@ class EdgeFrames {
       const Storage *const x = x_of(e, k, b.l), *z[Rows];
       const T* w[Rows];
       unroll<Rows>([&](auto i) EQK_LAMBDA {
-        z[i] = in(kZ) + row_of(e, b.place[r + i], k);
-        w[i] = weights ? weights + b.group[r + i] * of_edge_ + k * p_.channels : nullptr;
+        z[i] = z_of(e, k) + b.rows[r + i].z;
+        w[i] = weights ? weights + b.rows[r + i].weights + k * channels : nullptr;
       });
       for_channels([&](auto lanes, std::int64_t c) EQK_LAMBDA {
         V g[Rows];
         unroll<Rows>([&](auto i) EQK_LAMBDA { g[i] = weighted(z[i] + c, weights ? w[i] + c : nullptr, lanes, ahead); });
         for (int m = 0; m < components; ++m) {
-          const V v = load_n<T, W>(x + m * p_.channels + c, lanes);
+          const V v = load_n<T, W>(x + m * channels + c, lanes);
           unroll<Rows>([&](auto i) EQK_LAMBDA { sums[i][m] += g[i] * v; });
         }
       });
@@ -276,20 +280,22 @@ class EdgeFrames {
   void add_edge(std::int64_t e, std::int64_t k, std::int64_t edges, std::int64_t nodes) {
     const Ahead ahead = next(edges, nodes);
     const T *const d = take_d(e), *const weights = weights_of(e);
-    const Storage* const z = in(kZ) + row_of(e, 0, k);
+    const Storage* const z = z_of(e, k);
+    const std::int64_t channels = p_.channels, first_channel = k * channels;
     for (const Block& b : f_.blocks)
-      with_components(b.l, [&](auto components) {
-        T* const to = node_.few() + b.l * b.l * p_.channels;
+      with_components(b.l, [&](auto components) EQK_LAMBDA {
+        T* const to = node_.few() + b.l * b.l * channels;
+        const Row *const first = b.rows.data(), *const end = first + b.rows.size();
         for_channels([&](auto lanes, std::int64_t c) EQK_LAMBDA {
           V sums[most<decltype(components)>()];
-          for (int m = 0; m < components; ++m) sums[m] = load_n<T, W>(to + m * p_.channels + c, lanes);
-          const T* row = d + b.first;
-          for (int r = 0; r < b.rows(); ++r, row += components) {
-            const T* const w = weights ? weights + b.group[r] * of_edge_ + k * p_.channels + c : nullptr;
-            const V v = weighted(z + b.place[r] * of_edge_ + c, w, lanes, ahead);
-            for (int m = 0; m < components; ++m) sums[m] += row[m] * v;
+          for (int m = 0; m < components; ++m) sums[m] = load_n<T, W>(to + m * channels + c, lanes);
+          const T* number = d + b.first;
+          for (const Row* row = first; row != end; ++row, number += components) {
+            const T* const w = weights ? weights + row->weights + first_channel + c : nullptr;
+            const V v = weighted(z + row->z + c, w, lanes, ahead);
+            for (int m = 0; m < components; ++m) sums[m] += number[m] * v;
           }
-          for (int m = 0; m < components; ++m) store_n<T, W>(to + m * p_.channels + c, sums[m], lanes);
+          for (int m = 0; m < components; ++m) store_n<T, W>(to + m * channels + c, sums[m], lanes);
         });
       });
     node_.added(1);

@@ -102,7 +102,8 @@ class Call {
     p.frame = make_frame(lmax, mmax, rescale,
                          p.groups == orders    ? Group::order
                          : p.groups == degrees ? Group::degree
-                                               : Group::edge);
+                                               : Group::edge,
+                         of_edge);
     shapes_ = {Shape{p.nodes, p.frame.components, p.channels}, Shape{p.edges, p.frame.numbers},
                Shape{p.edges, p.groups, p.columns}, Shape{p.edges, p.frame.rows, of_edge}};
   }

@@ -26,14 +26,19 @@ inline constexpr std::array<const char*, kSlots> kSlotNames{"x", "D", "weights",
 // What has a weight of its own: an edge, a degree, or a degree and an order |m'|.
 enum class Group { edge, degree, order };
 
+// Where a row m' begins among the numbers that an edge has in z and, times width, in weights.
+struct Row {
+  std::int64_t z, weights;
+};
+
 // The block of D of a degree, [m' = -k..k][m = -l..l] with k = min(l, mmax).
 struct Block {
   int l;
   std::int64_t first;  // of its numbers
   double scale;
-  std::vector<int> place, group;  // of each row m': in m-primary order, and of its weight
+  std::vector<Row> rows;
 
-  int rows() const { return static_cast<int>(place.size()); }
+  std::int64_t end() const { return first + static_cast<std::int64_t>(rows.size()) * (2 * l + 1); }
 };
 
 struct Frame {
@@ -41,23 +46,23 @@ struct Frame {
   std::vector<Block> blocks;
 };
 
-// Places of m-primary order: those of m = 0 by degree, then for m = 1, 2, ... those of m and then those of -m.
-inline Frame make_frame(int lmax, int mmax, bool rescale, Group group) {
+// Rows are in m-primary order: those of m = 0 by degree, then for m = 1, 2, ... those of m and then those of -m.
+inline Frame make_frame(int lmax, int mmax, bool rescale, Group group, std::int64_t channels) {
   Frame f;
   for (int l = 0; l <= lmax; ++l) {
     const int most = std::min(l, mmax);
-    Block block{l, f.numbers, rescale && l > mmax ? std::sqrt((2 * l + 1) / (2 * mmax + 1.0)) : 1.0, {}, {}};
+    Block block{l, f.numbers, rescale && l > mmax ? std::sqrt((2 * l + 1) / (2 * mmax + 1.0)) : 1.0, {}};
     for (int m = -most; m <= most; ++m) {
       const int order = std::abs(m);
       int pairs = 0;  // of degrees and orders 0 < |m'| < |m|
       for (int n = 1; n < order; ++n) pairs += lmax + 1 - n;
-      const int before = order == 0 ? 0 : lmax + 1;
-      block.place.push_back(before + 2 * pairs + (m < 0 ? lmax + 1 - order : 0) + l - order);
-      block.group.push_back(group == Group::edge ? 0 : group == Group::degree ? l : before + pairs + l - order);
+      const int before = order == 0 ? 0 : lmax + 1, place = before + 2 * pairs + l - order;
+      const int weight = group == Group::edge ? 0 : group == Group::degree ? l : before + pairs + l - order;
+      block.rows.push_back({(m < 0 ? place + lmax + 1 - order : place) * channels, weight * channels});
     }
     f.components += 2 * l + 1;
-    f.rows += block.rows();
-    f.numbers += block.rows() * (2 * l + 1);
+    f.rows += 2 * most + 1;
+    f.numbers = block.end();
     f.blocks.push_back(std::move(block));
   }
   return f;
