@@ -1,0 +1,3 @@
+#include "core/tensor.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) { m.def("wigner(Tensor q, int lmax, int mmax) -> Tensor"); }
