@@ -154,6 +154,7 @@ calls = {
     "gaunt_product": lambda: OPS.gaunt_product(*signals, str(gaunt)),
     "s2_activation": lambda: eqk.s2_activation(torch.ones(rows, 9, 4), "silu"),
     "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
+    "wigner": lambda: OPS.wigner(torch.ones(rows, 4), 2, 2),
 }
 
 def resident():

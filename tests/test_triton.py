@@ -242,7 +242,7 @@ def test_explain_agrees_with_what_runs():
         dispatch.choose("tensor_product", torch.device("mps"))
     with pytest.raises(
         ValueError,
-        match="op: expected one of tensor_product, tensor_product_conv, tensor_product_conv_radial, spherical_harmonics, symmetric_contraction, gaunt_product, s2_activation, got 'so2'",
+        match="op: expected one of tensor_product, tensor_product_conv, tensor_product_conv_radial, spherical_harmonics, symmetric_contraction, gaunt_product, s2_activation, wigner, got 'so2'",
     ):
         dispatch.explain("so2", x)
     for nothing in ((), (None,)):

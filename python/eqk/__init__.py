@@ -9,6 +9,7 @@ from eqk._library import wigner_3j  # noqa: E402
 from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.edge_degree_embedding import edge_degree_embedding  # noqa: E402
+from eqk.edge_frame import edge_frame  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
@@ -30,6 +31,7 @@ from eqk.tensor_product_by_grids import tensor_product_by_grids, tensor_product_
 from eqk.tensor_product_conv import tensor_product_conv  # noqa: E402
 from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E402
 from eqk.vector_gaunt_product import TensorHarmonics, vector_gaunt_product  # noqa: E402
+from eqk.wigner import wigner  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "best_product",
     "convert",
     "edge_degree_embedding",
+    "edge_frame",
     "exact_degree",
     "exact_resolution",
     "from_s2grid",
@@ -70,5 +73,6 @@ __all__ = [
     "tensor_product_paths",
     "to_s2grid",
     "vector_gaunt_product",
+    "wigner",
     "wigner_3j",
 ]

@@ -8,6 +8,7 @@ from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_har
 from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
 from eqk.reference.tensor_product_conv import tensor_product_conv
+from eqk.reference.wigner import wigner
 
 __all__ = [
     "gaunt_product",
@@ -19,4 +20,5 @@ __all__ = [
     "symmetric_contraction",
     "tensor_product",
     "tensor_product_conv",
+    "wigner",
 ]
