@@ -152,6 +152,7 @@ calls = {
     "radial": lambda: OPS.tensor_product_conv_radial(x, y, torch.ones(rows, 2), torch.ones(2, w.shape[1]), *edges),
     "symmetric_contraction": lambda: eqk.symmetric_contraction(*operands, contraction),
     "gaunt_product": lambda: OPS.gaunt_product(*signals, str(gaunt)),
+    "rotate": lambda: eqk.rotate(torch.ones(rows, 9, 4), torch.ones(rows, 35), 2, 2, index),
     "s2_activation": lambda: eqk.s2_activation(torch.ones(rows, 9, 4), "silu"),
     "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
     "wigner": lambda: OPS.wigner(torch.ones(rows, 4), 2, 2),
@@ -177,5 +178,5 @@ def test_calls_keep_nothing():
     """Not even what a call was given by the dispatcher: a plan is some hundred bytes."""
     result = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True)
     grown = json.loads(result.stdout)
-    assert len(grown) == 11
+    assert len(grown) == 12
     assert max(grown.values()) < 40, f"bytes a call: {grown}"

@@ -400,6 +400,7 @@ def test_bad_input(generator):
         (rotate, {"mmax": 1.0}, ValueError, "mmax: expected an order"),
         (rotate_back, {"num_nodes": None}, ValueError, "num_nodes: expected the number of nodes"),
         (rotate_back, {"num_nodes": -1}, RuntimeError, "num_nodes: expected at least 0, got -1"),
+        (rotate_back, {"num_nodes": 2**60}, RuntimeError, "out of memory: could not allocate a result"),
         (
             rotate_back,
             {"index": None, "num_nodes": 6},

@@ -45,20 +45,16 @@ Tensor rotate(const OptionalTensor& x, const OptionalTensor& d, const OptionalTe
   Call call(operands, index, {num_nodes, groups, columns}, lmax, mmax, rescale, missing);
   Problem& problem = call.problem();
   std::vector<std::int64_t> nodes;
-  Edges ends;
   if (index) {
     nodes = read_index(*index, problem.nodes);
     problem.index = nodes.data();
   }
-  const bool sums = missing == kX && index;
-  if (sums) {
-    ends = by_node(nodes, problem.nodes);
-    problem.ends = &ends;
-  }
   Tensor out = call.result();
   if (out.numel() == 0) return out;
   problem.out = out.mutable_data_ptr();
-  if (sums) {
+  if (missing == kX && index) {
+    const Edges ends = by_node(nodes, problem.nodes);
+    problem.ends = &ends;
     const std::int64_t tasks = std::clamp<std::int64_t>((ends.count + problem.nodes) / kGrain, 1, kMaxTasks);
     parallel_for(tasks, 1, [&](std::int64_t begin, std::int64_t end) {
       kernel(problem, ends.cut(begin, tasks), ends.cut(end, tasks));

@@ -41,7 +41,6 @@ class Call {
       if (operands[s]) accept(s);
   }
 
-  const Problem& problem() const { return problem_; }
   Problem& problem() { return problem_; }
   const Tensor& like() const { return *operands_[first_]; }
 
