@@ -1,0 +1,23 @@
+"""The grids on the sphere of fairchem-core's models, whose matrices are e3nn's."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from eqk.reference.s2_activation import dense
+from eqk.s2_activation_plan import S2ActivationPlan
+from eqk.s2_quadrature import NORMALIZATIONS
+
+
+def normalization_of(grid: nn.Module, rescale: bool = True) -> str | None:
+    """That whose matrices are the buffers of fairchem's ``grid``, a ``SO3_Grid``; None if there is none."""
+    theirs = [t.detach().to("cpu", torch.float64).flatten(0, 1) for t in (grid.to_grid_mat, grid.from_grid_mat)]
+    res = grid.lat_resolution, grid.long_resolution
+    for name in NORMALIZATIONS:
+        args = grid.lmax, grid.lmax, 1, "silu", res, "soft", name
+        plan = S2ActivationPlan.normalized(*args, mmax=grid.mmax, rescale=rescale)
+        pairs = list(zip(theirs, dense(plan, torch.float64, "cpu"), strict=True))
+        if all(a.shape == b.shape and (a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in pairs):
+            return name
+    return None
