@@ -23,6 +23,8 @@ from eqk.s2_activation_plan import S2ActivationPlan  # noqa: E402
 from eqk.s2_quadrature import exact_degree, exact_resolution, s2_grid  # noqa: E402
 from eqk.s2grid import from_s2grid, plot_signal, to_s2grid  # noqa: E402
 from eqk.segment_softmax import segment_softmax  # noqa: E402
+from eqk.so2_conv import so2_conv  # noqa: E402
+from eqk.so2_edge_message import so2_edge_message  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
@@ -64,6 +66,8 @@ __all__ = [
     "s2_activation",
     "s2_grid",
     "segment_softmax",
+    "so2_conv",
+    "so2_edge_message",
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",

@@ -176,6 +176,7 @@ _BACKENDS_OF = {
     "gaunt_product": ("cpu", "cuda", "torch", "reference"),
     "rotate": ("cpu", "torch", "reference"),
     "s2_activation": ("cpu", "triton", "torch", "reference"),
+    "so2_edge_message": ("cpu", "torch", "reference"),
     "wigner": ("cpu", "torch", "reference"),
 }
 

@@ -15,7 +15,8 @@ from fairchem.core.models.equiformer_v2.layer_norm import get_normalization_laye
 from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Grid, SO3_LinearV2  # noqa: E402
 
 import eqk  # noqa: E402
-from eqk.adapters.equiformer_v2 import FusedS2Activation, normalization_of  # noqa: E402
+from eqk.adapters._grid import normalization_of  # noqa: E402
+from eqk.adapters.equiformer_v2 import FusedS2Activation  # noqa: E402
 
 SMALL = {"num_layers": 2, "sphere_channels": 16, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8,
          "attn_value_channels": 4, "ffn_hidden_channels": 16, "edge_channels": 16, "num_distance_basis": 16}  # fmt: skip

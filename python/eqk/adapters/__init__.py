@@ -18,6 +18,7 @@ from eqk import o3
 _ADAPTERS = {
     "e3tools.nn._conv": "e3tools",
     "fairchem.core.models.equiformer_v2.activation": "equiformer_v2",
+    "fairchem.core.models.uma.escn_md": "uma",
     "allegro.nn._strided._contract": "allegro",
     "mace.modules.blocks": "mace",
     "nequip.nn._tp_scatter_base": "nequip",

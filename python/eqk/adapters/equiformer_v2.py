@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from fairchem.core.models.equiformer_v2.activation import S2Activation
-from fairchem.core.models.equiformer_v2.so3 import SO3_Grid
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_plain
-from eqk.reference.s2_activation import dense
+from eqk.adapters._grid import normalization_of
 from eqk.s2_activation import s2_activation
-from eqk.s2_activation_plan import S2ActivationPlan
-from eqk.s2_quadrature import NORMALIZATIONS
 
 
 class FusedS2Activation(S2Activation):
@@ -36,19 +32,6 @@ class FusedS2Activation(S2Activation):
             mmax=self.mmax,
             rescale=True,
         )
-
-
-def normalization_of(grid: SO3_Grid) -> str | None:
-    """That whose matrices are the buffers of ``grid``; None if there is none."""
-    theirs = [t.detach().to("cpu", torch.float64).flatten(0, 1) for t in (grid.to_grid_mat, grid.from_grid_mat)]
-    res = grid.lat_resolution, grid.long_resolution
-    for name in NORMALIZATIONS:
-        args = grid.lmax, grid.lmax, 1, "silu", res, "soft", name
-        plan = S2ActivationPlan.normalized(*args, mmax=grid.mmax, rescale=True)
-        pairs = list(zip(theirs, dense(plan, torch.float64, "cpu"), strict=True))
-        if all(a.shape == b.shape and (a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in pairs):
-            return name
-    return None
 
 
 def fuse(module: nn.Module) -> str | None:

@@ -4,6 +4,7 @@ from eqk.reference.gaunt_fourier import gaunt_product_by_fourier
 from eqk.reference.gaunt_product import gaunt_product
 from eqk.reference.rotate import rotate
 from eqk.reference.s2_activation import s2_activation
+from eqk.reference.so2_edge_message import so2_edge_message
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
@@ -15,6 +16,7 @@ __all__ = [
     "gaunt_product_by_fourier",
     "rotate",
     "s2_activation",
+    "so2_edge_message",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "symmetric_contraction",
