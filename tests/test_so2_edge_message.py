@@ -3,6 +3,7 @@
 import math
 
 import e3nn.o3
+import numpy
 import pytest
 import torch
 import torch._dynamo.testing
@@ -31,7 +32,13 @@ class Problem:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
-        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = rescale, grid_rescale, sources, hidden, out
+        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = (
+            rescale,
+            grid_rescale,
+            sources,
+            hidden,
+            out,
+        )
         width, extra = SIZES[activation]
         self.width, self.extra = width * hidden, extra(lmax) * hidden
         self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
@@ -83,19 +90,23 @@ class Problem:
         if self.activation == "gate":
             gates = s.sigmoid().unflatten(1, (self.lmax, -1))
             return torch.stack([y[:, n] * gates[:, l - 1] if l else silu(y[:, n]) for n, (l, _) in enumerate(rows)], 1)
-        # Component normalisation: e3nn's to a grid; the way back is the transpose with the quadrature's weights.
-        beta, weights = eqk.s2_quadrature.rings(self.res[0], "gausslegendre") if False else self.rings()
+        beta, weights = (torch.from_numpy(t) for t in numpy.polynomial.legendre.leggauss(self.res[0]))
         alpha = torch.arange(self.res[1], dtype=torch.float64) * 2 * math.pi / self.res[1]
         sin = (1 - beta**2).sqrt()
-        points = torch.stack([sin[:, None] * alpha.sin(), beta[:, None].expand(-1, len(alpha)), sin[:, None] * alpha.cos()])
+        points = torch.stack(
+            [sin[:, None] * alpha.sin(), beta[:, None].expand(-1, len(alpha)), sin[:, None] * alpha.cos()]
+        )
         harmonics = e3nn.o3.spherical_harmonics(
             list(range(self.lmax + 1)), points.flatten(1).T, True, normalization="integral"
         )[:, [l * l + l + m for l, m in rows]]
-        scale = torch.tensor([math.sqrt(max(1, (2 * l + 1) / (2 * self.mmax + 1))) for l, _ in rows], dtype=torch.float64)
+        scale = torch.tensor(
+            [math.sqrt(max(1, (2 * l + 1) / (2 * self.mmax + 1))) for l, _ in rows], dtype=torch.float64
+        )
         harmonics = harmonics * (scale if self.grid_rescale else 1)
-        factor = math.sqrt(4 * math.pi / (self.lmax + 1))  # component
-        to = harmonics * factor
-        back = (harmonics / factor * (weights[:, None] * 2 * math.pi / len(alpha)).expand(-1, len(alpha)).reshape(-1, 1)).T
+        factor = [math.sqrt(4 * math.pi / ((2 * l + 1) * (self.lmax + 1))) for l, _ in rows]  # component
+        to = harmonics * torch.tensor(factor, dtype=torch.float64)
+        weights = weights * 2 * math.pi / len(alpha)
+        back = (harmonics / torch.tensor(factor, dtype=torch.float64)).T * weights.repeat_interleave(len(alpha))
         grid = torch.einsum("gi,eic->egc", to, y)
         if self.activation == "s2":
             z = torch.einsum("ig,egc->eic", back, silu(grid))
@@ -105,7 +116,272 @@ class Problem:
         z = torch.einsum("ig,egc->eic", back, u * v) * gate.sigmoid()[:, None]
         return torch.cat([z[:, :1] + (silu(p) * t)[:, None], z[:, 1:]], 1)
 
-    def rings(self):
-        import numpy
 
-        return [torch.from_numpy(t) for t in numpy.polynomial.legendre.leggauss(self.res[0])]
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("lmax", "mmax"), DEGREES)
+def test_values_and_gradients(lmax, mmax, activation, generator, float64_default):
+    """To second order, with edges on and within 1e-8 of the y axis."""
+    problem = Problem(lmax, mmax, activation, generator)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 2, generator)
+    expected = derivatives(problem.truth, problem.operands, directions)
+    for dtype, recompute in ((torch.float64, False), (torch.float64, True), (torch.float32, False)):
+        operands = [t.to(dtype) for t in problem.operands]
+        along = [[t.to(dtype) for t in d] for d in directions]
+        got = derivatives(lambda *v: problem.ours(*v, recompute=recompute), operands, along)  # noqa: B023
+        for order, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+            for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                assert_close(a, b, order, dtype, (order, n))
+
+
+OPTIONS = {
+    "heads": {"heads": 3},
+    "source alone": {"sources": 1},
+    "weights of degrees": {"by": "degree"},
+    "weights themselves": {"last": False},
+    "rescale": {"rescale": True, "grid_rescale": True},
+    "two channels out a head": {"heads": 2, "out": 4},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_options_to_third_order(activation, options, generator, float64_default):
+    problem = Problem(3, 1, activation, generator, edges=4, nodes=4, **options)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 3, generator)
+    results = [derivatives(f, problem.operands, directions) for f in (problem.ours, problem.truth)]
+    for order, (ours, theirs) in enumerate(zip(*results, strict=True)):
+        for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(a, b, order, what=(order, n))
+
+
+def test_many_tiles(generator, monkeypatch, float64_default):
+    """Tiles of 64 edges, of nodes of which some and of which all are in a tile; the same result."""
+    import importlib
+
+    module = importlib.import_module("eqk.so2_edge_message")
+    monkeypatch.setattr(module, "_BYTES_OF_TILE", 1)
+    for nodes in (20, 300):
+        problem = Problem(2, 2, "gate", generator, edges=200, nodes=nodes)
+        directions = random_directions(problem.operands, problem.truth(*problem.operands), 2, generator)
+        results = [derivatives(f, problem.operands, directions) for f in (problem.ours, problem.truth)]
+        for order, (ours, theirs) in enumerate(zip(*results, strict=True)):
+            for a, b in zip(ours, theirs, strict=True):
+                assert_close(a, b, order)
+        assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
+
+
+@pytest.mark.parametrize("activation", ["gate", "swiglu_s2"])
+@pytest.mark.parametrize(("lmax", "mmax"), [(2, 2), (4, 2), (6, 3)])
+def test_equivariance(lmax, mmax, activation, generator, float64_default):
+    """Under rotations, and whatever the angle about the edge; edges along all axes included."""
+    problem = Problem(lmax, mmax, activation, generator, edges=12, hidden=3)
+    x, vec, *rest = problem.operands
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])
+    vec[:6], vec[6:12] = axes, axes + 1e-8 * torch.randn(6, 3, generator=generator)
+    out = problem.ours(x, vec, *rest)
+    rotation = e3nn.o3.rand_matrix()
+    d = torch.block_diag(*[e3nn.o3.Irrep(l, 1).D_from_matrix(rotation) for l in range(lmax + 1)])
+    assert_close(problem.ours(d @ x, vec @ rotation.T, *rest), d @ out, what="rotated")
+    q = eqk.edge_frame(vec, torch.rand(12, generator=generator, dtype=torch.float64) * 6)
+    layers = problem.layers(rest[3:])
+    turned = eqk.so2_edge_message(
+        x,
+        q,
+        problem.index,
+        *layers,
+        lmax,
+        mmax,
+        h=rest[0],
+        a=rest[1],
+        w=rest[2],
+        activation=activation,
+        res=problem.res,
+    )
+    assert_close(turned, out, what="turned about the edge")
+
+
+def test_torque(generator, float64_default):
+    """The gradient of an edge by the torque on it: what turns an edge and all features turns the message."""
+    problem = Problem(3, 2, "gate", generator)
+    x, vec, *rest = (t.requires_grad_() for t in problem.operands)
+    out = problem.ours(x, vec, *rest)
+    of_x, of_vec = torch.autograd.grad(out, (x, vec), torch.randn(out.shape, generator=generator, dtype=out.dtype))
+    assert of_vec.abs().max() > 1e-3
+    assert (of_vec * vec).sum(1).abs().max() < 1e-12 * of_vec.abs().max() * vec.abs().max()
+
+
+def test_hessian(generator, float64_default):
+    """Of positions, by torch.func and by differences of forces."""
+    problem = Problem(2, 2, "gate", generator, edges=8, nodes=4)
+    x, _, h, *rest = problem.operands
+    positions = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    src, dst = problem.index
+    keep = src != dst
+    problem.index, src, dst = problem.index[:, keep], src[keep], dst[keep]
+    h, rest[1] = h[keep], rest[1][keep]
+
+    def energy(positions):
+        vec = positions[src] - positions[dst]
+        smooth = torch.exp(-(vec**2).sum(1, keepdim=True) / 4)
+        return problem.ours(x, vec, h * smooth, rest[0], rest[1] * smooth, *rest[2:]).square().sum()
+
+    forces = torch.func.grad(energy)
+    hessian = torch.func.hessian(energy)(positions)
+    direction = torch.randn(positions.shape, generator=generator, dtype=torch.float64)
+    step = 1e-5
+    difference = (forces(positions + step * direction) - forces(positions - step * direction)) / (2 * step)
+    along = torch.einsum("aibj,bj->ai", hessian, direction)
+    assert (difference - along).abs().max() < 1e-7 * along.abs().max()
+    leaf = positions.clone().requires_grad_()
+    (force,) = torch.autograd.grad(energy(leaf), leaf, create_graph=True)
+    assert_close(torch.autograd.grad(force, leaf, direction)[0], along, 2)
+
+
+def test_forward_mode(generator, float64_default):
+    problem = Problem(2, 1, "s2", generator, edges=5)
+    tangents = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in problem.operands]
+    for transform in (lambda f: f, lambda f: torch.func.grad(lambda *v: f(*v).pow(3).sum(), (0, 1, 2))):
+        results = [
+            torch.func.jvp(transform(f), tuple(problem.operands), tuple(tangents))[1]
+            for f in (problem.ours, problem.truth)
+        ]
+        for a, b in zip(*([r] if isinstance(r, torch.Tensor) else r for r in results), strict=True):
+            assert_close(a, b, 2)
+
+
+def test_vmap(generator, float64_default):
+    """Over features, and over the cotangents of a Jacobian."""
+    problem = Problem(2, 2, "gate", generator, edges=4, nodes=3)
+    x, *rest = problem.operands
+    batch = torch.stack([x, 2 * x, x.flip(0)])
+    got = torch.vmap(lambda x: problem.ours(x, *rest))(batch)
+    assert_close(got, torch.stack([problem.truth(x, *rest) for x in batch]))
+    jacobians = [torch.func.jacrev(f)(rest[0]) for f in (lambda v: problem.ours(x, v, *rest[1:]), lambda v: problem.truth(x, v, *rest[1:]))]  # fmt: skip
+    assert_close(*jacobians, 1)
+
+
+def test_gradcheck_and_opcheck(generator, float64_default):
+    problem = Problem(1, 1, "gate", generator, edges=3, nodes=3, c=1, hidden=1, out=1)
+    leaves = [t.clone().requires_grad_() for t in problem.operands]
+    assert torch.autograd.gradcheck(problem.ours, leaves, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(problem.ours, leaves, fast_mode=True)
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op.namespace == "eqk" and "so2_edge_message" in op.name():
+                calls.append((op, args))
+            return op(*args, **(kwargs or {}))
+
+    with Recorder():
+        out = problem.ours(*leaves)
+        gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+    assert len({op for op, _ in calls}) == 3
+    for op, args in calls:
+        args = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args]
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def test_16_bit_and_autocast(generator):
+    problem = Problem(2, 2, "gate", generator, edges=9)
+    for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+        operands = [t.to(dtype) for t in problem.operands]
+        vec = operands[1].double()
+        x, _, *rest = operands
+        q, layers = eqk.edge_frame(vec).to(dtype), problem.layers(rest[3:])
+        got = eqk.so2_edge_message(x, q, problem.index, *layers, 2, 2, h=rest[0], a=rest[1], w=rest[2])
+        assert got.dtype == dtype
+        wide = [t.double() for t in (x, q, *rest)]
+        layers = problem.layers(wide[5:])
+        want = eqk.so2_edge_message(wide[0], wide[1], problem.index, *layers, 2, 2, h=wide[2], a=wide[3], w=wide[4])
+        assert (got - want).abs().max() < tolerance * want.abs().max()
+    operands = [t.float() for t in problem.operands]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = problem.ours(operands[0].bfloat16(), *operands[1:])
+    assert mixed.dtype == torch.float32
+    assert_close(mixed, problem.ours(operands[0].bfloat16().float(), *operands[1:]))
+
+
+def test_no_edges_and_isolated_nodes(generator, float64_default):
+    for activation in ACTIVATIONS:
+        problem = Problem(2, 2, activation, generator)
+        assert not problem.ours(*problem.operands)[-1].any()  # nothing leads to the last node
+        problem.index = problem.index[:, :0]
+        operands = [t[:0] if n in (1, 2, 4) else t for n, t in enumerate(problem.operands)]
+        leaves = [t.requires_grad_() for t in operands]
+        out = problem.ours(*leaves)
+        assert out.shape == (5, 9, 3) and not out.any()
+        gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+        assert all(not g.any() for g in gradients)
+        assert all(not g.any() for g in torch.autograd.grad(sum(g.sum() for g in gradients), leaves, allow_unused=True) if g is not None)  # fmt: skip
+
+
+def test_message_to_other_rows(generator, float64_default):
+    """A third row of the index has the nodes that messages go to."""
+    problem = Problem(2, 1, "gate", generator)
+    expected = problem.ours(*problem.operands)
+    target = problem.index[1]
+    problem.index = torch.cat([problem.index, (4 - target)[None]])
+    assert_close(problem.ours(*problem.operands), expected.flip(0))
+
+
+def test_compile(generator):
+    """One graph for any number of edges and nodes."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def energy(index, x, vec, h, a, w, *parameters):
+        layers = parameters[:4], parameters[4:]
+        q = eqk.edge_frame(vec)
+        return eqk.so2_edge_message(x, q, index, *layers, 2, 2, h=h, a=a, w=w, activation="gate").square().sum()
+
+    compiled = torch.compile(energy, fullgraph=True, backend=counter, dynamic=True)
+    for edges, nodes in ((7, 5), (12, 9), (31, 4)):
+        problem = Problem(2, 2, "gate", generator, edges=edges, nodes=nodes)
+        leaves = [t.float().requires_grad_() for t in problem.operands]
+        values = [f(problem.index, *leaves) for f in (compiled, energy)]
+        assert_close(values[0], values[1])
+        for got, want in zip(*(torch.autograd.grad(v, leaves) for v in values), strict=True):
+            assert_close(got, want, 1)
+    assert counter.frame_count == 1
+
+
+def test_reference_backend(generator, float64_default):
+    for activation in ACTIVATIONS:
+        problem = Problem(3, 2, activation, generator, rescale=True)
+        with eqk.dispatch.use_backend("reference"):
+            got = problem.ours(*problem.operands)
+        assert_close(got, problem.ours(*problem.operands))
+
+
+def test_bad_input(generator):
+    problem = Problem(2, 2, "gate", generator)
+    x, vec, h, a, w, *parameters = (t.float() for t in problem.operands)
+    q, (conv1, conv2) = eqk.edge_frame(vec), problem.layers(parameters)
+    good = {"x": x, "q": q, "edge_index": problem.index, "conv1": conv1, "conv2": conv2, "lmax": 2, "mmax": 2}
+    good |= {"h": h, "a": a, "w": w}
+    for change, error, message in (
+        ({"x": x[:, :8]}, RuntimeError, r"x: expected shape \[nodes, 9, 4 or 2\], got \[5, 8, 2\]"),
+        ({"x": x.double()}, RuntimeError, "q: expected dtype torch.float64 as x has, got torch.float32"),
+        ({"x": [1]}, TypeError, r"x: expected a tensor, got \[1\]"),
+        ({"q": q[:, :3]}, RuntimeError, r"q: expected shape \[7, 4\], got \[7, 3\]"),
+        ({"edge_index": problem.index[:1]}, RuntimeError, r"index: expected shape \[2 or 3, edges\], got \[1, 7\]"),
+        ({"edge_index": problem.index.float()}, RuntimeError, "index: expected dtype int32 or int64"),
+        ({"edge_index": problem.index + 4}, RuntimeError, "expected indices from 0 to 4"),
+        ({"edge_index": problem.index - 1}, RuntimeError, "expected indices from 0 to 4"),
+        ({"h": h[:, :2]}, RuntimeError, r"h: expected shape \[7, 3\], got \[7, 2\]"),
+        ({"a": a[:, :7]}, RuntimeError, r"a: expected 2 dimensions, the last of 12 \(degrees\) or 24"),
+        ({"h": None}, RuntimeError, "h: expected features that a is to be multiplied with, got None"),
+        ({"bias": torch.ones(3)}, RuntimeError, r"bias: expected shape \[24\], got \[3\]"),
+        ({"w": torch.ones(7, 2)}, RuntimeError, r"w: expected shape \[7, a divisor of 3\], got \[7, 2\]"),
+        ({"conv1": conv1[:3]}, TypeError, r"conv1: expected mmax \+ 2 = 4 parameters"),
+        ({"conv2": [*conv2[:3], conv2[3][:, 1:]]}, RuntimeError, r"conv2\[3\]: expected shape"),
+        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape|conv1\[0\]: expected 2 channels out"),
+        ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
+        ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
+        ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),
+    ):
+        with pytest.raises(error, match=message):
+            eqk.so2_edge_message(**good | change)
+    with pytest.raises(ValueError, match="plan: expected 'LMAX,MMAX"):
+        torch.ops.eqk.so2_edge_message(x, q, h, a, w, x, x, problem.index, "2,2,gate", False)

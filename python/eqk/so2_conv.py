@@ -15,6 +15,7 @@ weight are such products again.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -173,7 +174,9 @@ def sizes_of(op: str, name: str, layer: Sequence[Tensor | None], lmax: int, mmax
     for n, t in enumerate(layer):
         if n != 1 or t is not None:
             check_dense(op, f"{name}[{n}]", t, 1)
-    degrees, (out, ins) = lmax + 1, layer[0].shape if layer[0].dim() == 2 else (-1, -1)
+    # They are constants of plans: torch.compile is to have a graph for each number.
+    out, ins = map(operator.index, layer[0].shape) if layer[0].dim() == 2 else (-1, -1)
+    degrees = lmax + 1
     if out < extra or ins < degrees or (out - extra) % degrees or ins % degrees or out == extra:
         raise RuntimeError(
             f"eqk.{op}: {name}[0]: expected shape [{degrees} channels out + {extra}, {degrees} channels in], "
