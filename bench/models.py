@@ -4,8 +4,8 @@
     python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
     python bench/models.py nequip-l --training --memory
 
-Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms; the graph is made
-once. After a check that the forces are equal, the two run in turn, and printed are medians and their ratio. The
+Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms, UMA's copper; the
+graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their ratio. The
 allocator is as you set it:
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
 --memory prints instead by how much three steps raise a process's peak of resident memory over what it had before them.
@@ -38,11 +38,19 @@ def silicon(cells: int = 2) -> ase.Atoms:
     return atoms
 
 
+def copper(cells: int = 2) -> ase.Atoms:
+    atoms = ase.build.bulk("Cu", cubic=True) * (2 * cells, cells, cells)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
 class Framework:
     """How to build a model of a framework, give it a structure and read energy and forces.
 
     Where the model is training, these are differentiable with respect to its parameters.
     """
+
+    structure = staticmethod(silicon)
 
     def build(self, dtype: torch.dtype, **options) -> nn.Module:
         raise NotImplementedError
@@ -287,6 +295,54 @@ class EquiformerV2(Framework):
             return model["energy"](inputs, emb)["energy"].sum(), model["forces"](inputs, emb)["forces"]
 
 
+class Uma(Framework):
+    """UMA-S's backbone and head without mixed experts; ``experts`` of them mix the layers of messages."""
+
+    CUTOFF = 6.0
+    structure = staticmethod(copper)
+
+    def build(self, dtype, experts=0, **options):
+        from fairchem.core.models.uma.escn_md import MLP_EFS_Head, eSCNMDBackbone
+        from fairchem.core.models.uma.escn_moe import eSCNMDMoeBackbone
+
+        torch.manual_seed(0)
+        small = dict(
+            max_num_elements=100, sphere_channels=128, lmax=2, mmax=2, otf_graph=False, cutoff=self.CUTOFF,
+            edge_channels=128, num_distance_basis=64, direct_forces=False, regress_forces=True, num_layers=4,
+            hidden_channels=128, norm_type="rms_norm_sh", act_type="gate", ff_type="spectral",
+            chg_spin_emb_type="rand_emb", cs_emb_grad=True, dataset_mapping={"omat": "omat"}, always_use_pbc=False,
+        )  # fmt: skip
+        mixed = {"num_experts": experts, "use_composition_embedding": True} if experts else {}
+        with default_dtype(dtype):
+            backbone = (eSCNMDMoeBackbone if experts else eSCNMDBackbone)(**{**small, **mixed, **options})
+            return nn.ModuleDict({"backbone": backbone, "head": MLP_EFS_Head(backbone)}).to(dtype).eval()
+
+    def inputs(self, atoms, model):
+        from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
+
+        dtype = next(model.parameters()).dtype
+        structures = atoms if isinstance(atoms, list) else [atoms]
+        made = []
+        for one in structures:
+            one.info.update(charge=0, spin=0)
+            data = AtomicData.from_ase(one, task_name="omat", r_edges=False, r_data_keys=["spin", "charge"])
+            i, j, shifts = neighbor_list("ijS", one, self.CUTOFF)
+            data.edge_index = torch.tensor(np.stack([j, i]))
+            data.cell_offsets = torch.tensor(shifts, dtype=torch.float32).reshape(-1, 3)
+            data.nedges = torch.tensor([len(i)])
+            made.append(data)
+        batch = atomicdata_list_to_batch(made)
+        for name in ("pos", "cell", "cell_offsets"):
+            batch[name] = batch[name].to(dtype)
+        return batch
+
+    def evaluate(self, model, inputs):
+        data = inputs.clone()
+        with default_dtype(data.pos.dtype):
+            out = model["head"](data, model["backbone"](data))
+            return out["energy"]["energy"].sum(), out["forces"]["forces"]
+
+
 MODELS = {
     "equiformer-v2-31m": (EquiformerV2(), {}),
     "nequix-mp-1": (Nequix(), {}),
@@ -297,6 +353,8 @@ MODELS = {
     "mace-medium": (MACE(), {}),
     "mace-large": (MACE(), {"hidden_irreps": "128x0e + 128x1o + 128x2e"}),
     "sevennet-0": (SevenNet(), {}),
+    "uma-s": (Uma(), {}),
+    "esen-l4": (Uma(), {"lmax": 4, "num_layers": 2}),
     "sevennet-l3i5": (SevenNet(), {"checkpoint": "7net-l3i5"}),
 }
 
@@ -322,8 +380,8 @@ def megabytes_of_a_step(name: str, convert: bool, args) -> float:
     model = framework.build(torch.float32, **options).train(args.training)
     if convert:
         eqk.convert(model)
-    seconds(framework, model, framework.inputs(silicon(1), model), args.training)
-    inputs = framework.inputs(silicon(args.cells), model)
+    seconds(framework, model, framework.inputs(framework.structure(1), model), args.training)
+    inputs = framework.inputs(framework.structure(args.cells), model)
     with open("/proc/self/statm") as statm:
         before = int(statm.read().split()[1]) * resource.getpagesize()
     for _ in range(3):
@@ -345,7 +403,7 @@ def bench(name: str, args) -> None:
     report = eqk.convert(models[1])
     if args.report:
         print(report)
-    inputs = framework.inputs(silicon(args.cells), models[0])
+    inputs = framework.inputs(framework.structure(args.cells), models[0])
     forces = [framework.evaluate(model, inputs)[1].detach() for model in models]
     error = relative_error(forces[1], forces[0])
     if not error < 1e-5:

@@ -7,7 +7,7 @@ equation 6). With P and Q the rows of m and of -m and A, B the two halves of a w
     out(m) = A P - B Q,    out(-m) = A Q + B P.
 
 The product of two complex numbers takes three real products (Gauss): with K = A (P + Q), out(m) = K - (A + B) Q and
-out(-m) = K + (B - A) P. Of sums of many channels that is as accurate, in norm, as four products are; a quarter of the
+out(-m) = K - (A - B) P. Of sums of many channels that is as accurate, in norm, as four products are; a quarter of the
 multiply-adds of all orders but 0 is saved. The transpose, for gradients, has A^T and -B^T; it and the gradient of the
 weight are such products again.
 """
@@ -68,7 +68,7 @@ def pack(layer: Sequence[Tensor | None]) -> Tensor:
 
 
 class Matrices(NamedTuple):
-    """The parameters of a layer as its products take them: of each order from 1 A, A + B and B - A."""
+    """The parameters of a layer as its products take them: of each order from 1 A, A + B and A - B."""
 
     zero: Tensor
     bias: Tensor | None
@@ -77,7 +77,7 @@ class Matrices(NamedTuple):
     @classmethod
     def of(cls, zero: Tensor, bias: Tensor | None, weights: Sequence[Tensor]) -> Matrices:
         halves = [w.chunk(2) for w in weights]
-        return cls(zero, bias, [(a, a + b, b - a) for a, b in halves])
+        return cls(zero, bias, [(a, a + b, a - b) for a, b in halves])
 
 
 def _split(x: Tensor, s: Sizes) -> list[Tensor]:
@@ -87,6 +87,17 @@ def _split(x: Tensor, s: Sizes) -> list[Tensor]:
 
 def _addmm(c: Tensor | None, a: Tensor, b: Tensor, out: Tensor | None, alpha: float = 1) -> Tensor:
     return torch.mm(a, b, out=out) if c is None else torch.addmm(c, a, b, alpha=alpha, out=out)
+
+
+def _three_products(p: Tensor, q: Tensor, k: Tensor, of_q: Tensor, of_p: Tensor, into: Sequence) -> list[Tensor]:
+    """K - q of_q and K - p of_p with K = (p + q) k."""
+    first, second = into
+    if first is None:
+        k = (p + q) @ k
+        return [torch.addmm(k, q, of_q, alpha=-1), torch.addmm(k, p, of_p, alpha=-1)]
+    torch.mm(p + q, k, out=first)
+    second.copy_(first)
+    return [first.addmm_(q, of_q, alpha=-1), second.addmm_(p, of_p, alpha=-1)]
 
 
 def _assemble(parts: Sequence[Tensor], out: Tensor | None, channels: int) -> Tensor:
@@ -104,11 +115,9 @@ def linear(x: Tensor, w: Matrices, s: Sizes, out: tuple[Tensor, Tensor] | None =
     bias = (None, None) if w.bias is None else (w.bias[: s.extra], w.bias[s.extra :])
     extra = _addmm(bias[0], first, w.zero[: s.extra].mT, extra)
     parts = [_addmm(bias[1], first, w.zero[s.extra :].mT, into[0])]
-    for n, (a, a_plus_b, b_minus_a) in enumerate(w.orders):
-        p, q = signed[2 * n : 2 * n + 2]
-        k = (p + q) @ a.mT
-        parts.append(_addmm(k, q, a_plus_b.mT, into[2 * n + 1], -1))
-        parts.append(_addmm(k, p, b_minus_a.mT, into[2 * n + 2]))
+    for n, (a, a_plus_b, a_minus_b) in enumerate(w.orders):
+        at = slice(2 * n, 2 * n + 2)
+        parts += _three_products(*signed[at], a.mT, a_plus_b.mT, a_minus_b.mT, into[1:][at])
     return _assemble(parts, y, s.channels_out), extra
 
 
@@ -118,11 +127,9 @@ def linear_transposed(g: Tensor, g_extra: Tensor | None, w: Matrices, s: Sizes, 
     into = [None] * (1 + len(signed)) if out is None else _split(out, s)
     of_extra = None if g_extra is None or not s.extra else g_extra @ w.zero[: s.extra]
     parts = [_addmm(of_extra, first, w.zero[s.extra :], into[0])]
-    for n, (a, a_plus_b, b_minus_a) in enumerate(w.orders):
-        p, q = signed[2 * n : 2 * n + 2]
-        k = (p + q) @ a
-        parts.append(_addmm(k, q, b_minus_a, into[2 * n + 1]))
-        parts.append(_addmm(k, p, a_plus_b, into[2 * n + 2], -1))
+    for n, (a, a_plus_b, a_minus_b) in enumerate(w.orders):
+        at = slice(2 * n, 2 * n + 2)
+        parts += _three_products(*signed[at], a, a_minus_b, a_plus_b, into[1:][at])
     return _assemble(parts, out, s.channels_in)
 
 

@@ -324,7 +324,8 @@ def _backward_tile(
 
 # All tiles. What belongs to nodes and edges is cut, what is shared is added up.
 
-_BYTES_OF_TILE = 5 << 19  # of z: about what the caches of two cores hold beside the matrices
+_EDGES_OF_TILE = 512  # enough for the library's matrix products, few enough for a cache
+_BYTES_OF_TILE = 32 << 20  # of z, at most
 
 
 def _over_tiles(
@@ -341,7 +342,7 @@ def _over_tiles(
     """
     x, edges = operands[0], index.shape[1]
     row = count(plan.lmax, plan.mmax) * max(plan.channels_in, plan.channels_out) * x.element_size()
-    size = max(64, _BYTES_OF_TILE // row // 64 * 64)
+    size = max(32, min(_EDGES_OF_TILE, _BYTES_OF_TILE // row))
     total: list[MaybeTensor] = [None] * len(results)
     parts: list[list[Tensor]] = [[] for _ in results]
     for begin in range(0, max(edges, 1), size):
