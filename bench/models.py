@@ -5,8 +5,8 @@
     python bench/models.py nequip-l --training --memory
 
 Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms, UMA's copper; the
-graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their ratio. The
-allocator is as you set it:
+graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their
+ratio. The allocator is as you set it:
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824 keeps memory for both.
 --memory prints instead by how much three steps raise a process's peak of resident memory over what it had before them.
 """

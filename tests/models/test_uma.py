@@ -1,8 +1,9 @@
-"""UMA's and eSEN's modules in fairchem-core 2.24 against eqk's of the same parameters."""
+"""UMA and eSEN of fairchem-core 2.24: whole models converted, and modules against eqk's of the same parameters."""
 
 from pathlib import Path
 
 import fairchem.core.models.uma
+import model_checks
 import pytest
 import torch
 from fairchem.core.models.uma.common.rotation import eulers_to_wigner, init_edge_rot_euler_angles
@@ -10,6 +11,7 @@ from fairchem.core.models.uma.nn import layer_norm
 from fairchem.core.models.uma.nn.execution_backends import ExecutionBackend
 from fairchem.core.models.uma.nn.radial import PolynomialEnvelope
 from fairchem.core.models.uma.nn.so3_layers import SO3_Linear
+from models import Uma, copper, default_dtype, silicon
 
 import eqk
 from eqk.testing import TOLERANCES, relative_error
@@ -99,3 +101,95 @@ def test_polynomial_envelope(exponent):
     d = torch.cat([torch.rand(1000, dtype=torch.float64), torch.tensor([0.0, 1.0, 1.5])])
     ours, theirs = (cls(exponent)(d) for cls in (eqk.nn.PolynomialEnvelope, PolynomialEnvelope))
     assert relative_error(ours, theirs) < 1e-13
+
+
+SMALL = {"sphere_channels": 8, "hidden_channels": 12, "edge_channels": 16, "num_distance_basis": 8, "num_layers": 2}
+CASES = {
+    "small": SMALL,
+    "lmax 4, mmax 2": {**SMALL, "lmax": 4},
+    "lmax 3, mmax 3, a grid": {**SMALL, "lmax": 3, "mmax": 3, "act_type": "s2", "ff_type": "grid", "grid_resolution": 18},
+    "lmax 4, mmax 2, a grid": {**SMALL, "lmax": 4, "act_type": "s2", "grid_resolution": 14},
+    "checkpoints": {**SMALL, "activation_checkpointing": True},
+    "other norms": {**SMALL, "norm_type": "layer_norm_sh"},
+    "Euler angles": {**SMALL, "use_quaternion_wigner": False},
+    "experts": {**SMALL, "experts": 3},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_energy_and_forces(dtype, options):
+    model, twin, report = model_checks.pair(Uma(), dtype, options)
+    assert model_checks.fused(report) == ["backbone"]
+    model_checks.assert_equal_forces(Uma(), model, twin, dtype, copper(1))
+
+
+def test_coarse_grid():
+    """Their default grid aliases: energies hang on the angles about edges, which theirs draws anew for each call."""
+    model, twin, _ = model_checks.pair(Uma(), torch.float64, {**SMALL, "lmax": 3, "mmax": 3, "act_type": "s2"})
+    inputs = Uma().inputs(copper(1), model)
+    theirs = torch.stack([Uma().evaluate(model, inputs)[1].detach() for _ in range(6)])
+    ours = [Uma().evaluate(twin, inputs)[1].detach() for _ in range(2)]
+    assert torch.equal(*ours)
+    spread = (theirs - theirs.mean(0)).abs().max()
+    assert 0 < spread < 1e-3 * theirs.abs().max()
+    assert (ours[0] - theirs.mean(0)).abs().max() < 5 * spread
+
+
+def test_systems_of_their_own_experts():
+    """Three structures of one batch, one of them without edges."""
+    import ase
+
+    model, twin, _ = model_checks.pair(Uma(), torch.float64, CASES["experts"])
+    alone = ase.Atoms("Si", positions=[[1.0, 2.0, 3.0]], cell=[40.0] * 3, pbc=True)
+    structures = [silicon(1), alone, copper(1)]
+    model_checks.assert_equal_forces(Uma(), model, twin, torch.float64, structures)
+
+
+def test_merged_experts():
+    """Experts that are merged for one composition, after the conversion."""
+    model, twin, _ = model_checks.pair(Uma(), torch.float64, CASES["experts"])
+    inputs = Uma().inputs(copper(1), model)
+    with default_dtype(torch.float64):
+        for m in (model, twin):
+            m["backbone"].merge_MOLE_model(inputs.clone())
+    model_checks.assert_equal_forces(Uma(), model, twin, torch.float64, copper(1))
+
+
+def test_training():
+    model_checks.check_training(Uma(), SMALL)
+
+
+def test_state():
+    model_checks.check_state(Uma(), SMALL)
+
+
+def test_copies():
+    model_checks.check_copies(Uma(), SMALL)
+
+
+def test_no_edges():
+    model_checks.check_no_edges(Uma(), SMALL)
+
+
+def test_hessian():
+    """Of both, by a second backward pass for each component; theirs is right where it does not use its Triton kernels."""
+    results = []
+    for model in model_checks.pair(Uma(), torch.float64, SMALL, training=True)[:2]:
+        data = Uma().inputs(copper(1)[:4], model)
+        with default_dtype(torch.float64):
+            forces = model["head"](data, model["backbone"](data))["forces"]["forces"]
+        rows = [torch.autograd.grad(f, data.pos, retain_graph=True)[0].flatten() for f in forces.flatten()]
+        results.append(torch.stack(rows))
+    assert (results[0] - results[0].T).abs().max() < 1e-10 * results[0].abs().max()
+    assert relative_error(results[1], results[0]) < 1e-9
+
+
+def test_left():
+    model = Uma().build(torch.float32, **SMALL)
+    model["backbone"].blocks[1].edge_wise.so2_conv_2.fc_m0.register_forward_hook(lambda *_: None)
+    (row,) = eqk.convert(model).left
+    assert row.name == "backbone" and "has hooks" in row.reason
+    model = Uma().build(torch.float32, **SMALL, execution_mode="umas_fast_pytorch")
+    (row,) = eqk.convert(model).left
+    assert row.reason == "it has a backend of its own, UMASFastPytorchBackend"

@@ -141,25 +141,32 @@ def _activation(layer: Edgewise) -> dict:
     }
 
 
+def _reason(layer: Edgewise) -> str | None:
+    """Why the layer cannot be one op."""
+    convolutions = layer.so2_conv_1, layer.so2_conv_2
+    linear = [fc for c in convolutions for fc in (c.fc_m0, *(m.fc for m in c.so2_m_conv))]
+    strange = {type(fc).__name__ for fc in linear if type(fc) not in (nn.Linear, MOLE)}
+    if strange:
+        return f"linear layers of the class {', '.join(sorted(strange))}"
+    last = layer.so2_conv_1.rad_func.net[-1]
+    return None if type(last) is nn.Linear else f"a radial network that ends with a {type(last).__name__}"
+
+
 def fuse(module: nn.Module) -> str | None:
     if type(module) not in (eSCNMDBackbone, eSCNMDMoeBackbone):
         return None
     if type(module.backend) is not ExecutionBackend:
-        raise ValueError(f"it has a backend already, {type(module.backend).__name__}")
-    layers = [block.edge_wise for block in module.blocks]
-    embedding = module.edge_degree_embedding
+        raise ValueError(f"it has a backend of its own, {type(module.backend).__name__}")
+    layers, embedding = [block.edge_wise for block in module.blocks], module.edge_degree_embedding
     for layer, known in (*((e, Edgewise) for e in layers), (embedding, EdgeDegreeEmbedding)):
         if type(layer) is not known:
             raise ValueError(f"a {type(layer).__name__} instead of {known.__name__}")
-        require_plain(
-            layer,
-            *(m for m in layer.modules() if m is not layer and m is not layer.SO3_grid) if known is Edgewise else (),
-        )
     for layer in layers:
-        convolutions = (layer.so2_conv_1, layer.so2_conv_2)
-        kinds = {type(fc) for c in convolutions for fc in (c.fc_m0, *(m.fc for m in c.so2_m_conv))}
-        if not kinds <= {nn.Linear, MOLE}:
-            raise ValueError(f"linear layers of the class {', '.join(sorted(k.__name__ for k in kinds))}")
+        inside = [layer.act, *layer.so2_conv_1.modules(), *layer.so2_conv_2.modules()]
+        require_plain(layer, *(m for m in inside if m is not layer.so2_conv_1.rad_func))
+        if reason := _reason(layer):
+            raise ValueError(reason)
+    require_plain(embedding)
     options = [_activation(layer) for layer in layers]
     for layer, activation in zip(layers, options, strict=True):
         become(layer, FusedEdgewise)
