@@ -11,12 +11,13 @@ import torch
 
 import eqk
 from eqk import reference, testing
+from eqk._signals import count
 from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds|D|z|q|index|num_nodes|groups|columns|[lm]max|missing)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 DTYPES = (
     torch.int64,
@@ -533,11 +534,76 @@ def one_s2_activation(rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
-def run(count):
+def one_rotation(rng, generator):
+    """As :func:`one_call`, of eqk::rotate with any slot missing, and of eqk::wigner."""
+    lmax = rng.randint(0, 4)
+    mmax, edges, nodes = rng.randint(0, lmax), rng.choice((0, 1, 2, 17)), rng.choice((1, 5))
+    fan, c, rescale, missing = rng.choice((0, 1, 2)), rng.choice((1, 3, 8)), rng.random() < 0.5, rng.randrange(4)
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    of_edge, numbers = max(1, fan) * c, sum((2 * l + 1) * (2 * min(l, mmax) + 1) for l in range(lmax + 1))
+    groups = rng.choice((1, lmax + 1, sum(lmax + 1 - m for m in range(mmax + 1))))
+    columns = rng.choice((1, of_edge))
+    shapes = [
+        (nodes if fan else edges, (lmax + 1) ** 2, c),
+        (edges, numbers),
+        (edges, groups, columns),
+        (edges, count(lmax, mmax), of_edge),
+    ]
+    operands = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    if missing != 2 and rng.random() < 0.3:
+        operands[2] = None
+    operands[missing] = None
+    index = torch.randint(nodes, (fan, edges), generator=generator) if fan else None
+    numbers = [shapes[0][0] if missing == 0 else 0, *((groups, columns) if missing == 2 else (0, 0)), lmax, mmax]
+    is_wigner, mutation = rng.random() < 0.2, []
+    if is_wigner:
+        operands = [torch.randn(edges, 4, generator=generator).to(dtype)]
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        kind = rng.random()
+        if kind < 0.3:
+            n = rng.randrange(len(numbers))
+            numbers[n] = rng.choice((-1, 0, 1, 2, 3, 21, 2**62, numbers[n] + 1))
+            mutation.append(("num_nodes", "groups", "columns", "lmax", "mmax")[n])
+        elif kind < 0.5 and index is not None:
+            if rng.random() < 0.5 and index.numel():
+                index = index.contiguous().clone()
+                index.view(-1)[rng.randrange(index.numel())] = rng.choice((-1, nodes, 2**40, 0))
+            else:
+                several = [index]
+                mutate_one(several, rng, generator)
+                (index,) = several
+            mutation.append("index")
+        elif kind < 0.6:
+            missing = rng.choice((-1, 0, 1, 2, 3, 4))
+            mutation.append("missing")
+        else:
+            mutation += mutate_one(operands, rng, generator)
+    name = "wigner" if is_wigner else "rotate"
+    what = f"{name} {mutation} {[tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in (*operands, index)]} "
+    what += f"{numbers} {rescale} {missing}"
+    try:
+        if is_wigner:
+            result = OPS.wigner(operands[0], *numbers[3:])
+        else:
+            result = OPS.rotate(*operands, index, *numbers, rescale, missing)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        named = NAMED.search(str(error))
+        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    tensors = [t.detach().double() if isinstance(t, torch.Tensor) else t for t in operands]
+    if result.device.type == "meta" or any(not bool(t.abs().lt(1e3).all()) for t in tensors if t is not None):
+        return "accepted", None
+    if is_wigner:
+        expected = reference.wigner(tensors[0], *numbers[3:])
+    else:
+        expected = reference.rotate(*tensors, index, *numbers, rescale, missing)
+    return "accepted", None if right(result, expected) else f"{what}: wrong numbers"
+
+
+def run(calls):
     rng, generator = testing.generators("fuzz")
     cases = [case for case in testing.CASES.values() if not case.problem and not case.name.startswith("degree-")]
     outcomes, failures = collections.Counter(), []
-    for _ in range(count):
+    for _ in range(calls):
         draw = rng.random()
         if draw < 0.2:
             outcome, failure = one_contraction(rng, generator)
@@ -545,6 +611,8 @@ def run(count):
             outcome, failure = one_gaunt(rng, generator)
         elif draw < 0.55:
             outcome, failure = one_s2_activation(rng, generator)
+        elif draw < 0.65:
+            outcome, failure = one_rotation(rng, generator)
         else:
             outcome, failure = one_call(cases, rng, generator)
         outcomes[outcome] += 1

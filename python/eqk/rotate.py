@@ -64,6 +64,7 @@ def _check(operands: Sequence[MaybeTensor], rest: Sequence) -> None:
             require(t is None, name, "None for what is missing", "a tensor")
         elif slot != _WEIGHTS or t is not None:
             require(t is not None, name, "a tensor", t)
+            require(t.layout == torch.strided, name, "a dense tensor", f"layout {t.layout}")
             dims = 2 if slot == _D else 3
             require(t.dim() == dims, name, f"{dims} dimensions", f"shape {list(t.shape)}")
     x, D, weights, z = operands
@@ -72,6 +73,7 @@ def _check(operands: Sequence[MaybeTensor], rest: Sequence) -> None:
     edges, nodes_of_edge = (z if D is None else D).shape[0], 1
     if index is not None:
         shape = list(index.shape)
+        require(index.layout == torch.strided, "index", "a dense tensor", f"layout {index.layout}")
         require(index.dim() == 2 and shape[0] > 0, "index", f"shape [nodes of an edge, {edges}]", shape)
         require(shape[1] == edges, "index", f"shape [nodes of an edge, {edges}]", shape)
         require(index.dtype in (torch.int32, torch.int64), "index", "dtype int32 or int64", index.dtype)

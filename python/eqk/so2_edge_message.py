@@ -520,6 +520,9 @@ def _check(
     def require(ok, name: str, expected: object, got: object) -> None:
         torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
+    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), ("index", index)):
+        if t is not None:
+            require(t.layout == torch.strided, name, "a dense tensor", f"layout {t.layout}")
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
     components = (plan.lmax + 1) ** 2
     channels = [n for n in (1, 2) if x.dim() == 3 and n * x.shape[2] == plan.channels_in]

@@ -84,6 +84,7 @@ def _check(q: Tensor, lmax: int, mmax: int) -> None:
 
     require(0 <= lmax <= MAX_DEGREE, "lmax", f"a degree from 0 to {MAX_DEGREE}", lmax)
     require(0 <= mmax <= lmax, "mmax", f"an order from 0 to lmax = {lmax}", mmax)
+    require(q.layout == torch.strided, "q", "a dense tensor", f"layout {q.layout}")
     require(q.dtype in _DTYPES, "q", "dtype float32, float64, float16 or bfloat16", q.dtype)
     require(q.dim() == 2 and q.shape[1] == 4, "q", "shape [rows, 4]", list(q.shape))
 
