@@ -122,7 +122,8 @@ def test_systems(generator, float64_default):
 def test_no_edges(generator):
     parameters = [t.float() for t in layer(2, 2, 3, 2, 4, generator)]
     out, scalars = eqk.so2_conv(torch.zeros(0, 9, 3), parameters, 2, 2, 4)
-    assert out.shape == (0, 9, 2) and scalars.shape == (0, 4)
+    assert out.shape == (0, 9, 2)
+    assert scalars.shape == (0, 4)
 
 
 def test_bad_input(generator):

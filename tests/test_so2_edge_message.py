@@ -200,13 +200,21 @@ def test_equivariance(lmax, mmax, activation, generator, float64_default):
 
 
 def test_torque(generator, float64_default):
-    """The gradient of an edge by the torque on it: what turns an edge and all features turns the message."""
+    """What turns edges and features turns messages; the gradient of an edge has no part along it."""
     problem = Problem(3, 2, "gate", generator)
     x, vec, *rest = (t.requires_grad_() for t in problem.operands)
     out = problem.ours(x, vec, *rest)
-    of_x, of_vec = torch.autograd.grad(out, (x, vec), torch.randn(out.shape, generator=generator, dtype=out.dtype))
-    assert of_vec.abs().max() > 1e-3
+    g = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    of_x, of_vec = torch.autograd.grad(out, (x, vec), g)
     assert (of_vec * vec).sum(1).abs().max() < 1e-12 * of_vec.abs().max() * vec.abs().max()
+    omega = torch.randn(3, generator=generator, dtype=torch.float64)
+    one = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    turn = torch.cat([torch.zeros(1), omega / 2])[None]
+    d = torch.func.jvp(lambda q: eqk.wigner(q, 3), (one,), (turn,))[1][0]
+    blocks = d.split([(2 * l + 1) ** 2 for l in range(4)])
+    generators = torch.block_diag(*[b.view(2 * l + 1, 2 * l + 1) for l, b in enumerate(blocks)])
+    turned = (of_vec * torch.linalg.cross(omega.expand_as(vec), vec)).sum() + (of_x * (generators @ x)).sum()
+    assert_close(turned, (g * (generators @ out)).sum(), 1)
 
 
 def test_hessian(generator, float64_default):
@@ -310,7 +318,8 @@ def test_no_edges_and_isolated_nodes(generator, float64_default):
         operands = [t[:0] if n in (1, 2, 4) else t for n, t in enumerate(problem.operands)]
         leaves = [t.requires_grad_() for t in operands]
         out = problem.ours(*leaves)
-        assert out.shape == (5, 9, 3) and not out.any()
+        assert out.shape == (5, 9, 3)
+        assert not out.any()
         gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
         assert all(not g.any() for g in gradients)
         assert all(not g.any() for g in torch.autograd.grad(sum(g.sum() for g in gradients), leaves, allow_unused=True) if g is not None)  # fmt: skip

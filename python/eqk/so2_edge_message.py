@@ -326,6 +326,7 @@ def _backward_tile(
 
 _EDGES_OF_TILE = 512  # enough for the library's matrix products, few enough for a cache
 _BYTES_OF_TILE = 32 << 20  # of z, at most
+_BYTES_OF_TILE_ELSEWHERE = 256 << 20  # on a GPU, which a small tile does not fill
 
 
 def _over_tiles(
@@ -342,7 +343,8 @@ def _over_tiles(
     """
     x, edges = operands[0], index.shape[1]
     row = count(plan.lmax, plan.mmax) * max(plan.channels_in, plan.channels_out) * x.element_size()
-    size = max(32, min(_EDGES_OF_TILE, _BYTES_OF_TILE // row))
+    size = min(_EDGES_OF_TILE, _BYTES_OF_TILE // row) if x.is_cpu else _BYTES_OF_TILE_ELSEWHERE // row
+    size = max(32, size)
     total: list[MaybeTensor] = [None] * len(results)
     parts: list[list[Tensor]] = [[] for _ in results]
     for begin in range(0, max(edges, 1), size):

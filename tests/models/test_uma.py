@@ -107,7 +107,14 @@ SMALL = {"sphere_channels": 8, "hidden_channels": 12, "edge_channels": 16, "num_
 CASES = {
     "small": SMALL,
     "lmax 4, mmax 2": {**SMALL, "lmax": 4},
-    "lmax 3, mmax 3, a grid": {**SMALL, "lmax": 3, "mmax": 3, "act_type": "s2", "ff_type": "grid", "grid_resolution": 18},
+    "lmax 3, mmax 3, a grid": {
+        **SMALL,
+        "lmax": 3,
+        "mmax": 3,
+        "act_type": "s2",
+        "ff_type": "grid",
+        "grid_resolution": 18,
+    },
     "lmax 4, mmax 2, a grid": {**SMALL, "lmax": 4, "act_type": "s2", "grid_resolution": 14},
     "checkpoints": {**SMALL, "activation_checkpointing": True},
     "other norms": {**SMALL, "norm_type": "layer_norm_sh"},
@@ -189,7 +196,8 @@ def test_left():
     model = Uma().build(torch.float32, **SMALL)
     model["backbone"].blocks[1].edge_wise.so2_conv_2.fc_m0.register_forward_hook(lambda *_: None)
     (row,) = eqk.convert(model).left
-    assert row.name == "backbone" and "has hooks" in row.reason
+    assert row.name == "backbone"
+    assert "has hooks" in row.reason
     model = Uma().build(torch.float32, **SMALL, execution_mode="umas_fast_pytorch")
     (row,) = eqk.convert(model).left
     assert row.reason == "it has a backend of its own, UMASFastPytorchBackend"
