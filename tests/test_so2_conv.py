@@ -3,6 +3,7 @@
 import e3nn.o3
 import pytest
 import torch
+import torch._dynamo.testing
 from test_rotate import m_primary, of_rows
 
 import eqk
@@ -117,6 +118,21 @@ def test_systems(generator, float64_default):
         want = eqk.so2_conv(x[edges], own, 2, 1, 4, weights[edges])
         for a, b in zip(got, want, strict=True):
             assert torch.equal(a[edges], b)
+
+
+def test_op_and_compile(generator):
+    """What torch asks of an op, and one graph for any number of edges."""
+    zero, bias, *orders = (t.float().requires_grad_() for t in layer(2, 1, 3, 2, 4, generator))
+    weights = torch.randn(5, 5, 3, generator=generator)
+    args = torch.randn(5, 7, 3, generator=generator, requires_grad=True), zero, bias, orders, 2, 1, 4, weights
+    torch.library.opcheck(torch.ops.eqk.so2_conv.default, args)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(eqk.so2_conv, fullgraph=True, backend=counter, dynamic=True)
+    for edges in (4, 7, 31):
+        x = torch.randn(edges, 7, 3, generator=generator)
+        for a, b in zip(*(f(x, [zero, bias, *orders], 2, 1, 4) for f in (compiled, eqk.so2_conv)), strict=True):
+            assert_close(a, b)
+    assert counter.frame_count == 1
 
 
 def test_no_edges(generator):

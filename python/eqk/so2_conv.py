@@ -1,5 +1,7 @@
 """Linear layers on features in the frame of an edge that commute with rotations about it: SO(2) convolutions.
 
+``torch.ops.eqk.so2_conv(x, zero, bias, orders, lmax, mmax, extra, weights)`` is the op, a composite of torch's.
+
 In that frame an equivariant message from a node to another along the edge is a matrix for each order m, between the
 components of m and of -m, that is a complex number times a matrix (eSCN, Passaro and Zitnick 2023, arXiv:2302.03655,
 equation 6). With P and Q the rows of m and of -m and A, B the two halves of a weight,
@@ -235,11 +237,24 @@ def so2_conv(
     """
     if systems is not None:
         return _of_systems(x, layer, lmax, mmax, extra, weights, list(systems))
-    sizes = _check(x, layer, lmax, mmax, extra)
+    _check(x, layer, lmax, mmax, extra)
+    zero, bias, *orders = layer
+    return torch.ops.eqk.so2_conv(x, zero, bias, orders, lmax, mmax, extra, weights)
+
+
+def _composite(x, zero, bias, orders, lmax, mmax, extra=0, weights=None):
+    sizes = _check(x, [zero, bias, *orders], lmax, mmax, extra)
     if weights is not None:
         x = x * _by_row(weights, x, lmax, mmax)
-    zero, bias, *orders = layer
     return linear(x, Matrices.of(zero, bias, orders), sizes)
+
+
+_LIBRARY = torch.library.Library("eqk", "FRAGMENT")
+_LIBRARY.define(
+    "so2_conv(Tensor x, Tensor zero, Tensor? bias, Tensor[] orders, int lmax, int mmax, int extra=0, "
+    "Tensor? weights=None) -> (Tensor, Tensor)"
+)
+_LIBRARY.impl("so2_conv", _composite, "CompositeImplicitAutograd")
 
 
 def _of_systems(x, layer, lmax, mmax, extra, weights, systems) -> tuple[Tensor, Tensor]:
@@ -269,5 +284,5 @@ def _by_row(weights: Tensor, x: Tensor, lmax: int, mmax: int) -> Tensor:
             f"eqk.so2_conv: weights: expected shape [{x.shape[0]}, 1, {degrees} or {orders}, a divisor of "
             f"{x.shape[2]}], got {list(weights.shape)}"
         )
-    index = torch.tensor(groups_of_rows(lmax, mmax, weights.shape[1]), device=x.device)
+    index = torch.tensor(groups_of_rows(lmax, mmax, operator.index(weights.shape[1])), device=x.device)
     return weights.index_select(1, index).repeat_interleave(x.shape[2] // columns, 2)
