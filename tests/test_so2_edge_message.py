@@ -167,6 +167,9 @@ def test_many_tiles(generator, monkeypatch, float64_default):
             for a, b in zip(ours, theirs, strict=True):
                 assert_close(a, b, order)
         assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
+        problem.index[1, 150] = nodes
+        with pytest.raises(RuntimeError, match=f"index: expected indices from 0 to {nodes - 1}, got {nodes}"):
+            problem.ours(*problem.operands)
 
 
 @pytest.mark.parametrize("activation", ["gate", "swiglu_s2"])

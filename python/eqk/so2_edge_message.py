@@ -81,7 +81,8 @@ class Plan(NamedTuple):
         if match:
             *sizes, activation, rescale, recompute, s2 = match.groups()
             plan = cls(*map(int, sizes), activation, rescale == "1", recompute == "1", s2)
-            if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0:
+            has_grid = (activation != "gate") == bool(s2)
+            if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0 and has_grid:
                 return plan
         raise ValueError(
             "plan: expected 'LMAX,MMAX,CHANNELS_IN,HIDDEN,CHANNELS_OUT,ACTIVATION,RESCALE,RECOMPUTE,S2PLAN' with one "
@@ -329,6 +330,15 @@ _BYTES_OF_TILE = 32 << 20  # of z, at most
 _BYTES_OF_TILE_ELSEWHERE = 256 << 20  # on a GPU, which a small tile does not fill
 
 
+def _check_indices(index: Tensor, nodes: int) -> None:
+    """Where nothing waits for the values, an assertion on the device takes this place."""
+    if index.is_cpu and index.numel():
+        low, high = (int(value) for value in torch.aminmax(index))
+        if low < 0 or high >= nodes:
+            wrong = low if low < 0 else high
+            raise RuntimeError(f"eqk::so2_edge_message: index: expected indices from 0 to {nodes - 1}, got {wrong}")
+
+
 def _over_tiles(
     f: Callable,
     operands: Sequence[MaybeTensor],
@@ -342,6 +352,7 @@ def _over_tiles(
     ``f(operands of the tile, index into its nodes, its edges)`` gives a list, with None for what there is not.
     """
     x, edges = operands[0], index.shape[1]
+    _check_indices(index, len(x))
     row = count(plan.lmax, plan.mmax) * max(plan.channels_in, plan.channels_out) * x.element_size()
     size = min(_EDGES_OF_TILE, _BYTES_OF_TILE // row) if x.is_cpu else _BYTES_OF_TILE_ELSEWHERE // row
     size = max(32, size)
@@ -365,10 +376,8 @@ def _over_tiles(
             elif role == _NODE and nodes is not None:
                 before = r.new_zeros(len(x), *r.shape[1:]) if total[n] is None else total[n]
                 total[n] = before.index_add(0, nodes, r) if r.requires_grad else before.index_add_(0, nodes, r)
-            elif total[n] is None:
-                total[n] = r
             else:
-                total[n] = total[n] + r if r.requires_grad else total[n].add_(r)
+                total[n] = r if total[n] is None else total[n] + r
     return [torch.cat(p) if len(p) > 1 else p[0] if p else t for p, t in zip(parts, total, strict=True)]
 
 
