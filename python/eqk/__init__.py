@@ -59,6 +59,7 @@ __all__ = [
     "keep_memory",
     "m_primary",
     "matrix_product",
+    "matrix_to_quaternion",
     "nn",
     "o3",
     "plot_signal",
