@@ -191,7 +191,9 @@ def test_quaternions_of_matrices(dtype, generator):
     assert (largest > 0).all()
     same = got.double() * (got.double() * q).sum(1, keepdim=True).sign()
     assert (same - q).abs().max() < 4 * torch.finfo(dtype).eps
-    assert torch.equal(eqk.matrix_to_quaternion(rotation_matrix(q[:40]).to(dtype).unflatten(0, (8, 5))).flatten(0, 1), got[:40])
+    assert torch.equal(
+        eqk.matrix_to_quaternion(rotation_matrix(q[:40]).to(dtype).unflatten(0, (8, 5))).flatten(0, 1), got[:40]
+    )
 
 
 def test_derivatives_along_rotations(generator):
@@ -232,7 +234,11 @@ def test_no_rotations():
     [
         ([[1.0]], TypeError, "expected a tensor"),
         (V, RuntimeError, r"expected shape \[..., 3, 3\], got \(4, 3\)"),
-        (torch.ones(3, 3).long(), RuntimeError, "expected dtype float32, float64, float16 or bfloat16, got torch.int64"),
+        (
+            torch.ones(3, 3).long(),
+            RuntimeError,
+            "expected dtype float32, float64, float16 or bfloat16, got torch.int64",
+        ),
     ],
 )
 def test_bad_matrices(matrix, error, message):

@@ -1,11 +1,12 @@
 """eqk.so2_edge_scalars against dense matrices of e3nn, one step after the other, and its derivatives."""
 
+import importlib
+
 import e3nn.o3
 import pytest
 import torch
 import torch._dynamo.testing
 from test_rotate import of_rows
-from test_tensor_product import assert_same_bits
 
 import eqk
 from eqk.testing import assert_close, derivatives, random_directions
@@ -17,7 +18,6 @@ CASES = {
     "of sources alone": {"sources": 1},
     "weights themselves": {"last": False},
     "no weights": {"radial": False},
-    "more nodes than a tile has edges": {"nodes": 200, "edges": 130, "lmax": 2, "c": 1},
     "no edges": {"edges": 0},
 }
 
@@ -64,13 +64,29 @@ def test_values_and_derivatives(name, dtype, generator, float64_default):
     problem = Problem(generator, **CASES[name])
     operands = problem.to(dtype)
     wide = [None if t is None else t.double() for t in operands]
-    orders = 4 if dtype == torch.float64 and len(operands[0]) < 100 else 1
+    orders = 4 if dtype == torch.float64 else 1
     directions = random_directions(wide, problem.truth(*wide), orders, generator)
     narrow = [[d.to(dtype) for d in along] for along in directions]
     got, want = derivatives(problem.ours, operands, narrow), derivatives(problem.truth, wide, directions)
     for order, pairs in enumerate(zip(got, want, strict=True)):
         for a, b in zip(*pairs, strict=True):
             assert a.dtype == dtype
+            assert_close(a, b, min(order, 2))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("eqk.so2_edge_message"), "_BYTES_OF_TILE", 1)  # 64 edges
+
+
+@pytest.mark.parametrize("nodes", [5, 200])
+def test_tiles(nodes, generator, float64_default, small_tiles):
+    """Three orders where all nodes are in every tile, and where few are."""
+    problem = Problem(generator, lmax=2, c=1, nodes=nodes, edges=150)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 3, generator)
+    got, want = (derivatives(f, problem.operands, directions) for f in (problem.ours, problem.truth))
+    for order, pairs in enumerate(zip(got, want, strict=True)):
+        for a, b in zip(*pairs, strict=True):
             assert_close(a, b, min(order, 2))
 
 
@@ -104,9 +120,7 @@ def test_func(generator):
         return f(x, vec, *others[1:]).square().sum()
 
     for outer in (torch.func.jacfwd, torch.func.jacrev):
-        got, want = (
-            outer(torch.func.grad(energy, 1), 2)(f, x, others[0]) for f in (problem.ours, problem.truth)
-        )
+        got, want = (outer(torch.func.grad(energy, 1), 2)(f, x, others[0]) for f in (problem.ours, problem.truth))
         assert_close(got, want, 2)
     samples = torch.randn(3, *x.shape, generator=generator, dtype=x.dtype)
     got = torch.vmap(lambda x: problem.ours(x, *others))(samples)
@@ -132,9 +146,9 @@ def test_compile(generator):
     assert counter.frame_count == 1
 
 
-def test_bits(generator):
-    """Tiles are the same in every run."""
-    problem = Problem(generator, edges=1500, nodes=40, c=8)
+@pytest.mark.parametrize("nodes", [40, 100])
+def test_bits(nodes, generator, small_tiles):
+    problem = Problem(generator, edges=1500, nodes=nodes, c=8)
     operands = [t.float().requires_grad_() for t in problem.operands]
 
     def run():
@@ -175,7 +189,7 @@ def test_16_bits(dtype, generator):
 
 def test_autocast_and_reference(generator):
     problem = Problem(generator)
-    x, vec, h, a, bias, weight = problem.operands
+    x, vec, h, a, _, weight = problem.operands
     with torch.autocast("cpu", torch.bfloat16):
         mixed = eqk.so2_edge_scalars(
             x.float(), eqk.edge_frame(vec), problem.index, weight.float(), 4, h=h.float(), a=a.float()

@@ -95,9 +95,7 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     if not isinstance(matrix, Tensor):
         raise TypeError(f"eqk.matrix_to_quaternion: matrix: expected a tensor, got {matrix!r}")
     if matrix.shape[-2:] != (3, 3):
-        raise RuntimeError(
-            f"eqk.matrix_to_quaternion: matrix: expected shape [..., 3, 3], got {tuple(matrix.shape)}"
-        )
+        raise RuntimeError(f"eqk.matrix_to_quaternion: matrix: expected shape [..., 3, 3], got {tuple(matrix.shape)}")
     if matrix.dtype not in _DTYPES:
         raise RuntimeError(
             "eqk.matrix_to_quaternion: matrix: expected dtype float32, float64, float16 or bfloat16, "

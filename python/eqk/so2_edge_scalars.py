@@ -1,4 +1,4 @@
-"""Scalars of each edge from its nodes: what an SO(2) layer makes of order 0, without tensors [edges, degrees, channels].
+"""Scalars of each edge from its nodes, those of an SO(2) layer, without any tensor [edges, degrees, channels].
 
 ``torch.ops.eqk.so2_edge_scalars(x, D, h, a, weight, g, index, lmax, wanted)`` is the op. With r = h a,
 

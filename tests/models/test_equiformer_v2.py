@@ -3,7 +3,6 @@
 import math
 
 import ase
-
 import model_checks
 import pytest
 import torch

@@ -154,33 +154,32 @@ def _parameters(conv: SO2_Convolution) -> list[Tensor]:
     return [conv.fc_m0.weight, conv.fc_m0.bias, *(m.fc.weight for m in conv.so2_m_conv)]
 
 
-def _require(layer: nn.Module, name: str, cls: type[nn.Module]) -> None:
-    child = layer.get_submodule(name)
-    if type(child) is not cls:
-        raise ValueError(f"{name} is a {type(child).__name__} instead of {cls.__name__}")
+def _require(layer: nn.Module, classes: dict[str, type[nn.Module]]) -> None:
+    for name, cls in classes.items():
+        child = layer.get_submodule(name)
+        if type(child) is not cls:
+            raise ValueError(f"{name} is a {type(child).__name__} instead of {cls.__name__}")
 
 
 def _fuse_rotation(layer: nn.Module) -> None:
     if len(layer.lmax_list) != 1:
         raise ValueError("several resolutions")
     if type(layer.SO3_rotation[0]) is not FusedRotation:
-        _require(layer, "SO3_rotation.0", SO3_Rotation)
+        _require(layer, {"SO3_rotation.0": SO3_Rotation})
         become(layer.SO3_rotation[0], FusedRotation)
 
 
 def _activation(layer: SO2EquivariantGraphAttention) -> dict:
     """The options of the message that are its activation's."""
     if layer.use_gate_act:
-        for name, cls in (("gate_act", GateActivation), ("gate_act.scalar_act", nn.SiLU)):
-            _require(layer, name, cls)
-        _require(layer, "gate_act.gate_act", nn.Sigmoid)
+        parts = {"gate_act": GateActivation, "gate_act.scalar_act": nn.SiLU, "gate_act.gate_act": nn.Sigmoid}
+        _require(layer, parts)
         return {"activation": "gate"}
     if not layer.use_sep_s2_act:
         raise ValueError("an activation on the sphere that has no scalars of its own")
-    for name, cls in (("s2_act", SeparableS2Activation), ("s2_act.scalar_act", nn.SiLU), ("s2_act.s2_act.act", nn.SiLU)):
-        _require(layer, name, cls)
+    _require(layer, {"s2_act": SeparableS2Activation, "s2_act.scalar_act": nn.SiLU, "s2_act.s2_act.act": nn.SiLU})
     if type(layer.s2_act.s2_act) is not FusedS2Activation:
-        _require(layer, "s2_act.s2_act", S2Activation)
+        _require(layer, {"s2_act.s2_act": S2Activation})
     grid = layer.SO3_grid[layer.lmax_list[0]][layer.mmax_list[0]]
     normalization = normalization_of(grid)
     if normalization is None:
@@ -195,20 +194,15 @@ def _activation(layer: SO2EquivariantGraphAttention) -> dict:
 
 
 def _fuse_attention(layer: SO2EquivariantGraphAttention) -> str:
-    convs = ("so2_conv_1", "so2_conv_2")
-    orders = [f"{conv}.so2_m_conv.{m}" for conv in convs for m in range(layer.mmax_list[0])]
-    for cls, names in (
-        (SO2_Convolution, convs),
-        (SO2_m_Convolution, orders),
-        (nn.Linear, [*(f"{conv}.fc_m0" for conv in convs), *(f"{order}.fc" for order in orders)]),
-        (RadialFunction, ["rad_func" if layer.use_m_share_rad else "so2_conv_1.rad_func"]),
-    ):
-        for name in names:
-            _require(layer, name, cls)
+    parts = {"rad_func" if layer.use_m_share_rad else "so2_conv_1.rad_func": RadialFunction}
+    for conv in ("so2_conv_1", "so2_conv_2"):
+        parts |= {conv: SO2_Convolution, f"{conv}.fc_m0": nn.Linear}
+        for m in range(layer.mmax_list[0]):
+            parts |= {f"{conv}.so2_m_conv.{m}": SO2_m_Convolution, f"{conv}.so2_m_conv.{m}.fc": nn.Linear}
+    _require(layer, parts)
     activation = _activation(layer)
-    radial = _radial_function(layer)
-    not_called = (layer.so2_conv_1, layer.so2_conv_2, layer.gate_act if layer.use_gate_act else layer.s2_act, radial)
-    require_plain(layer, *(module for part in not_called for module in part.modules()))
+    replaced = (layer.so2_conv_1, layer.so2_conv_2, layer.gate_act if layer.use_gate_act else layer.s2_act)
+    require_plain(layer, *(module for part in (*replaced, _radial_function(layer)) for module in part.modules()))
     _fuse_rotation(layer)
     layer._eqk_activation = activation
     return become(layer, FusedGraphAttention)
