@@ -229,6 +229,15 @@ def test_bad_input(args, options, error, message):
         eqk.so2_edge_scalars(*args, **options)
 
 
+@pytest.mark.parametrize("node", [-1, 100])
+def test_a_node_that_is_none(node, small_tiles):
+    """Of few that are in a tile."""
+    index = torch.zeros(2, 70, dtype=torch.long)
+    index[1, 65] = node
+    with pytest.raises(RuntimeError, match=f"index: expected nodes from 0 to 99, got {node}"):
+        eqk.so2_edge_scalars(torch.ones(100, 9, 2), torch.ones(70, 4), index, W, 2)
+
+
 def test_bad_call_of_the_op():
     op, D = torch.ops.eqk.so2_edge_scalars, torch.ones(4, 9)
     with pytest.raises(RuntimeError, match="g: expected a tensor, of which gradients are made, got None"):

@@ -353,6 +353,9 @@ def _over_tiles(
         of_tile, nodes = index[:, begin : begin + size], None
         if len(x) > size:  # a node of which few edges are in the tile
             nodes, of_tile = torch.unique(of_tile, return_inverse=True)
+            for node in nodes[[0, -1]].tolist() if x.is_cpu and len(nodes) else ():
+                if not 0 <= node < len(x):
+                    raise RuntimeError(f"index: expected nodes from 0 to {len(x) - 1}, got {node}")
         local = [
             t
             if t is None or role == _SHARED or (role == _NODE and nodes is None)
