@@ -1,4 +1,4 @@
-"""eqk.edge_frame: rotations that take edges to +y, near and on the axes, of any length, and their derivatives."""
+"""eqk.edge_frame and eqk.matrix_to_quaternion: near and on the axes and half turns, and their derivatives."""
 
 import math
 
@@ -172,3 +172,75 @@ V = torch.ones(4, 3)
 def test_bad_input(args, error, message):
     with pytest.raises(error, match=f"eqk.edge_frame: {message}"):
         eqk.edge_frame(*args)
+
+
+def rotations(generator):
+    """Turns by 0, by pi and by angles near them about axes and others, and those whose largest components are two."""
+    q = [torch.eye(4), -torch.eye(4), torch.randn(40, 4, generator=generator)]
+    q += [torch.eye(4) + d * torch.randn(4, 4, generator=generator) for d in (1e-16, 1e-12, 1e-8, 1e-4)]
+    q += [torch.tensor(signs, dtype=torch.float64) for signs in ([[1, 1, 0, 0]], [[0, 1, 0, -1]], [[1, -1, 1, -1]])]
+    return torch.nn.functional.normalize(torch.cat(q), dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quaternions_of_matrices(dtype, generator):
+    q = rotations(generator)
+    got = eqk.matrix_to_quaternion(rotation_matrix(q).to(dtype))
+    assert got.dtype == dtype
+    largest = got.gather(1, got.abs().argmax(1, keepdim=True))
+    assert (largest > 0).all()
+    same = got.double() * (got.double() * q).sum(1, keepdim=True).sign()
+    assert (same - q).abs().max() < 4 * torch.finfo(dtype).eps
+    assert torch.equal(
+        eqk.matrix_to_quaternion(rotation_matrix(q[:40]).to(dtype).unflatten(0, (8, 5))).flatten(0, 1), got[:40]
+    )
+
+
+def test_derivatives_along_rotations(generator):
+    """Three orders of a function of the matrix of the quaternion of a matrix are those of the matrix alone."""
+    q, g = rotations(generator), torch.randn(3, 3, generator=generator)
+
+    def orders(f):
+        leaf = q.clone().requires_grad_()
+        out = (f(rotation_matrix(leaf)) * g).sin().sum()
+        results = []
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(out, leaf, create_graph=True)
+            results.append(gradient.detach())
+            out = gradient.sin().sum()
+        return results
+
+    there_and_back = orders(lambda matrix: rotation_matrix(eqk.matrix_to_quaternion(matrix)))
+    for ours, theirs in zip(there_and_back, orders(lambda matrix: matrix), strict=True):
+        assert_close(ours, theirs, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_quaternions_of_matrices_of_16_bits(dtype, generator):
+    matrix = rotation_matrix(rotations(generator)).to(dtype)
+    assert torch.equal(eqk.matrix_to_quaternion(matrix), eqk.matrix_to_quaternion(matrix.float()).to(dtype))
+
+
+def test_no_rotations():
+    leaf = torch.zeros(0, 3, 3, requires_grad=True)
+    q = eqk.matrix_to_quaternion(leaf)
+    assert q.shape == (0, 4)
+    assert torch.autograd.grad(q.sum(), leaf)[0].shape == (0, 3, 3)
+    assert eqk.matrix_to_quaternion(torch.full((2, 3, 3), math.nan)).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "matrix,error,message",
+    [
+        ([[1.0]], TypeError, "expected a tensor"),
+        (V, RuntimeError, r"expected shape \[..., 3, 3\], got \(4, 3\)"),
+        (
+            torch.ones(3, 3).long(),
+            RuntimeError,
+            "expected dtype float32, float64, float16 or bfloat16, got torch.int64",
+        ),
+    ],
+)
+def test_bad_matrices(matrix, error, message):
+    with pytest.raises(error, match=f"eqk.matrix_to_quaternion: matrix: {message}"):
+        eqk.matrix_to_quaternion(matrix)

@@ -9,7 +9,7 @@ from eqk._library import wigner_3j  # noqa: E402
 from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.edge_degree_embedding import edge_degree_embedding  # noqa: E402
-from eqk.edge_frame import edge_frame  # noqa: E402
+from eqk.edge_frame import edge_frame, matrix_to_quaternion  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
@@ -25,6 +25,7 @@ from eqk.s2grid import from_s2grid, plot_signal, to_s2grid  # noqa: E402
 from eqk.segment_softmax import segment_softmax  # noqa: E402
 from eqk.so2_conv import so2_conv  # noqa: E402
 from eqk.so2_edge_message import so2_edge_message  # noqa: E402
+from eqk.so2_edge_scalars import so2_edge_scalars  # noqa: E402
 from eqk.spherical_harmonics import spherical_harmonics  # noqa: E402
 from eqk.symmetric_contraction import symmetric_contraction  # noqa: E402
 from eqk.symmetric_contraction_plan import SymmetricContractionPlan  # noqa: E402
@@ -58,6 +59,7 @@ __all__ = [
     "keep_memory",
     "m_primary",
     "matrix_product",
+    "matrix_to_quaternion",
     "nn",
     "o3",
     "plot_signal",
@@ -68,6 +70,7 @@ __all__ = [
     "segment_softmax",
     "so2_conv",
     "so2_edge_message",
+    "so2_edge_scalars",
     "spherical_harmonics",
     "symmetric_contraction",
     "tensor_product",

@@ -177,6 +177,7 @@ _BACKENDS_OF = {
     "rotate": ("cpu", "torch", "reference"),
     "s2_activation": ("cpu", "triton", "torch", "reference"),
     "so2_edge_message": ("cpu", "torch", "reference"),
+    "so2_edge_scalars": ("cpu", "torch", "reference"),
     "wigner": ("cpu", "torch", "reference"),
 }
 

@@ -1,4 +1,4 @@
-"""Rotations that take edges to the polar axis."""
+"""Quaternions of rotations that take edges to the polar axis, and of rotation matrices."""
 
 from __future__ import annotations
 
@@ -68,3 +68,49 @@ def edge_frame(vec: Tensor, roll: Tensor | None = None) -> Tensor:
         w, x, y, z = q.unbind(-1)
         q = torch.stack([c * w - s * y, c * x + s * z, c * y + s * w, c * z - s * x], -1)
     return q.to(vec.dtype)
+
+
+def matrix_to_quaternion(matrix: Tensor) -> Tensor:
+    r"""Unit quaternions of rotation matrices: what frames of edges that others made are to :func:`eqk.wigner`.
+
+    Of the ten products of two components of q = (w, x, y, z), which a rotation matrix has in its sums and differences
+    (Shepperd 1978, doi:10.2514/3.55767b), those with the largest component are taken,
+
+    .. math:: q = \frac{(q_k w, q_k x, q_k y, q_k z)}{|q_k|}, \qquad k = \arg\max_i |q_i|,
+
+    so that nothing cancels, whatever the rotation, half turns too.
+
+    Args:
+        matrix: [..., 3, 3], rotations, which are orthogonal with determinant 1: of others the result means nothing.
+            float32, float64, and float16 and bfloat16, which compute in float32.
+
+    Returns:
+        [..., 4], (w, x, y, z) with v -> q v q^-1 = matrix v, the largest component positive; differentiable to any
+        order, along rotations.
+
+    Raises:
+        TypeError: if ``matrix`` is no tensor.
+        RuntimeError: if it has another shape or dtype.
+    """
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"eqk.matrix_to_quaternion: matrix: expected a tensor, got {matrix!r}")
+    if matrix.shape[-2:] != (3, 3):
+        raise RuntimeError(f"eqk.matrix_to_quaternion: matrix: expected shape [..., 3, 3], got {tuple(matrix.shape)}")
+    if matrix.dtype not in _DTYPES:
+        raise RuntimeError(
+            "eqk.matrix_to_quaternion: matrix: expected dtype float32, float64, float16 or bfloat16, "
+            f"got {matrix.dtype}"
+        )
+    r = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).flatten(-2)
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = r.unbind(-1)
+    one = torch.ones_like(xx)
+    rows = [
+        [one + xx + yy + zz, zy - yz, xz - zx, yx - xy],
+        [zy - yz, one + xx - yy - zz, xy + yx, xz + zx],
+        [xz - zx, xy + yx, one - xx + yy - zz, yz + zy],
+        [yx - xy, xz + zx, yz + zy, one - xx - yy + zz],
+    ]
+    products = torch.stack([torch.stack(row, -1) for row in rows], -2)  # 4 q q^T
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    q = products.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
+    return (q / (q * q).sum(-1, keepdim=True).sqrt()).to(matrix.dtype)

@@ -90,6 +90,11 @@ class Plan(NamedTuple):
         )
 
     @property
+    def numbers(self) -> int:
+        """Of the wider of both sides of an edge's message, in its frame."""
+        return count(self.lmax, self.mmax) * max(self.channels_in, self.channels_out)
+
+    @property
     def convolutions(self) -> tuple[Sizes, Sizes]:
         width, extra = {
             "gate": (self.hidden, self.lmax * self.hidden),
@@ -336,7 +341,7 @@ def _check_indices(index: Tensor, nodes: int) -> None:
         low, high = (int(value) for value in torch.aminmax(index))
         if low < 0 or high >= nodes:
             wrong = low if low < 0 else high
-            raise RuntimeError(f"eqk::so2_edge_message: index: expected indices from 0 to {nodes - 1}, got {wrong}")
+            raise RuntimeError(f"index: expected indices from 0 to {nodes - 1}, got {wrong}")
 
 
 def _over_tiles(
@@ -345,15 +350,16 @@ def _over_tiles(
     roles: Sequence[str],
     results: Sequence[str],
     index: Tensor,
-    plan: Plan,
+    numbers: int,
 ) -> list[MaybeTensor]:
     """What f makes of each tile of edges, together; ``results`` are their roles.
 
     ``f(operands of the tile, index into its nodes, its edges)`` gives a list, with None for what there is not.
+    ``numbers``: how many an edge has in the frame.
     """
     x, edges = operands[0], index.shape[1]
     _check_indices(index, len(x))
-    row = count(plan.lmax, plan.mmax) * max(plan.channels_in, plan.channels_out) * x.element_size()
+    row = numbers * x.element_size()
     size = min(_EDGES_OF_TILE, _BYTES_OF_TILE // row) if x.is_cpu else _BYTES_OF_TILE_ELSEWHERE // row
     size = max(32, size)
     total: list[MaybeTensor] = [None] * len(results)
@@ -400,7 +406,7 @@ def _forward_kernel(*args):
     def tile(local, nodes, edges):
         return _forward_tile(local, kernel.at(edges), nodes, plan)[:1]
 
-    (out,) = _over_tiles(tile, v, _ROLES, (_NODE,), index, plan)
+    (out,) = _over_tiles(tile, v, _ROLES, (_NODE,), index, plan.numbers)
     return out.to(dtype), *(v[0].new_empty(0) if k is None else k for k in (y, s, message))
 
 
@@ -416,7 +422,7 @@ def _backward_kernel(*args):
         return _backward_tile(local[:7], local[7], local[8:], kernel, nodes, plan, wanted)
 
     roles = (*_ROLES, _NODE, _EDGE, _EDGE, _EDGE)
-    results = _over_tiles(tile, operands, roles, _ROLES, index, plan)
+    results = _over_tiles(tile, operands, roles, _ROLES, index, plan.numbers)
     return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
 
 
@@ -444,7 +450,7 @@ def _double_backward_kernel(*args):
             return [next(found) if w else None for w in wanted]
 
     roles = (*_ROLES, _NODE)
-    results = _over_tiles(tile, _widened(tensors), (*roles, *_ROLES), roles, index, plan)
+    results = _over_tiles(tile, _widened(tensors), (*roles, *_ROLES), roles, index, plan.numbers)
     return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
 
 
@@ -482,7 +488,7 @@ def _third(
         return [next(found) if need else None for need in needed]
 
     operands = _widened([*tensors, *cotangents])
-    results = _over_tiles(tile, operands, (*roles, *_ROLES, *roles), (*roles, *_ROLES), index, plan)
+    results = _over_tiles(tile, operands, (*roles, *_ROLES, *roles), (*roles, *_ROLES), index, plan.numbers)
     return [None if r is None else r.to(dtype) for r in results]
 
 
@@ -731,6 +737,17 @@ def _plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, re
     return str(Plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, recompute, s2))
 
 
+def with_bias(op: str, h: MaybeTensor, a: MaybeTensor, bias: MaybeTensor) -> tuple[MaybeTensor, MaybeTensor]:
+    """h' and a' with h' a' = h a + bias."""
+    if bias is None:
+        return h, a
+    if a is None or h is None:
+        raise RuntimeError(f"eqk.{op}: bias: expected None without a matrix a, got a tensor")
+    if a.dim() != 2 or bias.shape != a.shape[1:]:
+        raise RuntimeError(f"eqk.{op}: bias: expected shape {list(a.shape[1:])}, got {list(bias.shape)}")
+    return torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
+
+
 def so2_edge_message(
     x: Tensor,
     q: Tensor,
@@ -817,12 +834,7 @@ def so2_edge_message(
             f"eqk.{op}: conv1[0]: expected {expected} channels out, for the {second.channels_in} channels in of conv2, "
             f"got {first.channels_out}"
         )
-    if bias is not None:
-        if a is None or h is None:
-            raise RuntimeError(f"eqk.{op}: bias: expected None without a matrix a, got a tensor")
-        if a.dim() != 2 or bias.shape != a.shape[1:]:
-            raise RuntimeError(f"eqk.{op}: bias: expected shape {list(a.shape[1:])}, got {list(bias.shape)}")
-        h, a = torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
+    h, a = with_bias(op, h, a, bias)
     grid = quadrature, normalization, bool(grid_rescale)
     sizes = first.channels_in, second.channels_in, second.channels_out
     plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), bool(recompute), res, grid)

@@ -1,13 +1,31 @@
-"""EquiformerV2's activation on the sphere (``fairchem.core.models.equiformer_v2.activation``, fairchem-core 1.10)."""
+"""EquiformerV2 (``fairchem.core.models.equiformer_v2``, fairchem-core 1.10): attention, first features, activation.
+
+Its layers multiply with Wigner matrices [edges, components, components] that the backbone gives to an SO3_Rotation.
+Here that keeps quaternions of the same rotations and makes matrices only for layers that are as they were.
+"""
 
 from __future__ import annotations
 
-from fairchem.core.models.equiformer_v2.activation import S2Activation
+import math
+
+import torch
+from fairchem.core.common import gp_utils
+from fairchem.core.models.equiformer_v2.activation import GateActivation, S2Activation, SeparableS2Activation
+from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
+from fairchem.core.models.equiformer_v2.radial_function import RadialFunction
+from fairchem.core.models.equiformer_v2.so2_ops import SO2_Convolution, SO2_m_Convolution
+from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
+from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantGraphAttention
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_plain
 from eqk.adapters._grid import normalization_of
+from eqk.edge_degree_embedding import edge_degree_embedding
+from eqk.edge_frame import matrix_to_quaternion
 from eqk.s2_activation import s2_activation
+from eqk.segment_softmax import segment_softmax
+from eqk.so2_edge_message import so2_edge_message
+from eqk.so2_edge_scalars import so2_edge_scalars
 
 
 class FusedS2Activation(S2Activation):
@@ -34,7 +52,169 @@ class FusedS2Activation(S2Activation):
         )
 
 
+class FusedRotation(SO3_Rotation):
+    """SO3_Rotation with quaternions, and Wigner matrices where a layer asks for a product with them."""
+
+    def set_wigner(self, rot_mat3x3: Tensor) -> None:
+        self._eqk_matrix, self.wigner = rot_mat3x3.detach(), None
+        self._eqk_quaternion = matrix_to_quaternion(self._eqk_matrix)
+
+    def rotate(self, embedding: Tensor, out_lmax: int, out_mmax: int) -> Tensor:
+        self._require_wigner()
+        return super().rotate(embedding, out_lmax, out_mmax)
+
+    def rotate_inv(self, embedding: Tensor, in_lmax: int, in_mmax: int) -> Tensor:
+        self._require_wigner()
+        return super().rotate_inv(embedding, in_lmax, in_mmax)
+
+    def _require_wigner(self) -> None:
+        if self.wigner is None:
+            super().set_wigner(self._eqk_matrix)
+
+
+class FusedEdgeDegreeEmbedding(EdgeDegreeEmbedding):
+    """EdgeDegreeEmbedding as one convolution with spherical harmonics."""
+
+    def forward(
+        self, atomic_numbers: Tensor, edge_distance: Tensor, edge_index: Tensor, num_nodes: int, node_offset: int = 0
+    ) -> SO3_Embedding:
+        lmax, mmax = self.lmax_list[0], self.mmax_list[0]
+        radial = self.rad_func(_scalars(self, atomic_numbers, edge_distance, edge_index))
+        rescale = radial.new_tensor([math.sqrt(max(1, (2 * l + 1) / (2 * mmax + 1))) for l in range(lmax + 1)])
+        radial = radial.unflatten(1, (lmax + 1, self.sphere_channels)) * rescale[:, None]
+        vec = self.SO3_rotation[0]._eqk_matrix[:, 1].to(radial.dtype)  # what the rotation takes to the y axis
+        targets = edge_index[1] - node_offset
+        return _embedding(edge_degree_embedding(vec, radial, targets, num_nodes, self.rescale_factor), self.lmax_list)
+
+
+class FusedGraphAttention(SO2EquivariantGraphAttention):
+    """SO2EquivariantGraphAttention in two passes over the edges: for logits, and for messages times attention."""
+
+    def forward(
+        self,
+        x: SO3_Embedding,
+        atomic_numbers: Tensor,
+        edge_distance: Tensor,
+        edge_index: Tensor,
+        node_offset: int = 0,
+    ) -> SO3_Embedding:
+        if gp_utils.initialized():  # the nodes are on several processes
+            return super().forward(x, atomic_numbers, edge_distance, edge_index, node_offset)
+        nodes, lmax, mmax = x.embedding, self.lmax_list[0], self.mmax_list[0]
+        q = self.SO3_rotation[0]._eqk_quaternion.to(nodes.dtype)
+        (zero, bias, *orders), conv2 = (_parameters(conv) for conv in (self.so2_conv_1, self.so2_conv_2))
+        *hidden, last = _radial_function(self).net
+        h = nn.Sequential(*hidden)(_scalars(self, atomic_numbers, edge_distance, edge_index))
+
+        n, of_order_0 = self.num_heads * self.attn_alpha_channels, zero.shape[1]
+        radial = {"h": h, "a": last.weight[:of_order_0].mT, "bias": last.bias[:of_order_0]}
+        alpha = so2_edge_scalars(nodes, q, edge_index, zero[:n], lmax, **radial) + bias[:n]
+        alpha = self.alpha_act(self.alpha_norm(alpha.unflatten(1, (self.num_heads, self.attn_alpha_channels))))
+        alpha = segment_softmax(torch.einsum("bik, ik -> bi", alpha, self.alpha_dot), edge_index[1], len(nodes))
+        if self.alpha_dropout is not None:
+            alpha = self.alpha_dropout(alpha)
+
+        message = so2_edge_message(
+            nodes,
+            q,
+            edge_index,
+            (zero[n:], bias[n:], *orders),
+            conv2,
+            lmax,
+            mmax,
+            h=h,
+            a=last.weight.mT,
+            bias=last.bias,
+            w=alpha,
+            rescale=True,
+            **self._eqk_activation,
+        )
+        return self.proj(_embedding(message, self.lmax_list))
+
+
+def _embedding(t: Tensor, lmax_list: list[int]) -> SO3_Embedding:
+    embedding = SO3_Embedding(0, lmax_list.copy(), t.shape[2], t.device, t.dtype)
+    embedding.set_embedding(t)
+    return embedding
+
+
+def _scalars(layer: nn.Module, atomic_numbers: Tensor, edge_distance: Tensor, edge_index: Tensor) -> Tensor:
+    """What the radial function is a function of."""
+    if not layer.use_atom_edge_embedding:
+        return edge_distance
+    embeddings = zip((layer.source_embedding, layer.target_embedding), edge_index, strict=True)
+    return torch.cat([edge_distance, *(embed(atomic_numbers[nodes]) for embed, nodes in embeddings)], 1)
+
+
+def _radial_function(layer: SO2EquivariantGraphAttention) -> RadialFunction:
+    return layer.rad_func if layer.use_m_share_rad else layer.so2_conv_1.rad_func
+
+
+def _parameters(conv: SO2_Convolution) -> list[Tensor]:
+    return [conv.fc_m0.weight, conv.fc_m0.bias, *(m.fc.weight for m in conv.so2_m_conv)]
+
+
+def _require(layer: nn.Module, classes: dict[str, type[nn.Module]]) -> None:
+    for name, cls in classes.items():
+        child = layer.get_submodule(name)
+        if type(child) is not cls:
+            raise ValueError(f"{name} is a {type(child).__name__} instead of {cls.__name__}")
+
+
+def _fuse_rotation(layer: nn.Module) -> None:
+    if len(layer.lmax_list) != 1:
+        raise ValueError("several resolutions")
+    if type(layer.SO3_rotation[0]) is not FusedRotation:
+        _require(layer, {"SO3_rotation.0": SO3_Rotation})
+        become(layer.SO3_rotation[0], FusedRotation)
+
+
+def _activation(layer: SO2EquivariantGraphAttention) -> dict:
+    """The options of the message that are its activation's."""
+    if layer.use_gate_act:
+        parts = {"gate_act": GateActivation, "gate_act.scalar_act": nn.SiLU, "gate_act.gate_act": nn.Sigmoid}
+        _require(layer, parts)
+        return {"activation": "gate"}
+    if not layer.use_sep_s2_act:
+        raise ValueError("an activation on the sphere that has no scalars of its own")
+    _require(layer, {"s2_act": SeparableS2Activation, "s2_act.scalar_act": nn.SiLU, "s2_act.s2_act.act": nn.SiLU})
+    if type(layer.s2_act.s2_act) is not FusedS2Activation:
+        _require(layer, {"s2_act.s2_act": S2Activation})
+    grid = layer.SO3_grid[layer.lmax_list[0]][layer.mmax_list[0]]
+    normalization = normalization_of(grid)
+    if normalization is None:
+        raise ValueError("a grid whose matrices are not e3nn's")
+    return {
+        "activation": "s2",
+        "res": (grid.lat_resolution, grid.long_resolution),
+        "quadrature": "soft",
+        "normalization": normalization,
+        "grid_rescale": True,
+    }
+
+
+def _fuse_attention(layer: SO2EquivariantGraphAttention) -> str:
+    parts = {"rad_func" if layer.use_m_share_rad else "so2_conv_1.rad_func": RadialFunction}
+    for conv in ("so2_conv_1", "so2_conv_2"):
+        parts |= {conv: SO2_Convolution, f"{conv}.fc_m0": nn.Linear}
+        for m in range(layer.mmax_list[0]):
+            parts |= {f"{conv}.so2_m_conv.{m}": SO2_m_Convolution, f"{conv}.so2_m_conv.{m}.fc": nn.Linear}
+    _require(layer, parts)
+    activation = _activation(layer)
+    replaced = (layer.so2_conv_1, layer.so2_conv_2, layer.gate_act if layer.use_gate_act else layer.s2_act)
+    require_plain(layer, *(module for part in (*replaced, _radial_function(layer)) for module in part.modules()))
+    _fuse_rotation(layer)
+    layer._eqk_activation = activation
+    return become(layer, FusedGraphAttention)
+
+
 def fuse(module: nn.Module) -> str | None:
+    if type(module) is SO2EquivariantGraphAttention:
+        return _fuse_attention(module)
+    if type(module) is EdgeDegreeEmbedding:
+        require_plain(module)
+        _fuse_rotation(module)
+        return become(module, FusedEdgeDegreeEmbedding)
     if type(module) is not S2Activation:
         return None
     if type(module.act) is not nn.SiLU:

@@ -5,6 +5,7 @@ from eqk.reference.gaunt_product import gaunt_product
 from eqk.reference.rotate import rotate
 from eqk.reference.s2_activation import s2_activation
 from eqk.reference.so2_edge_message import so2_edge_message
+from eqk.reference.so2_edge_scalars import so2_edge_scalars
 from eqk.reference.spherical_harmonics import spherical_harmonics, spherical_harmonics_backward
 from eqk.reference.symmetric_contraction import symmetric_contraction
 from eqk.reference.tensor_product import tensor_product
@@ -17,6 +18,7 @@ __all__ = [
     "rotate",
     "s2_activation",
     "so2_edge_message",
+    "so2_edge_scalars",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "symmetric_contraction",
