@@ -135,7 +135,10 @@ def test_bad_input(generator):
         ({"layer": [good[0][:-1], *good[1:]]}, r"layer\[0\]: expected shape \[3 channels out \+ 4, 3 channels in\]"),
         ({"layer": [good[0], good[1][1:], *good[2:]]}, r"layer\[1\]: expected shape \[10\], got \[9\]"),
         ({"layer": [*good[:3], good[3][:, 1:]]}, r"layer\[3\]: expected shape \[4, 3\], got \[4, 2\]"),
-        ({"weights": torch.ones(5, 4, 3)}, r"weights: expected shape \[5, 1, 3 or 6, a divisor of 3\], got \[5, 4, 3\]"),
+        (
+            {"weights": torch.ones(5, 4, 3)},
+            r"weights: expected shape \[5, 1, 3 or 6, a divisor of 3\], got \[5, 4, 3\]",
+        ),
         ({"weights": torch.ones(5, 1, 2)}, "weights: expected shape"),
     ):
         with pytest.raises(RuntimeError, match=message):

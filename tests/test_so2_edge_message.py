@@ -31,7 +31,13 @@ class Problem:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
-        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = rescale, grid_rescale, sources, hidden, out
+        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = (
+            rescale,
+            grid_rescale,
+            sources,
+            hidden,
+            out,
+        )
         width, extra = SIZES[activation]
         self.width, self.extra = width * hidden, extra(lmax) * hidden
         self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
@@ -87,15 +93,21 @@ class Problem:
         beta, weights = eqk.s2_quadrature.rings(self.res[0], "gausslegendre") if False else self.rings()
         alpha = torch.arange(self.res[1], dtype=torch.float64) * 2 * math.pi / self.res[1]
         sin = (1 - beta**2).sqrt()
-        points = torch.stack([sin[:, None] * alpha.sin(), beta[:, None].expand(-1, len(alpha)), sin[:, None] * alpha.cos()])
+        points = torch.stack(
+            [sin[:, None] * alpha.sin(), beta[:, None].expand(-1, len(alpha)), sin[:, None] * alpha.cos()]
+        )
         harmonics = e3nn.o3.spherical_harmonics(
             list(range(self.lmax + 1)), points.flatten(1).T, True, normalization="integral"
         )[:, [l * l + l + m for l, m in rows]]
-        scale = torch.tensor([math.sqrt(max(1, (2 * l + 1) / (2 * self.mmax + 1))) for l, _ in rows], dtype=torch.float64)
+        scale = torch.tensor(
+            [math.sqrt(max(1, (2 * l + 1) / (2 * self.mmax + 1))) for l, _ in rows], dtype=torch.float64
+        )
         harmonics = harmonics * (scale if self.grid_rescale else 1)
         factor = math.sqrt(4 * math.pi / (self.lmax + 1))  # component
         to = harmonics * factor
-        back = (harmonics / factor * (weights[:, None] * 2 * math.pi / len(alpha)).expand(-1, len(alpha)).reshape(-1, 1)).T
+        back = (
+            harmonics / factor * (weights[:, None] * 2 * math.pi / len(alpha)).expand(-1, len(alpha)).reshape(-1, 1)
+        ).T
         grid = torch.einsum("gi,eic->egc", to, y)
         if self.activation == "s2":
             z = torch.einsum("ig,egc->eic", back, silu(grid))
