@@ -31,6 +31,7 @@ class Driver:
         self.architecture = architecture
         self.utils = self
         self.executed = set()
+        self.counts, self.stats = False, None  # of the last launch, if it is to count
 
     def stages(self, backend=None, stages=None, options=None, language=None, capability=None):
         """Ends compilation with the PTX and writes down what functions it is of.
@@ -82,7 +83,8 @@ class Driver:
             assert metadata.global_scratch_size == metadata.profile_scratch_size == 0
             given = [arguments[n] for n in at_run_time]
             given = [memory(a) if isinstance(a, torch.Tensor) else a for a in given]
-            kernel_of(ptx).launch((x, y, z), given, check_races=True, check_uninitialised=True)
+            options = dict(check_races=True, check_uninitialised=True)
+            self.stats = kernel_of(ptx).launch((x, y, z), given, count=self.counts, **options)
             self.executed |= {name_of(source.fn), *metadata.functions}
 
         return launch

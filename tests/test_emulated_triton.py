@@ -12,12 +12,14 @@ import triton
 from emulated_triton import Driver, Emulator, name_of
 from fuzz import s2_activation_truth
 from test_cuda import ACCURACY, IR_MUL, SMALL, check, seed
+from test_rotate import KINDS, members, without
+from test_rotate import problem as rotate_problem
 
 import eqk
 from eqk import triton_kernels
 from eqk.s2_activation_plan import FUNCTIONS
 from eqk.testing import random_s2_activation, relative_error
-from eqk.triton_kernels import s2_activation
+from eqk.triton_kernels import rotate, s2_activation
 from eqk.triton_kernels import tensor_product as kernels
 
 # Small, because the time to compile grows with the square of a kernel's length. No path reaches 2x1e.
@@ -71,7 +73,7 @@ def driver(tmp_path_factory):
         patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
         triton.runtime.driver.set_active(driver)
         yield driver
-        for module in (kernels, s2_activation):
+        for module in (kernels, s2_activation, rotate):
             module.kernel.device_caches.clear()
         triton.runtime.driver.set_active(None)
 
@@ -221,6 +223,71 @@ def test_s2_activation_of_aligned_rows(driver, generator):
     check_s2_activation(plan, "1z>x", torch.float32, generator, rows=2, pad=0)
 
 
+def check_rotate(lmax, mmax, kind, dtype, generator, channels=5, fan=2, columns=None, edges=3, slots=range(4)):
+    """Every member of the family, with operands that lie between NaN."""
+    *operands, index = rotate_problem(lmax, mmax, channels, fan, kind, columns, generator, edges, nodes=3)
+    operands = [None if t is None else (t / t.abs().max()).to(dtype) for t in operands]
+    for missing in set(slots) & set(members(operands)):
+        args = without(operands, missing, index, lmax, mmax, True)
+        framed = [a if n > 3 or a is None else between_nan(a) for n, a in enumerate(args)]
+        truth = torch.ops.eqk.rotate(*[a if n > 3 or a is None else a.double() for n, a in enumerate(args)])
+        error = relative_error(rotate._rotate(*framed), truth)
+        limit = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+        assert error < limit, f"lmax {lmax}, mmax {mmax}, {kind}, {missing} missing, {dtype}: error {error:.1e}"
+
+
+def between_nan(t):
+    wide = torch.full((t.numel() + 16,), torch.nan, dtype=t.dtype)
+    wide[8:-8] = t.flatten()
+    return wide[8:-8].view(t.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotate(driver, kind, rng, generator):
+    """Lanes without a channel, blocks of channels, and columns of weights of one channel, of some and of all."""
+    dtype = rng.choice((torch.float64, torch.float16, torch.bfloat16))
+    check_rotate(2, 1, kind, torch.float32, generator, columns=rng.choice((1, 2, 5, None)))
+    check_rotate(1, 1, kind, dtype, generator, channels=16, fan=1, columns=4)
+    check_rotate(1, 0, kind, torch.float32, generator, channels=131, fan=0)
+    check_rotate(0, 0, kind, torch.float32, generator, channels=300, columns=rng.choice((1, 2)))
+    check_rotate(2, 2, kind, torch.float32, generator, channels=128, edges=2)
+
+
+def test_rotate_high_degrees(driver, generator, monkeypatch):
+    """In several launches."""
+    monkeypatch.setattr(rotate, "_MOST_NUMBERS", 40)
+    rotate.lower.cache_clear()
+    assert len(rotate.lower(torch.float32, 3, 4, 1, False, False, 1, 3, 0, 1)) == 3
+    check_rotate(4, 1, "order", torch.float32, generator, channels=3, edges=2)
+    rotate.lower.cache_clear()
+
+
+def test_rotate_sm_80(driver, generator, monkeypatch):
+    """With nodes of more edges than one part of the sum has."""
+    monkeypatch.setattr(driver, "architecture", 80)
+    check_rotate(1, 1, "degree", torch.float32, generator, edges=80, slots=(0,))
+    check_rotate(1, 1, "degree", torch.float32, generator)
+
+
+# Over the sectors that must move, by what is missing. Numbers of D are requests of one sector each, which the first one
+# has brought into the cache.
+SECTORS = {0: 1.31, 1: 1.03, 2: 1.1, 3: 1.18}
+
+
+@pytest.mark.parametrize(("lmax", "kind"), [(2, "none"), (2, "order"), (6, "none")])
+def test_rotate_moves_what_it_must(driver, lmax, kind, generator, monkeypatch):
+    """As UMA has it, and EquiformerV2's degrees."""
+    monkeypatch.setattr(driver, "counts", True)
+    *operands, index = rotate_problem(lmax, 2, 128, 2, kind, None, generator, edges=4, nodes=3)
+    operands = [None if t is None else t.float() for t in operands]
+    of_edges = sum(t.numel() for t in operands[1:] if t is not None)
+    for missing in members(operands):
+        rotate._rotate(*without(operands, missing, index, lmax, 2, False))
+        moved = sum(driver.stats.mem[f"global.{way}"]["sectors"] for way in ("load", "store"))
+        of_nodes = index.numel() * operands[0][0].numel() if missing else operands[0].numel()
+        assert 1 <= moved / ((of_nodes + of_edges) / 8) < SECTORS[missing], f"{missing} missing: {moved} sectors"
+
+
 FAULTS = {
     "rows_beyond_the_last": (
         "_section", "mask = row_mask & (own < S.extent)", "mask = own < S.extent", False,
@@ -274,6 +341,22 @@ def test_fault_in_s2_activation_is_found(driver, fault, generator):
     check_s2_activation(plan, "2zx>x", torch.float32, generator)
     with planted(*where, s2_activation), pytest.raises(error, match=message):
         check_s2_activation(plan, "2zx>x", torch.float32, generator)
+
+
+ROTATE_FAULTS = {
+    "numbers_beyond_a_row": ("_store_numbers", "mask=i < L.size", "mask=i < 99", (ptxemu.MemoryFault, "out-of-bounds")),
+    "channels_beyond_the_last": ("_lanes", "inner < M.span", "inner < 99", (ptxemu.MemoryFault, "out-of-bounds")),
+    "weights_of_another_group": ("_weight", " or S.first", "", (AssertionError, r"error \d")),
+    "the_other_node": ("_edge", "channel // M.channels * edges", "0 * channel", (AssertionError, r"error \d")),
+    "edges_of_a_part": ("_back_of_part", "range(first, last)", "range(first + 1, last)", (AssertionError, r"error \d")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ROTATE_FAULTS.values(), ids=ROTATE_FAULTS)
+def test_fault_in_rotate_is_found(driver, fault, generator):
+    *where, (error, message) = fault
+    with planted(*where, rotate), pytest.raises(error, match=message):
+        check_rotate(1, 1, "order", torch.float32, generator)
 
 
 def test_every_function_was_executed(driver):

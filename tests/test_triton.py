@@ -44,7 +44,7 @@ MEMBERS = {  # results, whether on dual numbers
 }
 
 
-@pytest.mark.parametrize("name", ["triton", "s2_activation"])
+@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate"])
 def test_interpreted(name):
     """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]
@@ -160,6 +160,47 @@ def test_every_function_compiles(function, tmp_path, monkeypatch):
         assert "kernel" in kernel.asm["ptx"]
 
 
+def compiled_rotate(problem, dtype, target):
+    from triton.backends.compiler import GPUTarget
+
+    from eqk.triton_kernels import rotate as kernels
+
+    names = kernels.kernel.arg_names
+    pointer = {torch.float64: "*fp64", torch.bfloat16: "*bf16"}.get(dtype, "*fp32")
+    signature = dict.fromkeys(names, pointer) | dict.fromkeys(("index", "first_end"), "*i64")
+    signature |= dict.fromkeys(("first_program", "edges"), "i64") | {"M": "constexpr"}
+    aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(names) if signature[name][0] == "*"}
+    source = triton.compiler.ASTSource(kernels.kernel, signature, {"M": problem}, aligned)
+    options = {"num_warps": kernels._WARPS, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rotate_compiles_ahead_of_time(target, tmp_path, monkeypatch):
+    """Without spills, and without shared memory. As UMA and EquiformerV2 have it, the latter with weights of 8 heads."""
+    from eqk.triton_kernels import rotate as kernels
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    for lmax, nodes_of_edge, groups, columns in ((2, 2, 6, 256), (6, 1, 1, 8)):
+        for missing in range(4):
+            dtype = (torch.float32, torch.float64, torch.bfloat16)[(missing + lmax // 4) % 3]
+            problems = kernels.lower(dtype, missing, lmax, 2, True, True, nodes_of_edge, 128, groups, columns)
+            assert len(problems) == 1
+            kernel = compiled_rotate(problems[0], dtype, target)
+            assert spills(kernel, target, tmp_path / "kernel.cubin") == 0, (lmax, missing)
+            assert kernel.metadata.shared == 0
+
+
+def test_rotate_compile_time_is_bounded():
+    """It grows with the square of a kernel's length: no kernel has many more numbers than a degree has."""
+    from eqk.triton_kernels import rotate as kernels
+
+    for missing in (0, 1, 3):
+        cut = kernels.lower(torch.float32, missing, 8, 8, False, True, 2, 128, 0, 1)
+        assert [d.size for problem in cut for d in problem.degrees] == [2 * l + 1 for l in range(9)]
+        assert all(sum(d.size**2 for d in problem.degrees) <= kernels._MOST_NUMBERS for problem in cut)
+
+
 def operands():
     plan = Plan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 0.7),))
     return torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), plan
@@ -242,12 +283,25 @@ def test_explain_agrees_with_what_runs():
         dispatch.choose("tensor_product", torch.device("mps"))
     with pytest.raises(
         ValueError,
-        match="op: expected one of tensor_product, tensor_product_conv, tensor_product_conv_radial, spherical_harmonics, symmetric_contraction, gaunt_product, s2_activation, wigner, got 'so2'",
+        match="op: expected one of tensor_product, .*, gaunt_product, rotate, s2_activation, .*, wigner, got 'so2'",
     ):
         dispatch.explain("so2", x)
     for nothing in ((), (None,)):
         with pytest.raises(ValueError, match="tensors: expected those that tensor_product is to be called with"):
             dispatch.explain("tensor_product", *nothing)
+
+
+def test_rotate_on_every_device():
+    x, D = torch.randn(2, 4, 3), torch.randn(2, 10)
+    for device, chosen in (("cuda", "triton"), ("mps", "torch"), ("meta", "meta"), ("cpu", "cpu")):
+        assert dispatch.choose("rotate", torch.device(device)) == chosen
+    with (
+        dispatch.use_backend("triton"),
+        pytest.raises(RuntimeError, match="eqk::rotate: backend triton cannot run: the tensors are on cpu"),
+    ):
+        eqk.rotate(x, D, 1, 1)
+    args = (x.to("meta"), D.to("meta"), None, None, None, 0, 0, 0, 1, 1, False, 3)
+    assert torch.ops.eqk_triton.rotate(*args).shape == (2, 4, 3)
 
 
 def test_s2_activation_on_every_device():

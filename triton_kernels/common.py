@@ -62,3 +62,14 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
 
 def with_adjacent_columns(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+@triton.jit
+def lane_sum(a, axis: tl.constexpr, keep_dims: tl.constexpr):
+    """The sum over an axis, the same bits in every lane that holds it.
+
+    Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the
+    other's: they disagree, and which is stored is a race. The zero is what that product is fused with; where ``a`` is
+    none, it costs an addition.
+    """
+    return tl.sum(a + 0.0, axis=axis, keep_dims=keep_dims)

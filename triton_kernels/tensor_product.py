@@ -37,7 +37,16 @@ from eqk._library import wigner_3j
 from eqk.plan import Plan
 from eqk.register import MaybeTensor, Multilinear
 from eqk.tensor_product import _batch, _check, _shapes
-from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on, power_of_2, with_adjacent_columns
+from eqk.triton_kernels.common import (
+    KEYS,
+    Constant,
+    compute_type,
+    lane_sum,
+    max_grid,
+    on,
+    power_of_2,
+    with_adjacent_columns,
+)
 
 # Slots, in the order of the operands; as constexpr because kernels read them.
 _X = tl.constexpr(0)
@@ -610,17 +619,6 @@ def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.conste
 
 
 @triton.jit
-def _sum(a, axis: tl.constexpr):
-    """The sum over an axis, the same bits in every lane that holds it.
-
-    Lanes exchange halves of a sum. Were ``a`` a product, each would fuse its own into the addition and round the
-    other's: they disagree, and which is stored is a race. The zero is what that product is fused with; where ``a`` is
-    none, it costs an addition.
-    """
-    return tl.sum(a + 0.0, axis=axis, keep_dims=True)
-
-
-@triton.jit
 def _own(block, S: tl.constexpr, M: tl.constexpr):
     """The channels of a program."""
     Index: tl.constexpr = tl.int64 if M.wide else tl.int32
@@ -658,7 +656,7 @@ def _section(tensors, results, row_mask, block, S: tl.constexpr, M: tl.constexpr
     for k in tl.static_range(d):
         value = acc[k]
         if S.reduce:
-            value = _sum(value, 1)
+            value = lane_sum(value, 1, True)
         tl.store(at + k * S.view.component, value.to(at.dtype.element_ty), mask=mask)
 
 
@@ -672,7 +670,7 @@ def _section_over_rows(
     for step in range(0, steps):
         rows = (row_block * steps + step) * M.R + tl.arange(0, M.R)[:, None].to(tl.int64)
         acc = _add(acc, _path(own, _at_rows(tensors, strides, rows, M), rows < rows_total, S, 0, M))
-    tl.store(result + S.view.offset + own, _sum(acc[0], 0), mask=own < S.extent)
+    tl.store(result + S.view.offset + own, lane_sum(acc[0], 0, True), mask=own < S.extent)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -13,6 +13,7 @@ are; ``weights`` may be None, for ones. s_l is 1, or with ``rescale`` what :func
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,6 @@ from eqk.register import MaybeTensor, _sum, forward_function, register
 _SLOTS = ("x", "D", "weights", "z")
 _X, _D, _WEIGHTS, _Z = range(4)
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_OP = torch.ops.eqk.rotate.default
 
 
 def _numbers(lmax: int, mmax: int) -> int:
@@ -102,24 +102,24 @@ def _check(operands: Sequence[MaybeTensor], rest: Sequence) -> None:
         require(t.device == first.device, name, f"device {first.device} as {of} has", t.device)
 
 
-def _without(operands: Sequence[MaybeTensor], slot: int, rest: Sequence) -> Tensor:
-    """The op with all slots but one; ``operands`` has something of its shape there too."""
+def _without(op, operands: Sequence[MaybeTensor], slot: int, rest: Sequence) -> Tensor:
+    """``op`` with all slots but one; ``operands`` has something of its shape there too."""
     index, _, _, _, lmax, mmax, rescale, _ = rest
     shape = operands[slot].shape
     num_nodes = shape[0] if slot == _X else 0
     groups, columns = shape[1:] if slot == _WEIGHTS else (0, 0)
     others = [None if s == slot else t for s, t in enumerate(operands)]
-    return _OP(*others, index, num_nodes, groups, columns, lmax, mmax, rescale, slot)
+    return op(*others, index, num_nodes, groups, columns, lmax, mmax, rescale, slot)
 
 
-def _gradients(operands, g, rest, needed):
+def _gradients(op, operands, g, rest, needed):
     slots = [g if s == rest[-1] else t for s, t in enumerate(operands)]
-    return [_without(slots, s, rest) if need else None for s, need in enumerate(needed)]
+    return [_without(op, slots, s, rest) if need else None for s, need in enumerate(needed)]
 
 
-def _along(operands, tangents, rest):
+def _along(op, operands, tangents, rest):
     varied = [(s, t) for s, t in enumerate(tangents) if t is not None]
-    return _sum([_OP(*operands[:s], t, *operands[s + 1 :], *rest) for s, t in varied])
+    return _sum([op(*operands[:s], t, *operands[s + 1 :], *rest) for s, t in varied])
 
 
 def _fake(*args):
@@ -129,7 +129,7 @@ def _fake(*args):
     return like.new_empty(_shape(operands, rest, rest[-1]))
 
 
-def _vmap(info, in_dims, *args):
+def _vmap(op, info, in_dims, *args):
     """One graph of as many parts, that no edge connects, as there are samples."""
     size = info.batch_size
 
@@ -148,7 +148,7 @@ def _vmap(info, in_dims, *args):
         first = 0 if of_all else rows * torch.arange(size, device=index.device)[:, None, None]
         index = torch.where(inside, index + first, -1).movedim(0, 1).flatten(1)
     operands = [x if s == _X and of_all else merged(t, in_dims[s]) for s, t in enumerate(operands)]
-    result = _OP(*operands, index, num_nodes * size, *options)
+    result = op(*operands, index, num_nodes * size, *options)
     if options[-1] == _X:
         return result.unflatten(0, (size, rows)), 0
     slot = _Z if operands[_D] is None else _D
@@ -164,10 +164,20 @@ def _other_devices(*args):
     return reference.rotate(*[None if t is None else t.to(wide) for t in operands], *rest).to(first.dtype)
 
 
-_LIBRARY = torch.library.Library("eqk", "IMPL")
-register(_LIBRARY, _OP, forward_function(4, range(4), _gradients, _along), _fake, _vmap)
+def register_derivatives(namespace: str) -> torch.library.Library:
+    """Autograd, fake kernel, vmap and autocast of the op of ``namespace``, by that op alone.
+
+    It exists already, and they are there as long as what this returns.
+    """
+    op, library = getattr(torch.ops, namespace).rotate.default, torch.library.Library(namespace, "IMPL")
+    gradients, along, vmap = (functools.partial(f, op) for f in (_gradients, _along, _vmap))
+    register(library, op, forward_function(4, range(4), gradients, along), _fake, vmap)
+    return library
+
+
+_LIBRARY = register_derivatives("eqk")
 # A kernel of the device's own, where one is registered, goes before this.
-_LIBRARY.impl(_OP, _other_devices, "CompositeExplicitAutograd")
+_LIBRARY.impl("rotate", _other_devices, "CompositeExplicitAutograd")
 
 
 def m_primary(lmax: int, mmax: int) -> list[int]:
@@ -199,10 +209,12 @@ def _call(op: str, operands: Sequence[MaybeTensor], index: MaybeTensor, num_node
     if index is not None and index.dim() == 1:
         index = index[None]
     device = next(t for t in (operands[_X], operands[_Z]) if t is not None).device
-    if dispatch.choose("rotate", device) == "reference":
+    backend = dispatch.choose("rotate", device)
+    if backend == "reference":
         _check(operands, (index, num_nodes, 0, 0, *options))
         return reference.rotate(*operands, index, num_nodes, 0, 0, *options)
-    return _OP(*operands, index, num_nodes, 0, 0, *options)
+    ops = torch.ops.eqk_triton if backend == "triton" else torch.ops.eqk
+    return ops.rotate(*operands, index, num_nodes, 0, 0, *options)
 
 
 def rotate(

@@ -31,7 +31,6 @@ from eqk import dispatch, reference
 from eqk._signals import check_dense, count
 from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, _needed, _sample, _sum, jvp_rule, register
-from eqk.rotate import _OP as rotate_op
 from eqk.s2_activation import _product as s2_product
 from eqk.s2_activation_plan import S2ActivationPlan
 from eqk.s2_quadrature import Resolution, exact_resolution
@@ -145,12 +144,13 @@ def _gate_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) 
     return of_y, of_gates[:, 1:].flatten(1)
 
 
-def _s2_ops(y: Tensor):
-    return torch.ops.eqk_triton if dispatch.choose("s2_activation", y.device) == "triton" else torch.ops.eqk
+def ops_of(op: str, t: Tensor):
+    """The namespace of the backend that runs ``op`` on the tensor's device."""
+    return torch.ops.eqk_triton if dispatch.choose(op, t.device) == "triton" else torch.ops.eqk
 
 
 def _s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
-    z = _s2_ops(y).s2_activation(y.flatten(1), plan.s2).unflatten(1, y.shape[1:])
+    z = ops_of("s2_activation", y).s2_activation(y.flatten(1), plan.s2).unflatten(1, y.shape[1:])
     return torch.cat([torch.nn.functional.silu(s)[:, None], z[:, 1:]], 1)
 
 
@@ -161,14 +161,14 @@ def _silu_gradient(x: Tensor) -> Tensor:
 
 def _s2_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) -> tuple[Tensor, Tensor]:
     above = torch.cat([torch.zeros_like(g[:, :1]), g[:, 1:]], 1).flatten(1)
-    of_y = s2_product(_s2_ops(y), y.flatten(1), [above], plan.s2, 1, "z", "x")
+    of_y = s2_product(ops_of("s2_activation", y), y.flatten(1), [above], plan.s2, 1, "z", "x")
     return of_y.unflatten(1, y.shape[1:]), g[:, 0] * _silu_gradient(s)
 
 
 def _swiglu_s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
     u, v = (half.flatten(1) for half in y.chunk(2, 2))
     p, t, gate = s.chunk(3, 1)
-    z = s2_product(_s2_ops(y), u, [v], plan.s2, 0, "x", "z").unflatten(1, (-1, plan.hidden))
+    z = s2_product(ops_of("s2_activation", y), u, [v], plan.s2, 0, "x", "z").unflatten(1, (-1, plan.hidden))
     z = z * gate.sigmoid()[:, None]
     return torch.cat([z[:, :1] + (torch.nn.functional.silu(p) * t)[:, None], z[:, 1:]], 1)
 
@@ -176,7 +176,7 @@ def _swiglu_s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
 def _swiglu_s2_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) -> tuple[Tensor, Tensor]:
     u, v = (half.flatten(1) for half in y.chunk(2, 2))
     p, t, gate = s.chunk(3, 1)
-    gate, ops = gate.sigmoid(), _s2_ops(y)
+    gate, ops = gate.sigmoid(), ops_of("s2_activation", y)
     z = s2_product(ops, u, [v], plan.s2, 0, "x", "z").unflatten(1, (-1, plan.hidden))
     of_z = (g * gate[:, None]).flatten(1)
     halves = [s2_product(ops, one, [of_z], plan.s2, 0, "z", "x").unflatten(1, (-1, plan.hidden)) for one in (v, u)]
@@ -228,7 +228,8 @@ def _rotate(
     groups, columns = r.shape[1:] if r is not None else (0, 0)
     r = None if missing == "r" else r
     sizes = nodes, groups, columns, plan.lmax, plan.mmax
-    return rotate_op(x, rotation, r, z, index, *sizes, rescale, "xDrz".index(missing))
+    op = ops_of("rotate", index).rotate
+    return op(x, rotation, r, z, index, *sizes, rescale, "xDrz".index(missing))
 
 
 class _Kernel(NamedTuple):

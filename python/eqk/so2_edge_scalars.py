@@ -19,7 +19,6 @@ from torch import Tensor
 from eqk import dispatch, reference
 from eqk._signals import check_dense
 from eqk.register import MaybeTensor, _add, _needed, _restored, _save, _saved, jvp_rule, register
-from eqk.rotate import _OP as rotate_op
 from eqk.so2_conv import check_degrees
 from eqk.so2_edge_message import (
     _DTYPES,
@@ -29,6 +28,7 @@ from eqk.so2_edge_message import (
     _over_tiles,
     _vmap,
     _widened,
+    ops_of,
     with_bias,
 )
 from eqk.wigner import wigner
@@ -90,7 +90,7 @@ def _tile(v: Sequence[MaybeTensor], index: Tensor, lmax: int, wanted: Sequence[b
     def rotated(missing: str, z: MaybeTensor = None) -> Tensor:
         slots = [None if name == missing else t for name, t in zip("xDrz", (x, rotation, r, z), strict=True)]
         sizes = (lmax + 1, weight.shape[1] // (lmax + 1)) if missing == "r" else (0, 0)
-        return rotate_op(*slots, index, len(x), *sizes, lmax, 0, False, "xDrz".index(missing))
+        return ops_of("rotate", index).rotate(*slots, index, len(x), *sizes, lmax, 0, False, "xDrz".index(missing))
 
     if wanted[4] or wanted[_G]:
         z = rotated("z").flatten(1)
