@@ -77,8 +77,10 @@ def test_16_bit(dtype, generator, float64_default):
 
 
 @pytest.mark.parametrize("missing", range(4))
-def test_gradcheck_and_opcheck(missing, rng, generator, float64_default):
-    suite.test_gradcheck_and_opcheck(rng.choice(KINDS[1:]), missing, generator, None)
+def test_opcheck(missing, generator, float64_default):
+    *operands, index = problem(1, 0, 1, 1, "degree", None, generator, edges=2, nodes=2)
+    args = without([t.requires_grad_() for t in operands], missing, index, 1, 0, True)
+    torch.library.opcheck(OP.default, args)
 
 
 def test_vmap(generator, float64_default):
@@ -106,12 +108,12 @@ def test_high_degrees(generator, float64_default):
 @pytest.mark.parametrize(("kind", "columns"), [("order", None), ("edge", 2)])
 def test_derivatives(kind, columns, generator, float64_default):
     """To second order; the derivatives of the Triton op are the Triton op."""
-    x, D, weights, z, index = problem(2, 1, 4, 2, kind, columns, generator, edges=3, nodes=3)
+    x, D, weights, z, index = problem(1, 1, 4, 2, kind, columns, generator, edges=2, nodes=3)
     leaves = [t.requires_grad_() for t in (x, D, weights, z)]
 
     def energies():
-        out = eqk.rotate(x, D, 2, 1, index, weights).square()
-        back = eqk.rotate_back(z * out, D, 2, 1, index, 3, weights, True)
+        out = eqk.rotate(x, D, 1, 1, index, weights).square()
+        back = eqk.rotate_back(z * out, D, 1, 1, index, 3, weights, True)
         first = torch.autograd.grad(back.square().sum(), leaves, create_graph=True)
         return [out, back, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
 
@@ -133,8 +135,8 @@ def test_compiled_by_torch(generator):
         return eqk.rotate(x, D, 1, 1, index).square().sum()
 
     compiled = torch.compile(energy, fullgraph=True, backend=backend, dynamic=True)
-    for edges, nodes in ((3, 4), (5, 2)):
-        x, D, _, _, index = problem(1, 1, 2, 2, "none", None, generator, edges, nodes)
+    for edges, nodes in ((7, 5), (8, 6)):
+        x, D, _, _, index = problem(1, 1, 3, 2, "none", None, generator, edges, nodes)
         leaves = [t.requires_grad_() for t in (x, D)]
         grads = [torch.autograd.grad(f(*leaves, index), leaves) for f in (compiled, energy)]
         for got, want in zip(*grads, strict=True):
@@ -161,15 +163,15 @@ def test_runs_agree(generator):
     operands = [t.float() for t in operands]
     for n in members(operands):
         args = without(operands, n, index, 2, 1, False)
-        assert_same_bits(*[lambda args=args: [OP(*args)]] * 2)
+        assert_same_bits(*[lambda args=args: [OP(*args)]] * 3)
         if n:
             one = [t if t is None or s == 0 else t[7:8] for s, t in enumerate(args[:4])]
             assert torch.equal(OP(*one, index[:, 7:8], *args[5:])[0], OP(*args)[7])
 
 
 def test_many_edges_of_a_node():
-    """Sums lose no digits: in one go, so many terms would be off by 3e-6."""
-    edges = 4000
+    """Sums lose no digits: one after another, so many terms would be off by 1.5e-5."""
+    edges = 2000
     z, D = torch.full((edges, 1, 1), 0.1), torch.ones(edges, 1)
     x = eqk.rotate_back(z, D, 0, 0, torch.zeros(edges, dtype=torch.int32), 1)
     assert relative_error(x, z.double().sum(0)[None]) < 1e-6

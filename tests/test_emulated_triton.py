@@ -347,7 +347,7 @@ ROTATE_FAULTS = {
     "numbers_beyond_a_row": ("_store_numbers", "mask=i < L.size", "mask=i < 99", (ptxemu.MemoryFault, "out-of-bounds")),
     "channels_beyond_the_last": ("_lanes", "inner < M.span", "inner < 99", (ptxemu.MemoryFault, "out-of-bounds")),
     "weights_of_another_group": ("_weight", " or S.first", "", (AssertionError, r"error \d")),
-    "the_other_node": ("_edge", "channel // M.channels * edges", "0 * channel", (AssertionError, r"error \d")),
+    "numbers_of_another_edge": ("_edge", "D + e * M.numbers", "D + 0 * M.numbers", (AssertionError, r"error \d")),
     "edges_of_a_part": ("_back_of_part", "range(first, last)", "range(first + 1, last)", (AssertionError, r"error \d")),
 }  # fmt: skip
 
