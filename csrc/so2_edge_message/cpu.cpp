@@ -17,7 +17,10 @@ using tensor_product_conv::Edges;
 // Tiles of edges, and what they give to nodes: rows of the nodes that a tile has, added up tile by tile, so that
 // results are the same bits for any number of threads. Rounds bound what such rows there are at a time.
 class Tiles {
-  static constexpr std::int64_t kEdges = 128, kTileBytes = 4 << 20, kRoundBytes = 64 << 20, kMaxSums = 16;
+  // Large tiles take less of the memory's time for each product; there should be some for each thread. Of edges, a
+  // multiple of the rows that a product has at a time.
+  static constexpr std::int64_t kMinEdges = 64, kMaxEdges = 256, kStep = 16, kTiles = 32, kTileBytes = 4 << 20;
+  static constexpr std::int64_t kRoundBytes = 64 << 20, kMaxSums = 16;
 
  public:
   // sources: [.., edges] nodes; out: zeros, where rows of nodes are added; null: not wanted.
@@ -27,7 +30,8 @@ class Tiles {
     const Plan& plan = *p_.plan;
     bytes_ = p_.dtype == Dtype::float64 ? 8 : 4;
     const std::int64_t row = bytes_ * plan.rows() * std::max(plan.channels_in, plan.channels_out);
-    p_.tile = std::min(std::clamp<std::int64_t>(kTileBytes / row, 8, kEdges), std::max<std::int64_t>(1, p_.edges));
+    const std::int64_t most = std::clamp(kTileBytes / row, kStep, kMaxEdges);
+    p_.tile = std::clamp(p_.edges / kTiles, std::min(kMinEdges, most), most) / kStep * kStep;
     count_ = (p_.edges + p_.tile - 1) / p_.tile;
     size_ = plan.components() * channels;
     make_steps();
@@ -36,9 +40,10 @@ class Tiles {
 
   // What the gradients of a and the parameters are in, where they are wanted.
   void run(const std::array<void*, kSlots>& out) {
-    const auto matrices = aligned_array<std::byte>(kernels_.matrices_bytes(p_));
-    parallel_for(kernels_.pack_tasks(p_), 16,
-                 [&](std::int64_t begin, std::int64_t end) { kernels_.pack(p_, matrices.get(), begin, end); });
+    const Tensor matrices = empty(like_, {kernels_.matrices_bytes(p_) / bytes_});
+    parallel_for(kernels_.pack_tasks(p_), 16, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.pack(p_, matrices.mutable_data_ptr(), begin, end);
+    });
     const std::int64_t numel = kernels_.sums_numel(p_);
     // How many sums hangs on the problem alone.
     sums_ = numel ? std::clamp<std::int64_t>(std::min(count_ / 4, kRoundBytes / (numel * bytes_)), 1, kMaxSums) : 0;
@@ -46,7 +51,8 @@ class Tiles {
     if (sums_) sums = torch::stable::new_zeros(like_, {sums_, numel});
     for (std::int64_t begin = 0; begin < count_;) {
       const std::int64_t end = end_of_round(begin);
-      run_round(begin, end, matrices.get(), sums ? static_cast<char*>(sums->mutable_data_ptr()) : nullptr, numel);
+      run_round(begin, end, matrices.mutable_data_ptr(), sums ? static_cast<char*>(sums->mutable_data_ptr()) : nullptr,
+                numel);
       begin = end;
     }
     if (!sums_) return;

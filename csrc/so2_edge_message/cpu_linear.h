@@ -40,9 +40,10 @@ struct Matrix {
     }
   }
 
-  // c (+)= x times this.
-  void times(std::int64_t rows, const T* x, std::int64_t x_row, T* c, std::int64_t c_row, bool add) const {
-    multiply_panels<T>({rows, depth, columns, x, x_row, 1, panels, depth * kPanel, kPanel, c, c_row, add});
+  // c (+)= x times this; stored once more so far from c, if not 0.
+  void times(std::int64_t rows, const T* x, std::int64_t x_row, T* c, std::int64_t c_row, bool add,
+             std::int64_t copy = 0) const {
+    multiply_panels<T>({rows, depth, columns, x, x_row, 1, panels, depth * kPanel, kPanel, c, c_row, add, copy});
   }
 
  private:
@@ -193,8 +194,7 @@ class Linear {
     const T *const p = x + s_.first_row(m) * ins, *const q = p + in;
     T *const first = y + s_.first_row(m) * outs, *const second = first + out;
     combine(count, in, p, q, T{1}, x_row, sum);
-    of[0].times(count, sum, in, first, y_row, false);
-    for (std::int64_t e = 0; e < count; ++e) std::copy_n(first + e * y_row, out, second + e * y_row);
+    of[0].times(count, sum, in, first, y_row, false, out);
     of[1].times(count, q, x_row, first, y_row, true);
     of[2].times(count, p, x_row, second, y_row, true);
   }
