@@ -19,7 +19,7 @@ Tensor rotate(const OptionalTensor& x, const OptionalTensor& d, const OptionalTe
   Problem& problem = call.problem();
   std::vector<std::int64_t> nodes;
   if (index) {
-    nodes = read_index("rotate", *index, problem.nodes);
+    nodes = read_index("rotate", *index, 0, index->size(0), problem.nodes);
     problem.index = nodes.data();
   }
   Tensor out = call.result();

@@ -11,11 +11,12 @@ namespace eqk::rotate {
 
 using tensor_product_conv::Edges;
 
-// [K, edges] of [K, edges], row by row.
-inline std::vector<std::int64_t> read_index(const char* op, const Tensor& index, std::int64_t nodes) {
+// Rows [begin, end) of the index, one after another.
+inline std::vector<std::int64_t> read_index(const char* op, const Tensor& index, std::int64_t begin, std::int64_t end,
+                                            std::int64_t nodes) {
   std::vector<std::int64_t> result;
-  result.reserve(index.size(0) * index.size(1));
-  for (std::int64_t k = 0; k < index.size(0); ++k) {
+  result.reserve((end - begin) * index.size(1));
+  for (std::int64_t k = begin; k < end; ++k) {
     const std::string name = "index[" + std::to_string(k) + "]";
     const auto ends =
         tensor_product_conv::detail::read_indices(op, name.c_str(), torch::stable::select(index, 0, k), nodes);

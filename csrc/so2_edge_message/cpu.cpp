@@ -14,31 +14,41 @@ namespace {
 using rotate::by_node;
 using tensor_product_conv::Edges;
 
+// Nodes of edges: [sources, edges] and [edges].
+struct Graph {
+  std::vector<std::int64_t> sources, targets;
+
+  Graph(const char* op, const Tensor& index, const Problem& p)
+      : sources(rotate::read_index(op, index, 0, p.sources(), p.nodes)),
+        targets(rotate::read_index(op, index, index.size(0) - 1, index.size(0), p.nodes)) {}
+};
+
 // Tiles of edges, and what they give to nodes: rows of the nodes that a tile has, added up tile by tile, so that
 // results are the same bits for any number of threads. Rounds bound what such rows there are at a time.
 class Tiles {
   // Large tiles take less of the memory's time for each product; there should be some for each thread. Of edges, a
   // multiple of the rows that a product has at a time.
-  static constexpr std::int64_t kMinEdges = 64, kMaxEdges = 256, kStep = 16, kTiles = 32, kTileBytes = 4 << 20;
+  static constexpr std::int64_t kMinEdges = 64, kMaxEdges = 256, kStep = 16, kTiles = 20, kTileBytes = 4 << 20;
   static constexpr std::int64_t kRoundBytes = 64 << 20, kMaxSums = 16;
 
  public:
-  // sources: [.., edges] nodes; out: zeros, where rows of nodes are added; null: not wanted.
-  Tiles(Problem& problem, const Kernels& kernels, const Tensor& like, const std::vector<std::int64_t>& sources,
-        const std::vector<std::int64_t>& targets, void* out, std::int64_t channels)
-      : p_(problem), kernels_(kernels), like_(like), sources_(sources), targets_(targets), out_(out) {
+  // out: [nodes, components, channels] of zeros, where what nodes get is added; null: not wanted.
+  Tiles(Problem& problem, const Kernels& kernels, const Tensor& like, const Graph& graph, void* out,
+        std::int64_t channels)
+      : p_(problem), kernels_(kernels), like_(like), graph_(graph), out_(out) {
     const Plan& plan = *p_.plan;
     bytes_ = p_.dtype == Dtype::float64 ? 8 : 4;
     const std::int64_t row = bytes_ * plan.rows() * std::max(plan.channels_in, plan.channels_out);
     const std::int64_t most = std::clamp(kTileBytes / row, kStep, kMaxEdges);
     p_.tile = std::clamp(p_.edges / kTiles, std::min(kMinEdges, most), most) / kStep * kStep;
+    p_.tile = std::clamp<std::int64_t>(p_.edges, 1, p_.tile);
     count_ = (p_.edges + p_.tile - 1) / p_.tile;
     size_ = plan.components() * channels;
     make_steps();
     if (out) find_nodes();
   }
 
-  // What the gradients of a and the parameters are in, where they are wanted.
+  // out: where the gradients of a and the parameters go.
   void run(const std::array<void*, kSlots>& out) {
     const Tensor matrices = empty(like_, {kernels_.matrices_bytes(p_) / bytes_});
     parallel_for(kernels_.pack_tasks(p_), 16, [&](std::int64_t begin, std::int64_t end) {
@@ -70,7 +80,7 @@ class Tiles {
   Problem& p_;
   const Kernels& kernels_;
   const Tensor& like_;
-  const std::vector<std::int64_t>&sources_, &targets_;
+  const Graph& graph_;
   void* out_;
   std::int64_t bytes_, count_, size_, sums_ = 0;  // of a number; tiles; numbers of a row
   Steps steps_;
@@ -118,7 +128,7 @@ class Tiles {
 
   void find_nodes() {
     std::vector<std::int64_t> seen(p_.nodes, -1), place(p_.nodes);
-    const auto& of_ends = p_.g ? sources_ : targets_;
+    const auto& of_ends = p_.g ? graph_.sources : graph_.targets;
     node_of_end_.resize(of_ends.size());
     for (std::int64_t tile = 0; tile < count_; ++tile) {
       first_node_.push_back(static_cast<std::int64_t>(nodes_.size()));
@@ -161,7 +171,7 @@ class Tiles {
           run_tile(n, matrices, steps, scratch.get(), to, sums ? sums + task * numel * bytes_ : nullptr);
         }
     });
-    if (rows) add_rows(first, last, rows->const_data_ptr());
+    if (rows) add_rows(first, last, rows->mutable_data_ptr());
   }
 
   void run_tile(std::int64_t n, const void* matrices, Steps& steps, void* scratch, void* rows, void* sums) const {
@@ -174,44 +184,29 @@ class Tiles {
       }
       return part;
     };
-    const auto sources = of_tile(sources_, p_.sources());
+    const auto sources = of_tile(graph_.sources, p_.sources());
     Edges by;
     if (out_) by = by_node(of_tile(node_of_end_, ends()), first_node_[n + 1] - first_node_[n]);
     kernels_.run(p_, matrices, steps, scratch,
-                 {begin, count, sources.data(), targets_.data() + begin, &by, rows, sums});
+                 {begin, count, sources.data(), graph_.targets.data() + begin, &by, rows, sums});
   }
 
-  // Those of each node, in the order of tiles, and then to the result.
-  void add_rows(std::int64_t first, std::int64_t last, const void* rows) const {
+  // Those of each node, in the order of tiles, and their sum to the result.
+  void add_rows(std::int64_t first, std::int64_t last, void* rows) const {
     const Edges by = by_node({nodes_.begin() + first_node_[first], nodes_.begin() + first_node_[last]}, p_.nodes);
     with_type([&]<class T>(T) {
+      const auto add = [&](const T* from, T* to) {
+        for (std::int64_t q = 0; q < size_; ++q) to[q] += from[q];
+      };
+      const auto row = [&](void* of, std::int64_t n) { return static_cast<T*>(of) + n * size_; };
       parallel_for(p_.nodes, 8, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t node = begin; node < end; ++node) {
-          T* const to = static_cast<T*>(out_) + node * size_;
-          const auto each = [&](auto add) {
-            for (std::int64_t n = by.row[node] + 1; n < by.row[node + 1]; ++n)
-              add(static_cast<const T*>(rows) + by.edge[n] * size_);
-          };
-          if (by.row[node] == by.row[node + 1]) continue;
-          T* const sum = static_cast<T*>(const_cast<void*>(rows)) + by.edge[by.row[node]] * size_;
-          each([&](const T* row) {
-            for (std::int64_t q = 0; q < size_; ++q) sum[q] += row[q];
-          });
-          for (std::int64_t q = 0; q < size_; ++q) to[q] += sum[q];
+          const std::int64_t *const edge = by.edge.data(), from = by.row[node], to = by.row[node + 1];
+          for (std::int64_t n = from + 1; n < to; ++n) add(row(rows, edge[n]), row(rows, edge[from]));
+          if (from < to) add(row(rows, edge[from]), row(out_, node));
         }
       });
     });
-  }
-};
-
-struct Index {
-  std::vector<std::int64_t> sources, targets;
-
-  Index(const char* op, const Tensor& index, const Problem& p) {
-    using rotate::read_index;
-    sources = read_index(op, torch::stable::narrow(const_cast<Tensor&>(index), 0, 0, p.sources()), p.nodes);
-    targets = tensor_product_conv::detail::read_indices(op, index.size(0) == 2 ? "index[1]" : "index[2]",
-                                                        torch::stable::select(index, 0, index.size(0) - 1), p.nodes);
   }
 };
 
@@ -228,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   const Call::Operands operands{x, q, h, a, w, conv1, conv2};
   Call call(kOp, operands, std::nullopt, {}, index, plan);
   Problem& p = call.problem();
-  const Index nodes(kOp, index, p);
+  const Graph graph(kOp, index, p);
   const Layer first = p.plan->first();
   const std::int64_t edges = keep ? p.edges : 0;
   const auto kept = [&](std::initializer_list<std::int64_t> shape) { return keep ? call.make(shape) : call.make({0}); };
@@ -236,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
          message = kept({edges, p.plan->rows(), p.plan->channels_out});
   if (keep) p.y = y.mutable_data_ptr(), p.s = s.mutable_data_ptr(), p.message = message.mutable_data_ptr();
   Tensor out = torch::stable::new_zeros(call.like(), {p.nodes, p.plan->components(), p.plan->channels_out});
-  Tiles(p, kernels(), call.like(), nodes.sources, nodes.targets, out.mutable_data_ptr(), p.plan->channels_out).run({});
+  Tiles(p, kernels(), call.like(), graph, out.mutable_data_ptr(), p.plan->channels_out).run({});
   return {call.result(out), y, s, message};
 }
 
@@ -251,7 +246,7 @@ Gradients backward(const Tensor& x, const Tensor& q, const OptionalTensor& h, co
   Call call(kOp, operands, g, {y, s, message}, index, plan);
   if (wanted.size() != kSlots) fail("eqk::", kOp, ": wanted: expected ", kSlots, " flags, got ", wanted.size());
   Problem& p = call.problem();
-  const Index nodes(kOp, index, p);
+  const Graph graph(kOp, index, p);
   std::vector<Tensor> results;
   std::array<void*, kSlots> out{};
   for (int n = 0; n < kSlots; ++n) {
@@ -264,7 +259,7 @@ Gradients backward(const Tensor& x, const Tensor& q, const OptionalTensor& h, co
     if (p.wanted[n]) out[n] = results[n].mutable_data_ptr();
   }
   for (const Slot slot : {kQ, kH, kW}) p.out[slot] = out[slot];
-  Tiles(p, kernels(), call.like(), nodes.sources, nodes.targets, out[kX], p.channels).run(out);
+  Tiles(p, kernels(), call.like(), graph, out[kX], p.channels).run(out);
   for (Tensor& t : results) t = call.result(t);
   return {results[0], results[1], results[2], results[3], results[4], results[5], results[6]};
 }

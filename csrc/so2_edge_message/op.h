@@ -94,7 +94,7 @@ class Call {
     void** const of_kept[] = {&p.y, &p.s, &p.message};
     for (int n = 0; n < 3; ++n)
       if (kept[n]) *of_kept[n] = const_cast<void*>(keep(*kept[n]));
-    if (!p.y || !p.s) p.y = p.s = nullptr;
+    if (!kept[0] || !kept[1]) p.y = p.s = nullptr;  // made together
     like_ = kept_.front();
   }
 
@@ -142,7 +142,8 @@ class Call {
   const void* keep(const Tensor& t) {
     const Tensor wide = t.scalar_type() == wide_ ? t : torch::stable::to(t, wide_);
     kept_.push_back(torch::stable::contiguous(wide));
-    return kept_.back().const_data_ptr();
+    static constexpr char kNothing = 0;  // what a tensor without elements has no address of
+    return wide.numel() ? kept_.back().const_data_ptr() : &kNothing;
   }
 };
 
