@@ -140,6 +140,8 @@ contraction = CONTRACTIONS["quadratic-ir_mul"]
 operands = random_contraction_operands(contraction, rows, 4, 2, torch.float32, generator)
 gaunt = GAUNTS["all"]
 signals = random_gaunt_operands(gaunt, rows, (True,) * 3, torch.float32, generator)
+message = (torch.ones(rows, 4, 1), torch.ones(rows, 4), None, None, torch.ones(rows, 1), torch.ones(19), torch.ones(8))
+pairs, message_plan = index.expand(2, rows), "1,1,2,1,1,gate,0,0,"
 vectors, degrees = torch.ones(rows, 3), "0,1,2,3,4,5,6,7,8 component"
 OPS = torch.ops.eqk
 calls = {
@@ -153,6 +155,10 @@ calls = {
     "symmetric_contraction": lambda: eqk.symmetric_contraction(*operands, contraction),
     "gaunt_product": lambda: OPS.gaunt_product(*signals, str(gaunt)),
     "rotate": lambda: eqk.rotate(torch.ones(rows, 9, 4), torch.ones(rows, 35), 2, 2, index),
+    "so2_edge_message": lambda: OPS.so2_edge_message(*message, pairs, message_plan, True),
+    "so2_edge_message_backward": lambda: OPS.so2_edge_message_backward(
+        *message, message[0], None, None, None, pairs, message_plan, [True] * 7
+    ),
     "s2_activation": lambda: eqk.s2_activation(torch.ones(rows, 9, 4), "silu"),
     "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
     "wigner": lambda: OPS.wigner(torch.ones(rows, 4), 2, 2),
@@ -178,5 +184,5 @@ def test_calls_keep_nothing():
     """Not even what a call was given by the dispatcher: a plan is some hundred bytes."""
     result = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True)
     grown = json.loads(result.stdout)
-    assert len(grown) == 13
+    assert len(grown) == 15
     assert max(grown.values()) < 40, f"bytes a call: {grown}"

@@ -3,6 +3,9 @@
 import functools
 import importlib
 import math
+import os
+import subprocess
+import sys
 
 import e3nn.o3
 import numpy
@@ -16,7 +19,7 @@ from test_tensor_product import assert_same_bits, compare
 from torch.nn.functional import silu
 
 import eqk
-from eqk.testing import assert_close, derivatives, random_directions
+from eqk.testing import assert_close, derivatives, random_directions, seed
 
 DEGREES = [(2, 2), (3, 2), (4, 2), (6, 2), (6, 3), (6, 4)]
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
@@ -165,8 +168,81 @@ def test_many_tiles(generator, monkeypatch, float64_default):
                 assert_close(a, b, order)
         assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
         problem.index[1, 150] = nodes
-        with pytest.raises(RuntimeError, match=f"index: expected indices from 0 to {nodes - 1}, got {nodes}"):
+        with pytest.raises(RuntimeError, match=rf"index\[1\]: expected indices from 0 to {nodes - 1}, got {nodes} at"):
             problem.ours(*problem.operands)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("nodes", [4, 900])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_parts_of_vectors_and_many_tiles(activation, nodes, recompute, generator, float64_default):
+    """Channels that no vector of lanes divides; ten tiles, whose sums of parameters are in two parts."""
+    sizes = {"edges": 600, "nodes": nodes, "c": 3, "hidden": 17, "out": 10, "heads": 2}
+    problem = Problem(3, 2, activation, generator, **sizes)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 1, generator)
+    expected = derivatives(problem.truth, problem.operands, directions)
+    for dtype in (torch.float64, torch.float32):
+        operands, along = [t.to(dtype) for t in problem.operands], [[t.to(dtype) for t in d] for d in directions]
+        got = derivatives(lambda *v: problem.ours(*v, recompute=recompute), operands, along)
+        for order, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+            for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                assert_close(a, b, order, dtype, (order, n))
+    leaves = [t.float().requires_grad_() for t in problem.operands]
+
+    def everything():
+        out = problem.ours(*leaves, recompute=recompute)
+        return [out, *torch.autograd.grad(out, leaves, directions[0][-1].float())]
+
+    assert_same_bits(everything, everything, everything)
+
+
+def test_more_rows_of_nodes_than_a_round_has(generator, float64_default):
+    """Each edge has nodes of its own, and some have them in common with edges far away."""
+    nodes = 2500
+    problem = Problem(2, 0, "gate", generator, edges=nodes, nodes=nodes, c=400, hidden=1, out=1)
+    problem.index = torch.stack([torch.arange(nodes), torch.arange(nodes).roll(nodes // 2) // 2])
+    leaves = [problem.operands[0].requires_grad_(), *problem.operands[1:]]
+    direction = torch.randn(nodes, 9, 1, generator=generator)
+    results = [f(*leaves) for f in (problem.ours, problem.truth)]
+    assert_close(*results)
+    assert_close(*[torch.autograd.grad(r, leaves[0], direction)[0] for r in results], 1)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_each_gradient_alone(activation, keep, generator, float64_default):
+    """As it is among all; of others nothing comes."""
+    problem = Problem(2, 1, activation, generator, edges=70)
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op is torch.ops.eqk.so2_edge_message_backward.default:
+                calls.append(args)
+            return op(*args, **(kwargs or {}))
+
+    leaves = [t.requires_grad_() for t in problem.operands]
+    with Recorder():
+        problem.ours(*leaves, recompute=not keep).sin().sum().backward()
+    ((*args, _),) = calls
+    assert (args[8] is not None) == keep
+    everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
+    for n in range(7):
+        alone = torch.ops.eqk.so2_edge_message_backward(*args, [m == n for m in range(7)])
+        assert torch.equal(alone[n], everything[n])
+        assert everything[n].abs().max() > 1e-6
+        assert all(t.shape == (0,) for m, t in enumerate(alone) if m != n)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_instruction_sets(isa):
+    """Below the machine's widest, which all other tests are for; one that it lacks is refused by name."""
+    selected = [f"{__file__}::{name}" for name in ("test_parts_of_vectors_and_many_tiles", "test_each_gradient_alone")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *selected, "-k", "not 900"]
+    environment = {**os.environ, "EQK_CPU_ISA": isa, "EQK_SEED": str(seed())}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    refused = f"expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'"
+    assert result.returncode == 0 or refused in result.stdout, result.stdout[-4000:]
 
 
 @pytest.mark.parametrize("activation", ["gate", "swiglu_s2"])
@@ -393,3 +469,32 @@ def test_bad_input(generator):
             eqk.so2_edge_message(**good | change)
     with pytest.raises(ValueError, match="plan: expected 'LMAX,MMAX"):
         torch.ops.eqk.so2_edge_message(x, q, h, a, w, x, x, problem.index, "2,2,gate", False)
+
+
+def test_bad_input_to_ops(generator):
+    problem = Problem(2, 2, "gate", generator)
+    x, vec, h, a, w, *parameters = (t.float() for t in problem.operands)
+    layers = [torch.cat([t.flatten() for t in layer]) for layer in problem.layers(parameters)]
+    plan, g = "2,2,4,2,3,gate,0,0,", torch.ones(5, 9, 3)
+    v, y, s, message = (x, eqk.edge_frame(vec), h, a, w, *layers), *(torch.ones(7, n) for n in (18, 4, 27))
+    forward, backward = (getattr(torch.ops.eqk, f"so2_edge_message{name}") for name in ("", "_backward"))
+    kept = y.view(7, 9, 2), s, message.view(7, 9, 3)
+    assert backward(*v, g, *kept, problem.index, plan, [True] * 7)[0].shape == x.shape
+    for call, message in (
+        (lambda: forward(*v[:5], layers[0][1:], layers[1], problem.index, plan, True), r"conv1: expected shape \["),
+        (lambda: forward(*v[:6], layers[1].double(), problem.index, plan, True), "conv2: expected dtype torch.float32"),
+        (lambda: backward(*v, g[1:], *kept, problem.index, plan, [True] * 7), r"g: expected shape \[5, 9, 3\], got \[4"),
+        (lambda: backward(*v, g, y, s, None, problem.index, plan, [True] * 7), r"y: expected shape \[7, 9, 2\]"),
+        (lambda: backward(*v, g, None, s[:, 1:], None, problem.index, plan, [True] * 7), r"s: expected shape \[7, 4\]"),
+        (lambda: backward(*v, g, *kept, problem.index, plan, [True] * 6), "wanted: expected 7 flags, got 6"),
+        (lambda: backward(*v, g, *kept, problem.index, "2,2,4,2,3,s2,0,0,", [True] * 7), "plan: expected"),
+        (lambda: backward(*v, g, *kept, problem.index + 9, plan, [True] * 7), r"index\[0\]: expected indices from 0 to 4"),
+    ):  # fmt: skip
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            call()
+
+
+def test_no_features_are_zero_weights(generator, float64_default):
+    problem = Problem(2, 2, "gate", generator)
+    problem.operands[2], problem.operands[3] = problem.operands[2][:, :0], problem.operands[3][:0]
+    assert_close(problem.ours(*problem.operands), problem.truth(*problem.operands))

@@ -19,7 +19,7 @@ namespace detail {
 
 template <class T, int Rows>
 void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t depth, std::int64_t columns,
-                    bool add) {
+                    bool add, std::int64_t copy) {
   constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
   using V = Vector<T, W>;
   V sum[Rows][kPanelVectors];
@@ -42,23 +42,28 @@ void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std:
   if (columns == kPanelColumns<T>)
     each([&](auto r, auto v) EQK_LAMBDA {
       T* const to = c + r * p.c_row + v * W;
-      store<T, W>(to, add ? load<T, W>(to) + sum[r][v] : sum[r][v]);
+      const V result = add ? load<T, W>(to) + sum[r][v] : sum[r][v];
+      store<T, W>(to, result);
+      if (copy) store<T, W>(to + copy, result);
     });
   else
     each([&](auto r, auto v) EQK_LAMBDA {
       T* const to = c + r * p.c_row + v * W;
-      if (const std::int64_t n = columns - v * W; n > 0)
-        store_n<T, W>(to, add ? load_n<T, W>(to, n) + sum[r][v] : sum[r][v], n);
+      if (const std::int64_t n = columns - v * W; n > 0) {
+        const V result = add ? load_n<T, W>(to, n) + sum[r][v] : sum[r][v];
+        store_n<T, W>(to, result, n);
+        if (copy) store_n<T, W>(to + copy, result, n);
+      }
     });
 }
 
 template <class T, int Rows>
 void multiply_rows(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t rows, std::int64_t depth,
-                   std::int64_t columns, bool add) {
+                   std::int64_t columns, bool add, std::int64_t copy) {
   for (; rows >= Rows; rows -= Rows, a += Rows * p.a_row, c += Rows * p.c_row)
-    multiply_panel<T, Rows>(p, a, b, c, depth, columns, add);
+    multiply_panel<T, Rows>(p, a, b, c, depth, columns, add, copy);
   if constexpr (Rows > 1)
-    if (rows > 0) multiply_rows<T, Rows / 2>(p, a, b, c, rows, depth, columns, add);
+    if (rows > 0) multiply_rows<T, Rows / 2>(p, a, b, c, rows, depth, columns, add, copy);
 }
 
 }  // namespace detail
@@ -72,7 +77,7 @@ void multiply_panels(const PanelProduct<T>& p) {
     for (std::int64_t q = 0; q < p.columns; q += kPanelColumns<T>)
       detail::multiply_rows<T, kPanelRows>(
           p, p.a + d * p.a_depth, p.b + q / kPanelColumns<T> * p.b_panel + d * p.b_depth, p.c + q, p.rows, depth,
-          std::min<std::int64_t>(kPanelColumns<T>, p.columns - q), p.add || d > 0);
+          std::min<std::int64_t>(kPanelColumns<T>, p.columns - q), p.add || d > 0, d + depth < p.depth ? 0 : p.copy);
     d += depth;
   } while (d < p.depth);
 }

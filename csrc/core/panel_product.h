@@ -16,6 +16,7 @@ struct PanelProduct {
   T* c;
   std::int64_t c_row;
   bool add;
+  std::int64_t copy = 0;  // how far from c the result is stored once more; 0: nowhere
 };
 
 template <class T>

@@ -3,6 +3,7 @@
 #include "core/cpu_dispatch.h"
 #include "core/tensor.h"
 #include "wigner/problem.h"
+#include "wigner/torque.h"
 
 namespace eqk::wigner {
 
@@ -13,6 +14,11 @@ const Coefficients<T>& coefficients() {
 }
 template const Coefficients<float>& coefficients<float>();
 template const Coefficients<double>& coefficients<double>();
+
+const Generators& generators() {
+  static const Generators made;
+  return made;
+}
 
 namespace {
 

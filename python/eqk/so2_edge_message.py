@@ -510,20 +510,7 @@ def _double_backward(v, c, index, text: str, wanted: Sequence[bool]) -> list[May
 
 # The two ops.
 
-_SIGNATURE = "Tensor x, Tensor q, Tensor? h, Tensor? a, Tensor? w, Tensor conv1, Tensor conv2"
-_LIBRARY = torch.library.Library("eqk", "FRAGMENT")
-_LIBRARY.define(
-    f"so2_edge_message({_SIGNATURE}, Tensor index, str plan, bool keep) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"so2_edge_message_backward({_SIGNATURE}, Tensor g, Tensor? y, Tensor? s, Tensor? message, Tensor index, str plan, "
-    "bool[7] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    f"so2_edge_message_double_backward({_SIGNATURE}, Tensor g, "
-    + ", ".join(f"Tensor? c_{name}" for name in _NAMES)
-    + ", Tensor index, str plan, bool[8] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+_LIBRARY = torch.library.Library("eqk", "IMPL")
 _FORWARD = torch.ops.eqk.so2_edge_message.default
 _BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
 _DOUBLE_BACKWARD = torch.ops.eqk.so2_edge_message_double_backward.default
@@ -720,6 +707,7 @@ for _op, _function, _fake, _kernel in (
     (_BACKWARD, _Backward, _fake_backward, _backward_kernel),
     (_DOUBLE_BACKWARD, _DoubleBackward, _fake_double_backward, _double_backward_kernel),
 ):
+    # A kernel of the device's own, where one is registered, goes before this.
     _LIBRARY.impl(_op, _kernel, "CompositeExplicitAutograd")
     register(_LIBRARY, _op, _function, _fake, _vmap(_op))
 
