@@ -8,9 +8,9 @@
 
 with r = h a, the last layer of the radial network (Passaro and Zitnick 2023, arXiv:2302.03655; Liao et al. 2023,
 arXiv:2306.12059; Fu et al. 2025, arXiv:2502.12147). Edges are run through in tiles whose intermediate results stay in
-the caches, products of matrices by the library that torch has. Its gradients are one op more,
-``so2_edge_message_backward``, and the derivatives of that are made tile by tile from the same functions, which consist
-of differentiable ops: every order.
+the caches: on the CPU by csrc/so2_edge_message, whose threads run whole tiles, elsewhere by operations of torch. Its
+gradients are one op more, ``so2_edge_message_backward``, and the derivatives of that are made tile by tile from the
+functions below, which consist of differentiable ops: every order.
 
 ``keep`` has the op return y, s and conv2's result too, by which the backward pass is spared the products that made
 them: n_m (hidden + channels) numbers an edge. Derivatives of gradients make them again.
@@ -796,7 +796,8 @@ def so2_edge_message(
     All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
     Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
     forward mode to the second, under torch.func and torch.compile. The gradient of q is that of what is computed,
-    without a matrix's derivative: the torque on the edge. The same bits in every run, on a given number of threads.
+    without a matrix's derivative: the torque on the edge. The same bits in every run; of the value and of gradients on
+    the CPU for any number of threads.
 
     Returns:
         [nodes, (lmax + 1)^2, channels out]; zeros for a node without edges.
