@@ -31,9 +31,9 @@ from eqk import dispatch, reference
 from eqk._signals import check_dense, count
 from eqk.irreps import MAX_DEGREE
 from eqk.register import MaybeTensor, _needed, _sample, _sum, jvp_rule, register
+from eqk.s2_activation import _plan as s2_plan
 from eqk.s2_activation import _product as s2_product
-from eqk.s2_activation_plan import S2ActivationPlan
-from eqk.s2_quadrature import Resolution, exact_resolution
+from eqk.s2_quadrature import Resolution
 from eqk.so2_conv import (
     Matrices,
     Sizes,
@@ -716,13 +716,10 @@ for _op, _function, _fake, _kernel in (
 def _plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, recompute, res, grid) -> str:
     s2 = ""
     if activation != "gate":
-        fields = {"s2": 1, "swiglu_s2": 2}[activation]
-        if res is None:
-            rings = exact_resolution((fields + 1) * lmax, grid[0])[0]
-            res = rings, (fields + 1) * mmax + 1
-        function = "silu" if activation == "s2" else "identity"
-        args = lmax, lmax, hidden, function, res, *grid[:2]
-        s2 = str(S2ActivationPlan.normalized(*args, mmax=mmax, order="m_primary", rescale=grid[2]))
+        function, fields = {"s2": ("silu", 1), "swiglu_s2": ("identity", 2)}[activation]
+        quadrature, normalization, grid_rescale = grid
+        options = res, quadrature, normalization, mmax, "m_primary", grid_rescale
+        s2 = s2_plan(lmax, lmax, hidden, function, fields, *options)
     return str(Plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, recompute, s2))
 
 

@@ -21,3 +21,21 @@ def normalization_of(grid: nn.Module, rescale: bool = True) -> str | None:
         if all(a.shape == b.shape and (a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in pairs):
             return name
     return None
+
+
+def message_options(grid: nn.Module, rescale: bool = True) -> dict:
+    """What :func:`eqk.so2_edge_message` is told of a separable activation on fairchem's ``grid``.
+
+    Raises:
+        ValueError: if its matrices are none that eqk knows.
+    """
+    normalization = normalization_of(grid, rescale)
+    if normalization is None:
+        raise ValueError("a grid whose matrices are not e3nn's")
+    return {
+        "activation": "s2",
+        "res": (grid.lat_resolution, grid.long_resolution),
+        "quadrature": "soft",
+        "normalization": normalization,
+        "grid_rescale": rescale,
+    }

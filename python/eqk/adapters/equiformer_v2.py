@@ -19,7 +19,7 @@ from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantG
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_plain
-from eqk.adapters._grid import normalization_of
+from eqk.adapters._grid import message_options, normalization_of
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import matrix_to_quaternion
 from eqk.s2_activation import s2_activation
@@ -180,17 +180,7 @@ def _activation(layer: SO2EquivariantGraphAttention) -> dict:
     _require(layer, {"s2_act": SeparableS2Activation, "s2_act.scalar_act": nn.SiLU, "s2_act.s2_act.act": nn.SiLU})
     if type(layer.s2_act.s2_act) is not FusedS2Activation:
         _require(layer, {"s2_act.s2_act": S2Activation})
-    grid = layer.SO3_grid[layer.lmax_list[0]][layer.mmax_list[0]]
-    normalization = normalization_of(grid)
-    if normalization is None:
-        raise ValueError("a grid whose matrices are not e3nn's")
-    return {
-        "activation": "s2",
-        "res": (grid.lat_resolution, grid.long_resolution),
-        "quadrature": "soft",
-        "normalization": normalization,
-        "grid_rescale": True,
-    }
+    return message_options(layer.SO3_grid[layer.lmax_list[0]][layer.mmax_list[0]])
 
 
 def _fuse_attention(layer: SO2EquivariantGraphAttention) -> str:

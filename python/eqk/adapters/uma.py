@@ -18,7 +18,7 @@ from fairchem.core.models.uma.nn.mole import MOLE
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_plain
-from eqk.adapters._grid import normalization_of
+from eqk.adapters._grid import message_options
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import edge_frame
 from eqk.so2_edge_message import so2_edge_message
@@ -129,16 +129,7 @@ def _activation(layer: Edgewise) -> dict:
     if layer.act_type == "gate":
         return {"activation": "gate"}
     grid = layer.SO3_grid["lmax_mmax"]
-    normalization = normalization_of(grid, grid.rescale)
-    if normalization is None:
-        raise ValueError("a grid whose matrices are not e3nn's")
-    return {
-        "activation": "s2",
-        "res": (grid.lat_resolution, grid.long_resolution),
-        "quadrature": "soft",
-        "normalization": normalization,
-        "grid_rescale": grid.rescale,
-    }
+    return message_options(grid, grid.rescale)
 
 
 def _reason(layer: Edgewise) -> str | None:
