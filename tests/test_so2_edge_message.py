@@ -1,7 +1,6 @@
 """eqk.so2_edge_message against dense matrices of e3nn, one step after the other, and what makes it a message."""
 
 import functools
-import importlib
 import math
 import os
 import subprocess
@@ -157,8 +156,7 @@ def test_options_to_third_order(activation, options, generator, float64_default)
 
 def test_many_tiles(generator, monkeypatch, float64_default):
     """Tiles of 64 edges, of nodes of which some and of which all are in a tile; the same result."""
-    module = importlib.import_module("eqk.so2_edge_message")  # the package exports the function under that name
-    monkeypatch.setattr(module, "_EDGES_OF_TILE", 64)
+    monkeypatch.setattr(eqk._edge_tiles, "_EDGES_OF_TILE", 64)
     for nodes in (20, 300):
         problem = Problem(2, 2, "gate", generator, edges=200, nodes=nodes)
         directions = random_directions(problem.operands, problem.truth(*problem.operands), 2, generator)

@@ -1,7 +1,5 @@
 """eqk.so2_edge_scalars against dense matrices of e3nn, one step after the other, and its derivatives."""
 
-import importlib
-
 import e3nn.o3
 import pytest
 import torch
@@ -76,7 +74,7 @@ def test_values_and_derivatives(name, dtype, generator, float64_default):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("eqk.so2_edge_message"), "_EDGES_OF_TILE", 64)
+    monkeypatch.setattr(eqk._edge_tiles, "_EDGES_OF_TILE", 64)
 
 
 @pytest.mark.parametrize("nodes", [5, 200])

@@ -229,6 +229,22 @@ def _sample(t: Tensor, dim: int | None, index: int) -> Tensor:
     return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
 
 
+def loop_over_samples(op):
+    """The rule of vmap for ``op``, whose results are tensors, where only a loop over samples is right."""
+
+    def rule(info, in_dims, *args):
+        samples = []
+        for b in range(max(1, info.batch_size)):
+            sample = [_sample(a, d, b) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+            samples.append(op(*sample))
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples)[: info.batch_size], 0
+        stacked = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*samples, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
 def forward_function(n: int, product: Iterable[int], gradients: Callable, along: Callable):
     """The autograd function of ``name(v_1, ..., v_n, *rest)``; its first argument is the op below this level.
 
@@ -527,21 +543,17 @@ class Multilinear:
     def _vmap_rule(self, op):
         n = self.n
         groups = {self.forward: 1, self.jvp: 1, self.backward: 1, self.double_backward: 2}[op]
-        with_g = op in (self.backward, self.double_backward)
+        with_g, loop = op in (self.backward, self.double_backward), loop_over_samples(op)
 
         def rule(info, in_dims, *args):
             count, size = (n + with_g) * groups if op is not self.jvp else 2 * n, info.batch_size
-
-            def sample(b):
-                return [_sample(a, d, b) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
-
             end = len(args) - with_g  # without `wanted`
             merged = self.batch(args[:count], args[count:end], in_dims, size)
             if merged is not None:
                 tensors, rest = merged
                 result = op(*tensors, *rest, *args[end:])
                 single = isinstance(result, Tensor)
-                one = sample(0)
+                one = [_sample(a, d, 0) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
                 shapes = self.shapes(one[:n], one[count:end])
                 results, shapes = ((result,), shapes[-1:]) if single else (result, shapes)
                 parts = [
@@ -550,18 +562,7 @@ class Multilinear:
                 ]
                 dims = [0 if r.dim() > 2 else None for r in parts]
                 return (parts[0], dims[0]) if single else (tuple(parts), tuple(dims))
-            if size == 0:
-                one = sample(0)
-                shapes = [(0,) if s is None else s for s in self.shapes(one[:n], one[count:end])]
-                if not with_g:
-                    return one[0].new_empty((0, *shapes[-1])), 0
-                parts = [one[0].new_empty((0, *s) if w else (0, 0)) for s, w in zip(shapes, args[-1], strict=False)]
-                return tuple(parts), (0,) * len(parts)
-            results = [op(*sample(b)) for b in range(size)]
-            if isinstance(results[0], Tensor):
-                return torch.stack(results), 0
-            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-            return stacked, (0,) * len(stacked)
+            return loop(info, in_dims, *args)
 
         return rule
 

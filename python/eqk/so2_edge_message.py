@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, reference
+from eqk._edge_tiles import EDGE, NODE, SHARED, ops_of, over_tiles, widened
 from eqk._signals import check_dense, count
 from eqk.irreps import MAX_DEGREE
-from eqk.register import MaybeTensor, _needed, _sample, _sum, jvp_rule, register
+from eqk.register import MaybeTensor, _needed, _sum, jvp_rule, loop_over_samples, register
 from eqk.s2_activation import _plan as s2_plan
 from eqk.s2_activation import _product as s2_product
 from eqk.s2_quadrature import Resolution
@@ -144,11 +145,6 @@ def _gate_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) 
     return of_y, of_gates[:, 1:].flatten(1)
 
 
-def ops_of(op: str, t: Tensor):
-    """The namespace of the backend that runs ``op`` on the tensor's device."""
-    return torch.ops.eqk_triton if dispatch.choose(op, t.device) == "triton" else torch.ops.eqk
-
-
 def _s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
     z = ops_of("s2_activation", y).s2_activation(y.flatten(1), plan.s2).unflatten(1, y.shape[1:])
     return torch.cat([torch.nn.functional.silu(s)[:, None], z[:, 1:]], 1)
@@ -195,8 +191,7 @@ _ACTIVATION: dict[str, tuple[Callable, Callable]] = {
 # One tile. Operands are (x, q, h, a, w, conv1, conv2), of which h, a and w may be None; x and the cotangent g of the
 # result are those of the tile's nodes, which ``index`` [2, edges] counts.
 
-_NODE, _EDGE, _SHARED = "node", "edge", "shared"
-_ROLES = (_NODE, _EDGE, _EDGE, _SHARED, _EDGE, _SHARED, _SHARED)
+_ROLES = (NODE, EDGE, EDGE, SHARED, EDGE, SHARED, SHARED)
 _NAMES = ("x", "q", "h", "a", "w", "conv1", "conv2")
 
 
@@ -329,76 +324,11 @@ def _backward_tile(
     return results
 
 
-# All tiles. What belongs to nodes and edges is cut, what is shared is added up.
-
-_EDGES_OF_TILE = 512  # enough for the library's matrix products, few enough for a cache
-_BYTES_OF_TILE = 32 << 20  # of z, at most
-_BYTES_OF_TILE_ELSEWHERE = 256 << 20  # on a GPU, which a small tile does not fill
-
-
-def _check_indices(index: Tensor, nodes: int) -> None:
-    """Where nothing waits for the values, an assertion on the device takes this place."""
-    if index.is_cpu and index.numel():
-        low, high = (int(value) for value in torch.aminmax(index))
-        if low < 0 or high >= nodes:
-            wrong = low if low < 0 else high
-            raise RuntimeError(f"index: expected indices from 0 to {nodes - 1}, got {wrong}")
-
-
-def _over_tiles(
-    f: Callable,
-    operands: Sequence[MaybeTensor],
-    roles: Sequence[str],
-    results: Sequence[str],
-    index: Tensor,
-    numbers: int,
-) -> list[MaybeTensor]:
-    """What f makes of each tile of edges, together; ``results`` are their roles.
-
-    ``f(operands of the tile, index into its nodes, its edges)`` gives a list, with None for what there is not.
-    ``numbers``: how many an edge has in the frame.
-    """
-    x, edges = operands[0], index.shape[1]
-    _check_indices(index, len(x))
-    row = numbers * x.element_size()
-    size = min(_EDGES_OF_TILE, _BYTES_OF_TILE // row) if x.is_cpu else _BYTES_OF_TILE_ELSEWHERE // row
-    size = max(32, size)
-    total: list[MaybeTensor] = [None] * len(results)
-    parts: list[list[Tensor]] = [[] for _ in results]
-    for begin in range(0, max(edges, 1), size):
-        of_tile, nodes = index[:, begin : begin + size], None
-        if len(x) > size:  # a node of which few edges are in the tile
-            nodes, of_tile = torch.unique(of_tile, return_inverse=True)
-        local = [
-            t
-            if t is None or role == _SHARED or (role == _NODE and nodes is None)
-            else (t.index_select(0, nodes) if role == _NODE else t[begin : begin + size])
-            for t, role in zip(operands, roles, strict=True)
-        ]
-        for n, (r, role) in enumerate(zip(f(local, of_tile, slice(begin, begin + size)), results, strict=True)):
-            if r is None:
-                continue
-            if role == _EDGE:
-                parts[n].append(r)
-            elif role == _NODE and nodes is not None:
-                before = r.new_zeros(len(x), *r.shape[1:]) if total[n] is None else total[n]
-                total[n] = before.index_add(0, nodes, r) if r.requires_grad else before.index_add_(0, nodes, r)
-            else:
-                total[n] = r if total[n] is None else total[n] + r
-    return [torch.cat(p) if len(p) > 1 else p[0] if p else t for p, t in zip(parts, total, strict=True)]
-
-
-def _widened(tensors: Sequence[MaybeTensor]) -> list[MaybeTensor]:
-    """16-bit types are computed in float32."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    return [None if t is None else t.to(wide) for t in tensors]
-
-
 def _forward_kernel(*args):
     *v, index, text, keep = args
     _check("so2_edge_message", v, None, (), index, text)
     plan, dtype = Plan.parse(text), v[0].dtype
-    v = _widened(v)
+    v = widened(v)
     y, s, message = (None,) * 3
     if keep:
         (y, s), (message, _) = (_empty(v[0], index.shape[1], layer) for layer in plan.convolutions)
@@ -407,7 +337,7 @@ def _forward_kernel(*args):
     def tile(local, nodes, edges):
         return _forward_tile(local, kernel.at(edges), nodes, plan)[:1]
 
-    (out,) = _over_tiles(tile, v, _ROLES, (_NODE,), index, plan.numbers)
+    (out,) = over_tiles(tile, v, _ROLES, (NODE,), index, plan.numbers)
     return out.to(dtype), *(v[0].new_empty(0) if k is None else k for k in (y, s, message))
 
 
@@ -415,15 +345,15 @@ def _backward_kernel(*args):
     *v, g, y, s, message, index, text, wanted = args
     _check("so2_edge_message_backward", v, g, (y, s, message), index, text)
     plan, dtype = Plan.parse(text), v[0].dtype
-    operands = _widened([*v, g, y, s, message])
+    operands = widened([*v, g, y, s, message])
     kernel = _Kernel(_matrices(operands, plan))
     wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
 
     def tile(local, nodes, _):
         return _backward_tile(local[:7], local[7], local[8:], kernel, nodes, plan, wanted)
 
-    roles = (*_ROLES, _NODE, _EDGE, _EDGE, _EDGE)
-    results = _over_tiles(tile, operands, roles, _ROLES, index, plan.numbers)
+    roles = (*_ROLES, NODE, EDGE, EDGE, EDGE)
+    results = over_tiles(tile, operands, roles, _ROLES, index, plan.numbers)
     return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
 
 
@@ -450,8 +380,8 @@ def _double_backward_kernel(*args):
             )
             return [next(found) if w else None for w in wanted]
 
-    roles = (*_ROLES, _NODE)
-    results = _over_tiles(tile, _widened(tensors), (*roles, *_ROLES), roles, index, plan.numbers)
+    roles = (*_ROLES, NODE)
+    results = over_tiles(tile, widened(tensors), (*roles, *_ROLES), roles, index, plan.numbers)
     return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
 
 
@@ -464,7 +394,7 @@ def _third(
     tensors: Sequence[MaybeTensor], cotangents: Sequence[MaybeTensor], needed, index: Tensor, plan: Plan
 ) -> list:
     """The gradients to v, g and c of <cotangents, double backward>, from the differentiable ops of a tile."""
-    roles, dtype = (*_ROLES, _NODE), tensors[0].dtype
+    roles, dtype = (*_ROLES, NODE), tensors[0].dtype
     moving = [n for n, need in enumerate(needed) if need]
 
     def tile(local, nodes, _):
@@ -488,8 +418,8 @@ def _third(
         found = iter(pull(tuple(t for t in outer if t is not None)))
         return [next(found) if need else None for need in needed]
 
-    operands = _widened([*tensors, *cotangents])
-    results = _over_tiles(tile, operands, (*roles, *_ROLES, *roles), (*roles, *_ROLES), index, plan.numbers)
+    operands = widened([*tensors, *cotangents])
+    results = over_tiles(tile, operands, (*roles, *_ROLES, *roles), (*roles, *_ROLES), index, plan.numbers)
     return [None if r is None else r.to(dtype) for r in results]
 
 
@@ -689,19 +619,6 @@ class _DoubleBackward(torch.autograd.Function):
         )
 
 
-def _vmap(op):
-    def rule(info, in_dims, *args):
-        def sample(b):
-            return [_sample(a, d, b) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
-
-        samples = [op(*sample(b)) for b in range(max(1, info.batch_size))]
-        return tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*samples, strict=True)), (0,) * len(
-            samples[0]
-        )
-
-    return rule
-
-
 for _op, _function, _fake, _kernel in (
     (_FORWARD, _Forward, _fake_forward, _forward_kernel),
     (_BACKWARD, _Backward, _fake_backward, _backward_kernel),
@@ -709,7 +626,7 @@ for _op, _function, _fake, _kernel in (
 ):
     # A kernel of the device's own, where one is registered, goes before this.
     _LIBRARY.impl(_op, _kernel, "CompositeExplicitAutograd")
-    register(_LIBRARY, _op, _function, _fake, _vmap(_op))
+    register(_LIBRARY, _op, _function, _fake, loop_over_samples(_op))
 
 
 @dispatch._cached_constant

@@ -17,24 +17,15 @@ import torch
 from torch import Tensor
 
 from eqk import dispatch, reference
+from eqk._edge_tiles import EDGE, NODE, SHARED, ops_of, over_tiles, widened
 from eqk._signals import check_dense
-from eqk.register import MaybeTensor, _add, _needed, _restored, _save, _saved, jvp_rule, register
+from eqk.register import MaybeTensor, _add, _needed, _restored, _save, _saved, jvp_rule, loop_over_samples, register
 from eqk.so2_conv import check_degrees
-from eqk.so2_edge_message import (
-    _DTYPES,
-    _EDGE,
-    _NODE,
-    _SHARED,
-    _over_tiles,
-    _vmap,
-    _widened,
-    ops_of,
-    with_bias,
-)
+from eqk.so2_edge_message import _DTYPES, with_bias
 from eqk.wigner import wigner
 
 _NAMES = ("x", "D", "h", "a", "weight", "g")
-_ROLES = (_NODE, _EDGE, _EDGE, _SHARED, _SHARED, _EDGE)
+_ROLES = (NODE, EDGE, EDGE, SHARED, SHARED, EDGE)
 _G = 5
 _SCALARS = [n == _G for n in range(6)]
 
@@ -116,7 +107,7 @@ def _kernel(*args):
     def tile(local, nodes, _):
         return _tile(local, nodes, lmax, wanted)
 
-    results = _over_tiles(tile, _widened(v), _ROLES, _ROLES, index, v[4].shape[1])
+    results = over_tiles(tile, widened(v), _ROLES, _ROLES, index, v[4].shape[1])
     return tuple(v[0].new_empty(0) if r is None else r.to(v[0].dtype) for r in results)
 
 
@@ -178,7 +169,7 @@ class _Function(torch.autograd.Function):
 
 
 _LIBRARY.impl(_OP, _kernel, "CompositeExplicitAutograd")
-register(_LIBRARY, _OP, _Function, _fake, _vmap(_OP))
+register(_LIBRARY, _OP, _Function, _fake, loop_over_samples(_OP))
 
 
 def so2_edge_scalars(
