@@ -54,7 +54,7 @@ models-equiformer_v2 := equiformer-v2-31m
 models-mace := mace-medium mace-large
 models-nequip := nequip-m nequip-l
 models-nequix := nequix-mp-1
-models-uma := uma-s
+models-uma := uma-s esen-l4
 models-sevennet := sevennet-0 sevennet-l3i5
 
 # Tests are processes of one thread each, as many as there are cores. A file stays in one process: test_cuda.py

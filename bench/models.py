@@ -3,6 +3,7 @@
     make bench-models                                 # all, each in an environment of its own
     python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
     python bench/models.py nequip-l --training --memory
+    python bench/models.py uma-s --layer backbone.blocks.0.edge_wise
 
 Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms, UMA's copper; the
 graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from ase.neighborlist import neighbor_list
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 import eqk
 
@@ -355,6 +357,7 @@ MODELS = {
     "sevennet-0": (SevenNet(), {}),
     "uma-s": (Uma(), {}),
     "esen-l4": (Uma(), {"lmax": 4, "num_layers": 2}),
+    "esen-l6": (Uma(), {"lmax": 6, "num_layers": 1}),
     "sevennet-l3i5": (SevenNet(), {"checkpoint": "7net-l3i5"}),
 }
 
@@ -423,6 +426,50 @@ def bench(name: str, args) -> None:
     )
 
 
+def calls_of(framework: Framework, model: nn.Module, inputs: dict, layer: str):
+    """A function that calls ``layer`` as the model does, and what its gradients are taken to."""
+    made = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args, kwargs: made.append((args, kwargs)), with_kwargs=True
+    )
+    framework.evaluate(model, inputs)
+    hook.remove()
+
+    def leaf(value):
+        differentiable = isinstance(value, Tensor) and value.is_floating_point()
+        return value.detach().clone().requires_grad_() if differentiable else value
+
+    args, kwargs = tree_map(leaf, made[0])
+    leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+    return lambda: model.get_submodule(layer)(*args, **kwargs), leaves
+
+
+def bench_layer(name: str, args) -> None:
+    framework, options = MODELS[name]
+    models = [framework.build(torch.float32, **options) for _ in range(2)]
+    eqk.convert(models[1])
+    inputs = framework.inputs(framework.structure(args.cells), models[0])
+    layers = [calls_of(framework, model.requires_grad_(False), inputs, args.layer) for model in models]
+    outputs = [call().detach() for call, _ in layers]
+    error = relative_error(outputs[1], outputs[0])
+    if not error < 1e-5:
+        raise SystemExit(f"{name}: {args.layer}: results differ by {error:.1e} of the largest")
+    g = torch.randn_like(outputs[0])
+    times: list[list[float]] = [[], []]
+    for n in range(args.warmup + args.rounds):
+        for which, (call, leaves) in enumerate(layers):
+            start = time.perf_counter()
+            torch.autograd.grad(call(), leaves, g, allow_unused=True)
+            if n >= args.warmup:
+                times[which].append(time.perf_counter() - start)
+    before, after = (1e3 * statistics.median(column) for column in times)
+    print(
+        f"{name}: {args.layer}, forward + backward, {torch.get_num_threads()} threads: {before:.1f} ms as it is, "
+        f"{after:.1f} ms converted, {before / after:.2f} times as fast; results within {error:.1e}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=MODELS)
@@ -432,12 +479,13 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=2, help="of 8 atoms, in each direction")
     parser.add_argument("--training", action="store_true", help="add the gradient of a loss on energy and forces")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time (on Linux)")
+    parser.add_argument("--layer", help="time this submodule alone, with gradients to its inputs")
     parser.add_argument("--report", action="store_true", help="print what was converted")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     for name in args.models:
-        (bench_memory if args.memory else bench)(name, args)
+        (bench_memory if args.memory else bench_layer if args.layer else bench)(name, args)
 
 
 if __name__ == "__main__":
