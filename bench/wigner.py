@@ -11,11 +11,10 @@ and how times are taken: as in bench/tensor_product.py. floor: q and the result 
 multiply-adds as they are in the kernel, and one for each number of the result and component of the torque.
 """
 
-import argparse
 import sys
 
 import torch
-from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import PHASES, main_on_cpu, phase_function, timed
 
 import eqk
 from eqk.testing import TOLERANCES, relative_error
@@ -93,17 +92,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     return timed(name, functions, (q,), g, [direction], floor, args, clock)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, STANDARD, None)
-    parser.set_defaults(phases=["forward", "backward"])
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--providers", nargs="*", default=["e3nn", "jd"], choices=["e3nn", "jd"])
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, STANDARD, None, ["e3nn", "jd"], more_phases=PHASES[2:], rows=4096)
