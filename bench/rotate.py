@@ -9,8 +9,8 @@ dense: x[src] and x[dst], cat, torch.bmm with matrices [edges, rows, components]
 with their transpose and index_add, as fairchem's general backend does. --weights: times radial weights for each degree,
 order and channel in rotate, and for an edge in back; dense multiplies by them afterwards and before. Checks: value and
 gradients of eqk against it. Phases, --malloc and how times are taken: as in bench/tensor_product.py; backward has the
-gradients of features, of Wigner matrices and of weights. floor: numbers of edges, index and nodes move once for each
-derivative, and the multiply-adds of the blocks.
+gradients of features, of Wigner matrices and of weights. floor: numbers of edges and nodes, but for the index, move
+once for each derivative, and the multiply-adds of the blocks.
 """
 
 import sys
