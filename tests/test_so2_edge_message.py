@@ -21,6 +21,7 @@ from torch.nn.functional import silu
 import eqk
 from eqk.testing import assert_close, derivatives, random_directions, seed
 
+BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
 DEGREES = [(2, 2), (3, 2), (4, 2), (6, 2), (6, 3), (6, 4)]
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
 SIZES = {"gate": (1, lambda lmax: lmax), "s2": (1, lambda lmax: 1), "swiglu_s2": (2, lambda lmax: 3)}
@@ -37,13 +38,7 @@ class Problem:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
-        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = (
-            rescale,
-            grid_rescale,
-            sources,
-            hidden,
-            out,
-        )
+        self.rescale, self.grid_rescale, self.sources, self.out = rescale, grid_rescale, sources, out
         width, extra = SIZES[activation]
         self.width, self.extra = width * hidden, extra(lmax) * hidden
         self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
@@ -67,9 +62,12 @@ class Problem:
     def layers(self, parameters):
         return parameters[: self.count], parameters[self.count :]
 
-    def ours(self, x, vec, h, a, w, *parameters, **options):
+    def ours(self, x, vec, *others, **options):
+        return self.in_frames(x, eqk.edge_frame(vec), *others, **options)
+
+    def in_frames(self, x, q, h, a, w, *parameters, **options):
         return eqk.so2_edge_message(
-            x, eqk.edge_frame(vec), self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
+            x, q, self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
             activation=self.activation, rescale=self.rescale, res=self.res, grid_rescale=self.grid_rescale, **options,
         )  # fmt: skip
 
@@ -208,27 +206,37 @@ def test_more_rows_of_nodes_than_a_round_has(generator, float64_default):
     assert_close(*[torch.autograd.grad(r, leaves[0], direction)[0] for r in results], 1)
 
 
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """The calls of this file's ops, as (op, arguments)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "eqk" and "so2_edge_message" in op.name():
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
+
+
+def arguments_of_backward(problem, recompute):
+    """All but what is wanted: the 7 operands, g, the results that were kept or None, index and plan."""
+    leaves = [t.clone().requires_grad_() for t in problem.operands]
+    with Recorder() as recorder:
+        problem.ours(*leaves, recompute=recompute).sin().sum().backward()
+    ((*args, _),) = [args for op, args in recorder.calls if op is BACKWARD]
+    return args
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_gradient_alone(activation, keep, generator, float64_default):
     """As it is among all; of others nothing comes."""
-    problem = Problem(2, 1, activation, generator, edges=70)
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op is torch.ops.eqk.so2_edge_message_backward.default:
-                calls.append(args)
-            return op(*args, **(kwargs or {}))
-
-    leaves = [t.requires_grad_() for t in problem.operands]
-    with Recorder():
-        problem.ours(*leaves, recompute=not keep).sin().sum().backward()
-    ((*args, _),) = calls
+    args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), not keep)
     assert (args[8] is not None) == keep
-    everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
+    everything = BACKWARD(*args, [True] * 7)
     for n in range(7):
-        alone = torch.ops.eqk.so2_edge_message_backward(*args, [m == n for m in range(7)])
+        alone = BACKWARD(*args, [m == n for m in range(7)])
         assert torch.equal(alone[n], everything[n])
         assert everything[n].abs().max() > 1e-6
         assert all(t.shape == (0,) for m, t in enumerate(alone) if m != n)
@@ -258,21 +266,7 @@ def test_equivariance(lmax, mmax, activation, generator, float64_default):
     d = torch.block_diag(*[e3nn.o3.Irrep(l, 1).D_from_matrix(rotation) for l in range(lmax + 1)])
     assert_close(problem.ours(d @ x, vec @ rotation.T, *rest), d @ out, what="rotated")
     q = eqk.edge_frame(vec, torch.rand(12, generator=generator, dtype=torch.float64) * 6)
-    layers = problem.layers(rest[3:])
-    turned = eqk.so2_edge_message(
-        x,
-        q,
-        problem.index,
-        *layers,
-        lmax,
-        mmax,
-        h=rest[0],
-        a=rest[1],
-        w=rest[2],
-        activation=activation,
-        res=problem.res,
-    )
-    assert_close(turned, out, what="turned about the edge")
+    assert_close(problem.in_frames(x, q, *rest), out, what="turned about the edge")
 
 
 def test_torque(generator, float64_default):
@@ -348,20 +342,12 @@ def test_gradcheck_and_opcheck(generator, float64_default):
     leaves = [t.clone().requires_grad_() for t in problem.operands]
     assert torch.autograd.gradcheck(problem.ours, leaves, fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(problem.ours, leaves, fast_mode=True)
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op.namespace == "eqk" and "so2_edge_message" in op.name():
-                calls.append((op, args))
-            return op(*args, **(kwargs or {}))
-
-    with Recorder():
+    with Recorder() as recorder:
         out = problem.ours(*leaves)
         gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
         torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
-    assert len({op for op, _ in calls}) == 3
-    for op, args in calls:
+    assert len({op for op, _ in recorder.calls}) == 3
+    for op, args in recorder.calls:
         args = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args]
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
@@ -369,15 +355,11 @@ def test_gradcheck_and_opcheck(generator, float64_default):
 def test_16_bit_and_autocast(generator):
     problem = Problem(2, 2, "gate", generator, edges=9)
     for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
-        operands = [t.to(dtype) for t in problem.operands]
-        vec = operands[1].double()
-        x, _, *rest = operands
-        q, layers = eqk.edge_frame(vec).to(dtype), problem.layers(rest[3:])
-        got = eqk.so2_edge_message(x, q, problem.index, *layers, 2, 2, h=rest[0], a=rest[1], w=rest[2])
+        x, vec, *rest = problem.operands
+        operands = [t.to(dtype) for t in (x, eqk.edge_frame(vec), *rest)]
+        got = problem.in_frames(*operands)
         assert got.dtype == dtype
-        wide = [t.double() for t in (x, q, *rest)]
-        layers = problem.layers(wide[5:])
-        want = eqk.so2_edge_message(wide[0], wide[1], problem.index, *layers, 2, 2, h=wide[2], a=wide[3], w=wide[4])
+        want = problem.in_frames(*[t.double() for t in operands])
         assert (got - want).abs().max() < tolerance * want.abs().max()
     operands = [t.float() for t in problem.operands]
     with torch.autocast("cpu", torch.bfloat16):
