@@ -426,6 +426,7 @@ def test_bad_input(generator):
     q, (conv1, conv2) = eqk.edge_frame(vec), problem.layers(parameters)
     good = {"x": x, "q": q, "edge_index": problem.index, "conv1": conv1, "conv2": conv2, "lmax": 2, "mmax": 2}
     good |= {"h": h, "a": a, "w": w}
+    wider = [t.float() for t in layer(2, 2, 4, 3, 4, generator)]
     for change, error, message in (
         ({"x": x[:, :8]}, RuntimeError, r"x: expected shape \[nodes, 9, 4 or 2\], got \[5, 8, 2\]"),
         ({"x": x.double()}, RuntimeError, "q: expected dtype torch.float64 as x has, got torch.float32"),
@@ -442,7 +443,8 @@ def test_bad_input(generator):
         ({"w": torch.ones(7, 2)}, RuntimeError, r"w: expected shape \[7, a divisor of 3\], got \[7, 2\]"),
         ({"conv1": conv1[:3]}, TypeError, r"conv1: expected mmax \+ 2 = 4 parameters"),
         ({"conv2": [*conv2[:3], conv2[3][:, 1:]]}, RuntimeError, r"conv2\[3\]: expected shape"),
-        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape|conv1\[0\]: expected 2 channels out"),
+        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape \[3 channels out \+ 2, 3 channels in\]"),
+        ({"conv1": wider}, RuntimeError, r"conv1\[0\]: expected 2 channels out, for the 2 channels in of conv2, got 3"),
         ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
         ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
         ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),
