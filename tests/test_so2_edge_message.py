@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import json
 import math
+import sys
 
 import e3nn.o3
 import numpy
@@ -405,6 +407,71 @@ def test_no_edges_and_isolated_nodes(generator, float64_default):
         gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
         assert all(not g.any() for g in gradients)
         assert all(not g.any() for g in torch.autograd.grad(sum(g.sum() for g in gradients), leaves, allow_unused=True) if g is not None)  # fmt: skip
+
+
+MEMORY = """
+import json, torch, eqk
+from eqk.so2_edge_message import Plan
+rows, nodes, edges, channels = 9, 20, 18_000, 64
+def memory(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+def normal(*shape):
+    return torch.randn(shape).requires_grad_()
+x, q, h, a, w = normal(nodes, rows, channels), normal(edges, 4), normal(edges, 4), normal(4, 12 * channels), normal(edges)
+index, of_z, grown = torch.randint(nodes, (2, edges)), 4 * edges * rows * 2 * channels, {}
+for activation, narrow in (("gate", 24), ("s2", 24), ("swiglu_s2", 16)):
+    sizes = Plan(2, 2, 2 * channels, narrow, narrow, activation, False, False, "").convolutions
+    layers = [[normal(*shape) for shape in layer.shapes()] for layer in sizes]
+    leaves = [x, q, h, a, w, *layers[0], *layers[1]]
+    def message(n, **options):
+        shared = {"h": h[:n], "a": a, "w": w[:n], "activation": activation}
+        return eqk.so2_edge_message(x, q[:n], index[:, :n], *layers, 2, 2, **shared, **options)
+    def backward(n, **options):
+        return torch.autograd.grad(message(n, **options).sum(), leaves)
+    def double_backward(n):
+        gradients = torch.autograd.grad(message(n, recompute=True).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+    def dense(n):
+        with eqk.dispatch.use_backend("reference"):
+            return message(n)
+    calls = {
+        "value alone": torch.no_grad()(message),
+        "forward": message,
+        "backward": backward,
+        "forward, recompute": lambda n: message(n, recompute=True),
+        "backward, recompute": lambda n: backward(n, recompute=True),
+    }
+    if activation == "gate":
+        calls |= {"double backward": double_backward, "dense": dense}
+    for name, call in calls.items():
+        call(100)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = memory("VmRSS:")
+        result = call(edges)
+        grown[f"{activation}: {name}"] = (memory("VmHWM:") - before) / of_z
+        del result
+    grown[f"{activation}: kept"] = 4 * edges * (rows * (sizes[0].channels_out + narrow) + sizes[0].extra) / of_z
+print(json.dumps(grown))
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of resident memory is read where Linux has it"
+)
+def test_memory():
+    """Over that of z, [edges, rows, channels in]: no call has it, and none keeps a layer's result that need not.
+
+    Blocks of a megabyte go back to the system when they are freed, so that a peak is of those that live at a time.
+    """
+    grown = json.loads(run_python(MEMORY, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1048576"))
+    assert grown.pop("gate: dense") > 1
+    assert grown.pop("gate: double backward") < 0.6  # of which a tile has more
+    for activation in ACTIVATIONS:
+        kept = grown.pop(f"{activation}: kept")
+        assert 0.35 < kept < 0.45
+        for name in ("forward", "backward"):
+            grown[f"{activation}: {name}"] -= kept
+    assert max(grown.values()) < 0.3, grown
 
 
 def test_message_to_other_rows(generator, float64_default):
