@@ -153,7 +153,8 @@ def test_options_to_third_order(activation, options, generator, float64_default)
 
 
 def test_many_tiles(generator, monkeypatch, float64_default):
-    """Tiles of 64 edges, of nodes of which some and of which all are in a tile; the same result."""
+    """Of second derivatives, 64 edges each, of nodes of which all and of which some are in a tile; their bits, on a given
+    number of threads."""
     module = importlib.import_module("eqk.so2_edge_message")  # the package exports the function under that name
     monkeypatch.setattr(module, "_EDGES_OF_TILE", 64)
     for nodes in (20, 300):
@@ -164,6 +165,14 @@ def test_many_tiles(generator, monkeypatch, float64_default):
             for a, b in zip(ours, theirs, strict=True):
                 assert_close(a, b, order)
         assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
+        leaves = [t.float().requires_grad_() for t in problem.operands]
+
+        def second(leaves=leaves, problem=problem):
+            gradients = torch.autograd.grad(problem.ours(*leaves).sin().sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+
+        for threads in (1, 3):
+            assert_same_bits(second, second, second, threads=[threads] * 3)
         problem.index[1, 150] = nodes
         with pytest.raises(RuntimeError, match=rf"index\[1\]: expected indices from 0 to {nodes - 1}, got {nodes} at"):
             problem.ours(*problem.operands)

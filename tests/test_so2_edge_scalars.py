@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from test_rotate import of_rows
+from test_tensor_product import assert_same_bits
 
 import eqk
 from eqk.testing import assert_close, derivatives, random_directions
@@ -148,14 +149,15 @@ def test_compile(generator):
 
 @pytest.mark.parametrize("nodes", [40, 100])
 def test_bits(nodes, generator, small_tiles):
+    """On a given number of threads."""
     problem = Problem(generator, edges=1500, nodes=nodes, c=8)
     operands = [t.float().requires_grad_() for t in problem.operands]
 
     def run():
         return torch.autograd.grad(problem.ours(*operands).square().sum(), operands)
 
-    for got, again in zip(run(), run(), strict=True):
-        assert torch.equal(got, again)
+    for threads in (1, 3):
+        assert_same_bits(run, run, run, threads=[threads] * 3)
 
 
 def test_memory(generator):
