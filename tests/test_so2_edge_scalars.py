@@ -178,6 +178,23 @@ def test_memory(generator):
     assert width == 25  # the harmonics
 
 
+def test_no_tensor_of_all_edges(generator):
+    """No operator of the gradients and of theirs has memory of z's size, as those of dense steps have."""
+    problem = Problem(generator, edges=5000, nodes=20, c=16)
+    operands = [t.requires_grad_() for t in problem.operands]
+
+    def most_of_an_operator():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            gradients = torch.autograd.grad(problem.ours(*operands).square().sum(), operands, create_graph=True)
+            torch.autograd.grad(sum(g.square().sum() for g in gradients), operands)
+        return max(event.self_cpu_memory_usage for event in profile.events())
+
+    of_z = 8 * 5000 * 5 * 2 * 16
+    assert most_of_an_operator() < of_z / 4
+    with eqk.dispatch.use_backend("reference"):
+        assert most_of_an_operator() >= of_z
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits(dtype, generator):
     """The float32 result of the same operands and Wigner matrices, rounded once."""
