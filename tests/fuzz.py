@@ -17,7 +17,11 @@ from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds|D|z|q|index|num_nodes|groups|columns|[lm]max|missing)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+)
+NAMED_OF_ROTATION = re.compile(
+    r"^eqk::(rotate|wigner): (x|D|weights|z|q|index(\[\d\])?|num_nodes|groups, columns|[lm]max|missing): "
+    r"|argument '\w+'|^Could not run 'eqk::|out of memory: could not allocate a result of shape"
 )
 DTYPES = (
     torch.int64,
@@ -587,7 +591,7 @@ def one_rotation(rng, generator):
         else:
             result = OPS.rotate(*operands, index, *numbers, rescale, missing)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED.search(str(error))
+        named = NAMED_OF_ROTATION.search(str(error))
         return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
     tensors = [t.detach().double() if isinstance(t, torch.Tensor) else t for t in operands]
     if result.device.type == "meta" or any(not bool(t.abs().lt(1e3).all()) for t in tensors if t is not None):
