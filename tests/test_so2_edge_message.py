@@ -562,7 +562,7 @@ def test_bad_input_to_ops(generator):
     plan, g = "2,2,4,2,3,gate,0,0,", torch.ones(5, 9, 3)
     v, y, s, message = (x, eqk.edge_frame(vec), h, a, w, *layers), *(torch.ones(7, n) for n in (18, 4, 27))
     forward, backward = (getattr(torch.ops.eqk, f"so2_edge_message{name}") for name in ("", "_backward"))
-    kept = y.view(7, 9, 2), s, message.view(7, 9, 3)
+    kept, moving = (y.view(7, 9, 2), s, message.view(7, 9, 3)), [t.clone().requires_grad_() for t in v]
     assert backward(*v, g, *kept, problem.index, plan, [True] * 7)[0].shape == x.shape
     for call, message in (
         (lambda: forward(*v[:5], layers[0][1:], layers[1], problem.index, plan, True), r"conv1: expected shape \["),
@@ -571,6 +571,8 @@ def test_bad_input_to_ops(generator):
         (lambda: backward(*v, g, y, s, None, problem.index, plan, [True] * 7), r"y: expected shape \[7, 9, 2\]"),
         (lambda: backward(*v, g, None, s[:, 1:], None, problem.index, plan, [True] * 7), r"s: expected shape \[7, 4\]"),
         (lambda: backward(*v, g, *kept, problem.index, plan, [True] * 6), "wanted: expected 7 flags, got 6"),
+        (lambda: backward(*moving, g, *kept, problem.index, plan, [True] * 8), "wanted: expected 7 flags, got 8"),
+        (lambda: backward(*v, g, kept[0].to("meta"), *kept[1:], problem.index, plan, [True] * 7), "y: expected device cpu"),
         (lambda: backward(*v, g, *kept, problem.index, "2,2,4,2,3,s2,0,0,", [True] * 7), "plan: expected"),
         (lambda: backward(*v, g, *kept, problem.index + 9, plan, [True] * 7), r"index\[0\]: expected indices from 0 to 4"),
     ):  # fmt: skip
