@@ -9,15 +9,14 @@ dense: x[src] and x[dst], cat, torch.bmm with matrices [edges, rows, components]
 with their transpose and index_add, as fairchem's general backend does. --weights: times radial weights for each degree,
 order and channel in rotate, and for an edge in back; dense multiplies by them afterwards and before. Checks: value and
 gradients of eqk against it. Phases, --malloc and how times are taken: as in bench/tensor_product.py; backward has the
-gradients of features, of Wigner matrices and of weights. floor: numbers of edges, index and nodes move once for each
-derivative, and the multiply-adds of the blocks.
+gradients of features, of Wigner matrices and of weights. floor: numbers of edges and nodes, but for the index, move
+once for each derivative, and the multiply-adds of the blocks.
 """
 
-import argparse
 import sys
 
 import torch
-from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import PHASES, main_on_cpu, phase_function, timed
 
 import eqk
 from eqk.reference.rotate import groups_of_rows, places
@@ -86,19 +85,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     return timed(name, functions, (), g, (), floors, args, clock, run_of, "dense")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, STANDARD, None, PHASES[:2])
-    parser.add_argument("--edges", type=int, default=5000)
-    parser.add_argument("--nodes", type=int, default=64)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--weights", action="store_true")
-    parser.add_argument("--providers", nargs="*", default=["dense"], choices=["dense"])
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, STANDARD, None, ["dense"], edges=5000, nodes=64, channels=128, weights=False)

@@ -10,11 +10,10 @@ against it. Phases, --malloc and how times are taken: as in bench/tensor_product
 for each derivative; multiply-adds of the transforms as they are in the kernel, and 16 for each value of the function.
 """
 
-import argparse
 import sys
 
 import torch
-from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import PHASES, main_on_cpu, phase_function, timed
 
 import eqk
 from eqk.reference.s2_activation import FUNCTIONS, dense
@@ -72,18 +71,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     return timed(name, functions, (x,), g, [direction], floor, args, clock, peer="dense")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, STANDARD, None)
-    parser.set_defaults(phases=["forward", "backward"])
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--providers", nargs="*", default=["dense"], choices=["dense"])
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, STANDARD, None, ["dense"], more_phases=PHASES[2:], rows=4096, channels=128)

@@ -14,11 +14,10 @@ of Wigner matrices. floor: the multiply-adds of the matrix products of eqk, thre
 torch.mm; nothing else.
 """
 
-import argparse
 import sys
 
 import torch
-from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import PHASES, main_on_cpu, phase_function, timed
 from torch.nn.functional import linear, sigmoid, silu
 
 import eqk
@@ -115,17 +114,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, list(CASES), list(CASES), PHASES[:2])
-    parser.add_argument("--edges", type=int, default=5000)
-    parser.add_argument("--nodes", type=int, default=64)
-    parser.add_argument("--providers", nargs="*", default=["eager"], choices=["eager"])
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, list(CASES), list(CASES), ["eager"], edges=5000, nodes=64)

@@ -14,11 +14,10 @@ floor: x, g and their gradients move once for each node; multiply-adds of the sp
 its monomials (forward), two more for the gradient of x, one more for that of w, twice as many on duals.
 """
 
-import argparse
 import sys
 
 import torch
-from tensor_product import add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import main_on_cpu, phase_function, timed
 
 import eqk
 from eqk.o3._symmetric_contraction import basis_of
@@ -96,18 +95,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     return timed(name, functions, (x, w), g, directions, floors(plan, args, limits), args, clock, run_of, "einsum")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, STANDARD, sorted(CONTRACTIONS), PHASES)
-    parser.add_argument("--nodes", type=int, default=64)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--species", type=int, default=4)
-    parser.add_argument("--providers", nargs="*", default=["einsum"], choices=["einsum"])
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, STANDARD, sorted(CONTRACTIONS), ["einsum"], PHASES, nodes=64, channels=128, species=4)

@@ -215,7 +215,7 @@ def bench(case: Case, args, clock, limits) -> list[list]:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, cases: Sequence[str], choices: Sequence[str] = sorted(CASES), phases=PHASES
+    parser: argparse.ArgumentParser, cases: Sequence[str], choices: Sequence[str] | None = sorted(CASES), phases=PHASES
 ) -> None:
     """What the benchmarks have in common."""
     parser.add_argument("--cases", nargs="+", default=cases, choices=choices, metavar="CASE")
@@ -254,6 +254,30 @@ def print_table(args, bench_case: Callable, case_of: Callable = CASES.__getitem_
     names = [f"{name} ms" for name in ["eqk", *args.providers]]
     headers = ["case", "phase", "threads" if on_cpu else "device", *names, "floor ms", "of floor"]
     print(tabulate(table, headers=headers, tablefmt="github"))
+
+
+def main_on_cpu(
+    doc: str,
+    bench_case: Callable,
+    cases: Sequence[str],
+    choices: Sequence[str] | None,
+    providers: Sequence[str],
+    phases: Sequence[str] = PHASES[:2],
+    more_phases: Sequence[str] = (),
+    **options: int,
+) -> None:
+    """A benchmark of the CPU alone, whose cases are names. ``options``: further ones, with their defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, cases, choices, (*phases, *more_phases))
+    parser.set_defaults(phases=list(phases))
+    parser.add_argument("--providers", nargs="*", default=providers, choices=providers)
+    for name, default in options.items():
+        flag = {"action": "store_true"} if default is False else {"type": int, "default": default}
+        parser.add_argument(f"--{name}", **flag)
+    args = parser.parse_args()
+    args.device, args.calls = "cpu", 1
+    keep_memory(args.malloc)
+    print_table(args, bench_case, lambda name: name)
 
 
 def main() -> None:

@@ -8,16 +8,13 @@ Checks, phases, --malloc and how times are taken: as in bench/gaunt_product.py. 
 of each (l1, l2) there.
 """
 
-import argparse
-
 import torch
 from gaunt_product import floors
-from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from tensor_product import PHASES, main_on_cpu, phase_function, timed
 
 import eqk
 from eqk.testing import TOLERANCES, relative_error
 
-PROVIDERS = ("cg",)
 CASES = [str(lmax) for lmax in range(1, 11)]
 
 
@@ -55,18 +52,5 @@ def bench(name: str, args, clock, limits) -> list[list]:
     return timed(name, functions, (x, y), g, directions, total, args, clock, peer=peer)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, ["2", "4", "6", "8"], CASES)
-    parser.set_defaults(phases=["forward", "backward"])
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--providers", nargs="*", default=["cg"], choices=PROVIDERS)
-    args = parser.parse_args()
-    args.device, args.calls = "cpu", 1
-    keep_memory(args.malloc)
-    print_table(args, bench, lambda name: name)
-
-
 if __name__ == "__main__":
-    main()
+    main_on_cpu(__doc__, bench, ["2", "4", "6", "8"], CASES, ["cg"], more_phases=PHASES[2:], rows=64, channels=16)

@@ -13,11 +13,22 @@ import eqk
 from eqk import reference, testing
 from eqk._signals import count
 from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
+from eqk.so2_edge_message import ACTIVATIONS
+from eqk.so2_edge_message import Plan as MessagePlan
 
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
 NAMED = re.compile(
-    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds|D|z|q|index|num_nodes|groups|columns|[lm]max|missing)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+    r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
+)
+NAMED_OF_ROTATION = re.compile(
+    r"^eqk::(rotate|wigner): (x|D|weights|z|q|index(\[\d\])?|num_nodes|groups, columns|[lm]max|missing): "
+    r"|argument '\w+'|^Could not run 'eqk::|out of memory: could not allocate a result of shape"
+)
+MESSAGE_NAMES = ("x", "q", "h", "a", "w", "conv1", "conv2", "g", "y", "s", "message", "index")
+NAMED_OF_MESSAGE = re.compile(
+    rf"^eqk::so2_edge_message(_backward)?: ({'|'.join(MESSAGE_NAMES)}|wanted)(\[\d\])?: "
+    r"|plan: expected|argument '\w+'|^Could not run 'eqk::|out of memory: could not allocate a result of shape"
 )
 DTYPES = (
     torch.int64,
@@ -534,6 +545,17 @@ def one_s2_activation(rng, generator):
     return "accepted", None if ok else f"{what}: wrong numbers"
 
 
+def holds_numbers(index):
+    return isinstance(index, torch.Tensor) and index.dtype == torch.int64 and index.is_cpu and index.numel() > 0
+
+
+def with_another(index, nodes, rng):
+    """One of its nodes is another, or none."""
+    index = index.contiguous().clone()
+    index.view(-1)[rng.randrange(index.numel())] = rng.choice((-1, nodes, 2**40, 0))
+    return index
+
+
 def one_rotation(rng, generator):
     """As :func:`one_call`, of eqk::rotate with any slot missing, and of eqk::wigner."""
     lmax = rng.randint(0, 4)
@@ -565,9 +587,8 @@ def one_rotation(rng, generator):
             numbers[n] = rng.choice((-1, 0, 1, 2, 3, 21, 2**62, numbers[n] + 1))
             mutation.append(("num_nodes", "groups", "columns", "lmax", "mmax")[n])
         elif kind < 0.5 and index is not None:
-            if rng.random() < 0.5 and index.numel():
-                index = index.contiguous().clone()
-                index.view(-1)[rng.randrange(index.numel())] = rng.choice((-1, nodes, 2**40, 0))
+            if rng.random() < 0.5 and holds_numbers(index):
+                index = with_another(index, nodes, rng)
             else:
                 several = [index]
                 mutate_one(several, rng, generator)
@@ -587,7 +608,7 @@ def one_rotation(rng, generator):
         else:
             result = OPS.rotate(*operands, index, *numbers, rescale, missing)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED.search(str(error))
+        named = NAMED_OF_ROTATION.search(str(error))
         return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
     tensors = [t.detach().double() if isinstance(t, torch.Tensor) else t for t in operands]
     if result.device.type == "meta" or any(not bool(t.abs().lt(1e3).all()) for t in tensors if t is not None):
@@ -597,6 +618,88 @@ def one_rotation(rng, generator):
     else:
         expected = reference.rotate(*tensors, index, *numbers, rescale, missing)
     return "accepted", None if right(result, expected) else f"{what}: wrong numbers"
+
+
+def message_truth(v, g, index, plan, wanted):
+    """The message, or with g its gradients, of dense steps in float64."""
+    leaves = [None if t is None else t.detach().double().requires_grad_() for t in v]
+    layers = [sizes.unpack(flat) for sizes, flat in zip(plan.convolutions, leaves[5:], strict=True)]
+    out = reference.so2_edge_message(*leaves[:5], *layers, index.long(), plan)
+    if g is None:
+        return [out.detach()]
+    moving = [t for t, w in zip(leaves, wanted, strict=True) if w and t is not None]
+    found = iter(torch.autograd.grad(out, moving, g.double(), materialize_grads=True) if moving else ())
+    return [torch.zeros(0) if t is None or not w else next(found) for t, w in zip(leaves, wanted, strict=True)]
+
+
+def one_message(rng, generator):
+    """As :func:`one_call`, of eqk::so2_edge_message and its gradients."""
+    lmax, edges, nodes = rng.randint(0, 3), rng.choice((0, 1, 2, 17, 200)), rng.choice((1, 5))
+    mmax, sources, c, hidden, out = rng.randint(0, lmax), rng.randint(1, 2), *(rng.choice((1, 3, 8)) for _ in range(3))
+    activation = rng.choice(ACTIVATIONS)
+    grid = lmax, lmax, hidden, "silu" if activation == "s2" else "identity", (3 * lmax + 2, 3 * mmax + 1)
+    s2 = "" if activation == "gate" else eqk.S2ActivationPlan.normalized(*grid, mmax=mmax, order="m_primary")
+    rescale = rng.random() < 0.5
+    plan = MessagePlan(lmax, mmax, sources * c, hidden, out, activation, rescale, False, str(s2))
+    dtype, (first, second) = (
+        rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16)),
+        plan.convolutions,
+    )
+    weights = rng.choice((lmax + 1, sum(lmax + 1 - m for m in range(mmax + 1)))) * sources * c
+    rows, has_last = count(lmax, mmax), rng.random() < 0.5
+    shapes = [
+        (nodes, (lmax + 1) ** 2, c), (edges, 4), (edges, 3 if has_last else weights), (3, weights), (edges, 1),
+        (first.numel(),), (second.numel(),), (nodes, (lmax + 1) ** 2, out),
+        (edges, rows, first.channels_out), (edges, first.extra), (edges, rows, out),
+    ]  # fmt: skip
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    tensors.append(torch.randint(nodes, (rng.choice((2, 2, 3)), edges), generator=generator))
+    if not has_last:
+        tensors[3] = None
+    for n in [(2, 3), (4,), ()][rng.randrange(3)]:
+        tensors[n] = None
+    is_backward, keep, text = rng.random() < 0.6, rng.random() < 0.5, str(plan)
+    if not is_backward:
+        tensors[7] = None
+    elif keep:
+        tensors[8:11] = OPS.so2_edge_message(*tensors[:7], tensors[11], text, True)[1:]
+    if not (is_backward and keep):
+        tensors[8:11] = [None] * 3
+    wanted, mutation = [rng.random() < 0.7 for _ in range(7)], []
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        kind = rng.random()
+        if kind < 0.2:
+            text = mutate_plan(text, rng) if text else "*"
+            mutation.append("plan")
+        elif kind < 0.3:
+            wanted = wanted[:-1] if rng.random() < 0.5 else [*wanted, True]
+            mutation.append("wanted")
+        elif kind < 0.5 and holds_numbers(tensors[11]):
+            tensors[11] = with_another(tensors[11], nodes, rng)
+            mutation.append("index")
+        else:
+            mutation += [MESSAGE_NAMES[n] for n in mutate_one(tensors, rng, generator)]
+    *v, g, y, s, message, index = tensors
+    described = [tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tensors]
+    what = f"so2_edge_message {mutation} {described} {text} {keep} {wanted}"
+    try:
+        if is_backward:
+            results = OPS.so2_edge_message_backward(*v, g, y, s, message, index, text, wanted)
+        else:
+            results = OPS.so2_edge_message(*v, index, text, keep)[:1]
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        named = NAMED_OF_MESSAGE.search(str(error))
+        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    numbers = [t.detach().double() for t in tensors[:11] if t is not None]
+    if results[0].device.type == "meta" or not all(bool(t.abs().lt(1e3).all()) for t in numbers):
+        return "accepted", None
+    # Kept results that are others' are taken at their word, and of 16 bits gradients may cancel to few digits. Python
+    # reads no plan with spaces.
+    if dtype == torch.bfloat16 or "plan" in mutation or (is_backward and mutation):
+        return "accepted", None
+    expected = message_truth(v, g, index, MessagePlan.parse(text), wanted)
+    ok = all(right(a, b) for a, b in zip(results, expected, strict=True))
+    return "accepted", None if ok else f"{what}: wrong numbers"
 
 
 def run(calls):
@@ -613,6 +716,8 @@ def run(calls):
             outcome, failure = one_s2_activation(rng, generator)
         elif draw < 0.65:
             outcome, failure = one_rotation(rng, generator)
+        elif draw < 0.75:
+            outcome, failure = one_message(rng, generator)
         else:
             outcome, failure = one_call(cases, rng, generator)
         outcomes[outcome] += 1

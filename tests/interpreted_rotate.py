@@ -197,17 +197,14 @@ def test_device_and_size_of_launches(monkeypatch):
     edges = 2**27
     x, D = torch.empty(5, 4, 128, device="meta"), torch.empty(edges, 10, device="meta")
     z, index = torch.empty(edges, 4, 256, device="meta"), torch.empty(2, edges, dtype=torch.int64, device="meta")
-    for missing, (operands, rows, blocks) in enumerate(
-        (((None, D, None, z), 2**28, 1), ((x, None, None, z), edges, 1), (None, 0, 0), ((x, D, None, None), edges, 2))
-    ):
-        if operands is not None:
-            with monkeypatch.context() as patch:
-                launches = Launches(kernels, patch)
-                num_nodes = 2**27 if missing == 0 else 0
-                kernels._rotate(*operands, index, num_nodes, 0, 0, 1, 1, False, missing)
-                begin = 0
-                for programs, args in launches.checked("meta"):
-                    assert args[-3:-1] == (begin, edges)
-                    assert args[-1].blocks == blocks
-                    begin += programs
-                assert begin == rows * blocks
+    for missing, num_nodes, rows, blocks in ((0, 2**27, 2**28, 1), (1, 0, edges, 1), (3, 0, edges, 2)):
+        operands = [None if n == missing else t for n, t in enumerate((x, D, None, z))]
+        with monkeypatch.context() as patch:
+            launches = Launches(kernels, patch)
+            kernels._rotate(*operands, index, num_nodes, 0, 0, 1, 1, False, missing)
+            begin = 0
+            for programs, args in launches.checked("meta"):
+                assert args[-3:-1] == (begin, edges)
+                assert args[-1].blocks == blocks
+                begin += programs
+            assert begin == rows * blocks

@@ -117,13 +117,13 @@ def test_compile(generator):
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
     leaves = vec.requires_grad_(), radial.requires_grad_()
-    for out in (compiled, f):
-        results = (out(*leaves, index), *torch.autograd.grad(out(*leaves, index).sin().sum(), leaves))
-        for a, b in zip(results, (naive(vec, radial, index, 5.0),), strict=False):
-            assert_close(a, b)
-    got, expected = (torch.autograd.grad(g(*leaves, index).sin().sum(), leaves) for g in (compiled, f))
-    for a, b in zip(got, expected, strict=True):
-        assert_close(a, b)
+    results = []
+    for function in (compiled, f):
+        out = function(*leaves, index)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), leaves)))
+        assert_close(out, naive(*leaves, index, 5.0))
+    for got, expected in zip(*results, strict=True):
+        assert_close(got, expected)
 
 
 def test_bad_input():

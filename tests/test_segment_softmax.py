@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from test_tensor_product import assert_same_bits
 
 import eqk
 from eqk import nn
@@ -165,18 +166,9 @@ def results_of(logits, index, envelope, nodes):
 
 def test_same_bits_for_any_number_of_threads(generator):
     torch.use_deterministic_algorithms(False)  # which would change what PyTorch does
-    threads = torch.get_num_threads()
     index = torch.randint(500, (40_000,), generator=generator)
     logits, envelope = torch.randn(40_000, 8, generator=generator), torch.rand(40_000, generator=generator)
-    try:
-        torch.set_num_threads(1)
-        one = results_of(logits, index, envelope, 500)
-        torch.set_num_threads(4)
-        for _ in range(3):
-            for a, b in zip(one, results_of(logits, index, envelope, 500), strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    assert_same_bits(*[lambda: results_of(logits, index, envelope, 500)] * 4, threads=(1, 4, 4, 4))
 
 
 def test_sums_by_indexing(generator, monkeypatch):

@@ -1,9 +1,8 @@
 """eqk.so2_edge_message against dense matrices of e3nn, one step after the other, and what makes it a message."""
 
 import functools
+import json
 import math
-import os
-import subprocess
 import sys
 
 import e3nn.o3
@@ -14,12 +13,13 @@ import torch._dynamo.testing
 from test_rotate import dense, m_primary, of_rows
 from test_so2_conv import layer
 from test_so2_conv import truth as conv_truth
-from test_tensor_product import assert_same_bits, compare
+from test_tensor_product import assert_same_bits, compare, run_python
 from torch.nn.functional import silu
 
 import eqk
 from eqk.testing import assert_close, derivatives, random_directions, seed
 
+BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
 DEGREES = [(2, 2), (3, 2), (4, 2), (6, 2), (6, 3), (6, 4)]
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
 SIZES = {"gate": (1, lambda lmax: lmax), "s2": (1, lambda lmax: 1), "swiglu_s2": (2, lambda lmax: 3)}
@@ -36,13 +36,7 @@ class Problem:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
-        self.rescale, self.grid_rescale, self.sources, self.hidden, self.out = (
-            rescale,
-            grid_rescale,
-            sources,
-            hidden,
-            out,
-        )
+        self.rescale, self.grid_rescale, self.sources, self.out = rescale, grid_rescale, sources, out
         width, extra = SIZES[activation]
         self.width, self.extra = width * hidden, extra(lmax) * hidden
         self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
@@ -66,9 +60,12 @@ class Problem:
     def layers(self, parameters):
         return parameters[: self.count], parameters[self.count :]
 
-    def ours(self, x, vec, h, a, w, *parameters, **options):
+    def ours(self, x, vec, *others, **options):
+        return self.in_frames(x, eqk.edge_frame(vec), *others, **options)
+
+    def in_frames(self, x, q, h, a, w, *parameters, **options):
         return eqk.so2_edge_message(
-            x, eqk.edge_frame(vec), self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
+            x, q, self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
             activation=self.activation, rescale=self.rescale, res=self.res, grid_rescale=self.grid_rescale, **options,
         )  # fmt: skip
 
@@ -155,7 +152,8 @@ def test_options_to_third_order(activation, options, generator, float64_default)
 
 
 def test_many_tiles(generator, monkeypatch, float64_default):
-    """Tiles of 64 edges, of nodes of which some and of which all are in a tile; the same result."""
+    """Of second derivatives, 64 edges each, of nodes of which all and of which some are in a tile; their bits, on a given
+    number of threads."""
     monkeypatch.setattr(eqk._edge_tiles, "_EDGES_OF_TILE", 64)
     for nodes in (20, 300):
         problem = Problem(2, 2, "gate", generator, edges=200, nodes=nodes)
@@ -165,6 +163,14 @@ def test_many_tiles(generator, monkeypatch, float64_default):
             for a, b in zip(ours, theirs, strict=True):
                 assert_close(a, b, order)
         assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
+        leaves = [t.float().requires_grad_() for t in problem.operands]
+
+        def second(leaves=leaves, problem=problem):
+            gradients = torch.autograd.grad(problem.ours(*leaves).sin().sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+
+        for threads in (1, 3):
+            assert_same_bits(second, second, second, threads=[threads] * 3)
         problem.index[1, 150] = nodes
         with pytest.raises(RuntimeError, match=rf"index\[1\]: expected indices from 0 to {nodes - 1}, got {nodes} at"):
             problem.ours(*problem.operands)
@@ -206,41 +212,78 @@ def test_more_rows_of_nodes_than_a_round_has(generator, float64_default):
     assert_close(*[torch.autograd.grad(r, leaves[0], direction)[0] for r in results], 1)
 
 
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """The calls of this file's ops, as (op, arguments)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "eqk" and "so2_edge_message" in op.name():
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
+
+
+def arguments_of_backward(problem, recompute):
+    """All but what is wanted: the 7 operands, g, the results that were kept or None, index and plan."""
+    leaves = [t.clone().requires_grad_() for t in problem.operands]
+    with Recorder() as recorder:
+        problem.ours(*leaves, recompute=recompute).sin().sum().backward()
+    ((*args, _),) = [args for op, args in recorder.calls if op is BACKWARD]
+    return args
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_gradient_alone(activation, keep, generator, float64_default):
     """As it is among all; of others nothing comes."""
-    problem = Problem(2, 1, activation, generator, edges=70)
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op is torch.ops.eqk.so2_edge_message_backward.default:
-                calls.append(args)
-            return op(*args, **(kwargs or {}))
-
-    leaves = [t.requires_grad_() for t in problem.operands]
-    with Recorder():
-        problem.ours(*leaves, recompute=not keep).sin().sum().backward()
-    ((*args, _),) = calls
+    args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), not keep)
     assert (args[8] is not None) == keep
-    everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
+    everything = BACKWARD(*args, [True] * 7)
     for n in range(7):
-        alone = torch.ops.eqk.so2_edge_message_backward(*args, [m == n for m in range(7)])
+        alone = BACKWARD(*args, [m == n for m in range(7)])
         assert torch.equal(alone[n], everything[n])
         assert everything[n].abs().max() > 1e-6
         assert all(t.shape == (0,) for m, t in enumerate(alone) if m != n)
 
 
+OF_AN_INSTRUCTION_SET = """
+import sys, torch
+from eqk.testing import assert_close
+torch.use_deterministic_algorithms(True)  # results start as NaN
+for arguments, expected in torch.load(sys.argv[1]):
+    for dtype in (torch.float64, torch.float32):
+        floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in arguments]
+        at = [t.to(dtype) if f else t for t, f in zip(arguments, floating, strict=True)]
+        keep, rest = at[8] is not None, at[11:]
+        out, *kept = torch.ops.eqk.so2_edge_message(*at[:7], *rest, keep)
+        args = *at[:8], *(kept if keep else at[8:11]), *rest
+        everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
+        for n, (a, b) in enumerate(zip((out, *everything), expected, strict=True)):
+            assert_close(a, b, 1, what=(rest[1], dtype, n))
+        for n in range(7):
+            alone = torch.ops.eqk.so2_edge_message_backward(*args, [m == n for m in range(7)])
+            assert torch.equal(alone[n], everything[n])
+"""
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_instruction_sets(isa):
-    """Below the machine's widest, which all other tests are for; one that it lacks is refused by name."""
-    selected = [f"{__file__}::{name}" for name in ("test_parts_of_vectors_and_many_tiles", "test_each_gradient_alone")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *selected, "-k", "not 900"]
-    environment = {**os.environ, "EQK_CPU_ISA": isa, "EQK_SEED": str(seed())}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    refused = f"expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'"
-    assert result.returncode == 0 or refused in result.stdout, result.stdout[-4000:]
+def test_instruction_sets(isa, generator, tmp_path, float64_default):
+    """As the machine's widest, which all other tests are for; one that it lacks is refused by name."""
+    cases = []
+    for activation in ACTIVATIONS:
+        problem = Problem(3, 2, activation, generator, edges=600, nodes=4, c=3, hidden=17, out=10, heads=2)
+        for recompute in (False, True):
+            args = arguments_of_backward(problem, recompute)
+            out = torch.ops.eqk.so2_edge_message(*args[:7], *args[11:], False)[0]
+            cases.append((args, [out, *BACKWARD(*args, [True] * 7)]))
+    torch.save(cases, tmp_path / "cases.pt")
+    try:
+        run_python(OF_AN_INSTRUCTION_SET, str(tmp_path / "cases.pt"), EQK_CPU_ISA=isa, EQK_SEED=str(seed()))
+    except AssertionError as error:
+        if f"expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'" not in str(error):
+            raise
 
 
 @pytest.mark.parametrize("activation", ["gate", "swiglu_s2"])
@@ -256,21 +299,7 @@ def test_equivariance(lmax, mmax, activation, generator, float64_default):
     d = torch.block_diag(*[e3nn.o3.Irrep(l, 1).D_from_matrix(rotation) for l in range(lmax + 1)])
     assert_close(problem.ours(d @ x, vec @ rotation.T, *rest), d @ out, what="rotated")
     q = eqk.edge_frame(vec, torch.rand(12, generator=generator, dtype=torch.float64) * 6)
-    layers = problem.layers(rest[3:])
-    turned = eqk.so2_edge_message(
-        x,
-        q,
-        problem.index,
-        *layers,
-        lmax,
-        mmax,
-        h=rest[0],
-        a=rest[1],
-        w=rest[2],
-        activation=activation,
-        res=problem.res,
-    )
-    assert_close(turned, out, what="turned about the edge")
+    assert_close(problem.in_frames(x, q, *rest), out, what="turned about the edge")
 
 
 def test_torque(generator, float64_default):
@@ -346,20 +375,12 @@ def test_gradcheck_and_opcheck(generator, float64_default):
     leaves = [t.clone().requires_grad_() for t in problem.operands]
     assert torch.autograd.gradcheck(problem.ours, leaves, fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(problem.ours, leaves, fast_mode=True)
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            if op.namespace == "eqk" and "so2_edge_message" in op.name():
-                calls.append((op, args))
-            return op(*args, **(kwargs or {}))
-
-    with Recorder():
+    with Recorder() as recorder:
         out = problem.ours(*leaves)
         gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
         torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
-    assert len({op for op, _ in calls}) == 3
-    for op, args in calls:
+    assert len({op for op, _ in recorder.calls}) == 3
+    for op, args in recorder.calls:
         args = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args]
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
@@ -367,15 +388,11 @@ def test_gradcheck_and_opcheck(generator, float64_default):
 def test_16_bit_and_autocast(generator):
     problem = Problem(2, 2, "gate", generator, edges=9)
     for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
-        operands = [t.to(dtype) for t in problem.operands]
-        vec = operands[1].double()
-        x, _, *rest = operands
-        q, layers = eqk.edge_frame(vec).to(dtype), problem.layers(rest[3:])
-        got = eqk.so2_edge_message(x, q, problem.index, *layers, 2, 2, h=rest[0], a=rest[1], w=rest[2])
+        x, vec, *rest = problem.operands
+        operands = [t.to(dtype) for t in (x, eqk.edge_frame(vec), *rest)]
+        got = problem.in_frames(*operands)
         assert got.dtype == dtype
-        wide = [t.double() for t in (x, q, *rest)]
-        layers = problem.layers(wide[5:])
-        want = eqk.so2_edge_message(wide[0], wide[1], problem.index, *layers, 2, 2, h=wide[2], a=wide[3], w=wide[4])
+        want = problem.in_frames(*[t.double() for t in operands])
         assert (got - want).abs().max() < tolerance * want.abs().max()
     operands = [t.float() for t in problem.operands]
     with torch.autocast("cpu", torch.bfloat16):
@@ -397,6 +414,71 @@ def test_no_edges_and_isolated_nodes(generator, float64_default):
         gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
         assert all(not g.any() for g in gradients)
         assert all(not g.any() for g in torch.autograd.grad(sum(g.sum() for g in gradients), leaves, allow_unused=True) if g is not None)  # fmt: skip
+
+
+MEMORY = """
+import json, torch, eqk
+from eqk.so2_edge_message import Plan
+rows, nodes, edges, channels = 9, 20, 18_000, 64
+def memory(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+def normal(*shape):
+    return torch.randn(shape).requires_grad_()
+x, q, h, a, w = normal(nodes, rows, channels), normal(edges, 4), normal(edges, 4), normal(4, 12 * channels), normal(edges)
+index, of_z, grown = torch.randint(nodes, (2, edges)), 4 * edges * rows * 2 * channels, {}
+for activation, narrow in (("gate", 24), ("s2", 24), ("swiglu_s2", 16)):
+    sizes = Plan(2, 2, 2 * channels, narrow, narrow, activation, False, False, "").convolutions
+    layers = [[normal(*shape) for shape in layer.shapes()] for layer in sizes]
+    leaves = [x, q, h, a, w, *layers[0], *layers[1]]
+    def message(n, **options):
+        shared = {"h": h[:n], "a": a, "w": w[:n], "activation": activation}
+        return eqk.so2_edge_message(x, q[:n], index[:, :n], *layers, 2, 2, **shared, **options)
+    def backward(n, **options):
+        return torch.autograd.grad(message(n, **options).sum(), leaves)
+    def double_backward(n):
+        gradients = torch.autograd.grad(message(n, recompute=True).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+    def dense(n):
+        with eqk.dispatch.use_backend("reference"):
+            return message(n)
+    calls = {
+        "value alone": torch.no_grad()(message),
+        "forward": message,
+        "backward": backward,
+        "forward, recompute": lambda n: message(n, recompute=True),
+        "backward, recompute": lambda n: backward(n, recompute=True),
+    }
+    if activation == "gate":
+        calls |= {"double backward": double_backward, "dense": dense}
+    for name, call in calls.items():
+        call(100)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = memory("VmRSS:")
+        result = call(edges)
+        grown[f"{activation}: {name}"] = (memory("VmHWM:") - before) / of_z
+        del result
+    grown[f"{activation}: kept"] = 4 * edges * (rows * (sizes[0].channels_out + narrow) + sizes[0].extra) / of_z
+print(json.dumps(grown))
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of resident memory is read where Linux has it"
+)
+def test_memory():
+    """Over that of z, [edges, rows, channels in]: no call has it, and none keeps a layer's result that need not.
+
+    Blocks of a megabyte go back to the system when they are freed, so that a peak is of those that live at a time.
+    """
+    grown = json.loads(run_python(MEMORY, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1048576"))
+    assert grown.pop("gate: dense") > 1
+    assert grown.pop("gate: double backward") < 0.6  # of which a tile has more
+    for activation in ACTIVATIONS:
+        kept = grown.pop(f"{activation}: kept")
+        assert 0.35 < kept < 0.45
+        for name in ("forward", "backward"):
+            grown[f"{activation}: {name}"] -= kept
+    assert max(grown.values()) < 0.3, grown
 
 
 def test_message_to_other_rows(generator, float64_default):
@@ -442,6 +524,7 @@ def test_bad_input(generator):
     q, (conv1, conv2) = eqk.edge_frame(vec), problem.layers(parameters)
     good = {"x": x, "q": q, "edge_index": problem.index, "conv1": conv1, "conv2": conv2, "lmax": 2, "mmax": 2}
     good |= {"h": h, "a": a, "w": w}
+    wider = [t.float() for t in layer(2, 2, 4, 3, 4, generator)]
     for change, error, message in (
         ({"x": x[:, :8]}, RuntimeError, r"x: expected shape \[nodes, 9, 4 or 2\], got \[5, 8, 2\]"),
         ({"x": x.double()}, RuntimeError, "q: expected dtype torch.float64 as x has, got torch.float32"),
@@ -458,7 +541,8 @@ def test_bad_input(generator):
         ({"w": torch.ones(7, 2)}, RuntimeError, r"w: expected shape \[7, a divisor of 3\], got \[7, 2\]"),
         ({"conv1": conv1[:3]}, TypeError, r"conv1: expected mmax \+ 2 = 4 parameters"),
         ({"conv2": [*conv2[:3], conv2[3][:, 1:]]}, RuntimeError, r"conv2\[3\]: expected shape"),
-        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape|conv1\[0\]: expected 2 channels out"),
+        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape \[3 channels out \+ 2, 3 channels in\]"),
+        ({"conv1": wider}, RuntimeError, r"conv1\[0\]: expected 2 channels out, for the 2 channels in of conv2, got 3"),
         ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
         ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
         ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),
@@ -476,7 +560,7 @@ def test_bad_input_to_ops(generator):
     plan, g = "2,2,4,2,3,gate,0,0,", torch.ones(5, 9, 3)
     v, y, s, message = (x, eqk.edge_frame(vec), h, a, w, *layers), *(torch.ones(7, n) for n in (18, 4, 27))
     forward, backward = (getattr(torch.ops.eqk, f"so2_edge_message{name}") for name in ("", "_backward"))
-    kept = y.view(7, 9, 2), s, message.view(7, 9, 3)
+    kept, moving = (y.view(7, 9, 2), s, message.view(7, 9, 3)), [t.clone().requires_grad_() for t in v]
     assert backward(*v, g, *kept, problem.index, plan, [True] * 7)[0].shape == x.shape
     for call, message in (
         (lambda: forward(*v[:5], layers[0][1:], layers[1], problem.index, plan, True), r"conv1: expected shape \["),
@@ -485,6 +569,8 @@ def test_bad_input_to_ops(generator):
         (lambda: backward(*v, g, y, s, None, problem.index, plan, [True] * 7), r"y: expected shape \[7, 9, 2\]"),
         (lambda: backward(*v, g, None, s[:, 1:], None, problem.index, plan, [True] * 7), r"s: expected shape \[7, 4\]"),
         (lambda: backward(*v, g, *kept, problem.index, plan, [True] * 6), "wanted: expected 7 flags, got 6"),
+        (lambda: backward(*moving, g, *kept, problem.index, plan, [True] * 8), "wanted: expected 7 flags, got 8"),
+        (lambda: backward(*v, g, kept[0].to("meta"), *kept[1:], problem.index, plan, [True] * 7), "y: expected device cpu"),
         (lambda: backward(*v, g, *kept, problem.index, "2,2,4,2,3,s2,0,0,", [True] * 7), "plan: expected"),
         (lambda: backward(*v, g, *kept, problem.index + 9, plan, [True] * 7), r"index\[0\]: expected indices from 0 to 4"),
     ):  # fmt: skip

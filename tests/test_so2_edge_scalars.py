@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from test_rotate import of_rows
+from test_tensor_product import assert_same_bits
 
 import eqk
 from eqk.testing import assert_close, derivatives, random_directions
@@ -146,14 +147,15 @@ def test_compile(generator):
 
 @pytest.mark.parametrize("nodes", [40, 100])
 def test_bits(nodes, generator, small_tiles):
+    """On a given number of threads."""
     problem = Problem(generator, edges=1500, nodes=nodes, c=8)
     operands = [t.float().requires_grad_() for t in problem.operands]
 
     def run():
         return torch.autograd.grad(problem.ours(*operands).square().sum(), operands)
 
-    for got, again in zip(run(), run(), strict=True):
-        assert torch.equal(got, again)
+    for threads in (1, 3):
+        assert_same_bits(run, run, run, threads=[threads] * 3)
 
 
 def test_memory(generator):
@@ -172,6 +174,23 @@ def test_memory(generator):
         eqk.so2_edge_scalars(x, q, problem.index, weight, 4, h=h, a=a, bias=bias)
     width = max(t[0].numel() for t in kept if t.dim() > 1 and t.shape[0] == 50)
     assert width == 25  # the harmonics
+
+
+def test_no_tensor_of_all_edges(generator):
+    """No operator of the gradients and of theirs has memory of z's size, as those of dense steps have."""
+    problem = Problem(generator, edges=5000, nodes=20, c=16)
+    operands = [t.requires_grad_() for t in problem.operands]
+
+    def most_of_an_operator():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            gradients = torch.autograd.grad(problem.ours(*operands).square().sum(), operands, create_graph=True)
+            torch.autograd.grad(sum(g.square().sum() for g in gradients), operands)
+        return max(event.self_cpu_memory_usage for event in profile.events())
+
+    of_z = 8 * 5000 * 5 * 2 * 16
+    assert most_of_an_operator() < of_z / 4
+    with eqk.dispatch.use_backend("reference"):
+        assert most_of_an_operator() >= of_z
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

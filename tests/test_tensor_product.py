@@ -889,12 +889,12 @@ def every_result(case, operands, generator):
     return [t for order in derivatives(bound(eqk.tensor_product, case.plan), operands, directions) for t in order]
 
 
-def assert_same_bits(*runs):
-    """Of the tensors that each of the calls gives, on 1, 2 and 5 threads in turn."""
+def assert_same_bits(*runs, threads=(1, 2, 5)):
+    """Of the tensors that each of the calls gives, on so many threads in turn."""
     before, results = torch.get_num_threads(), []
     try:
-        for threads, run in zip((1, 2, 5), runs, strict=True):
-            torch.set_num_threads(threads)
+        for number, run in zip(threads, runs, strict=True):
+            torch.set_num_threads(number)
             results.append(run())
     finally:
         torch.set_num_threads(before)

@@ -344,6 +344,7 @@ def _forward_kernel(*args):
 def _backward_kernel(*args):
     *v, g, y, s, message, index, text, wanted = args
     _check("so2_edge_message_backward", v, g, (y, s, message), index, text)
+    _check_wanted("so2_edge_message_backward", v, wanted)
     plan, dtype = Plan.parse(text), v[0].dtype
     operands = widened([*v, g, y, s, message])
     kernel = _Kernel(_matrices(operands, plan))
@@ -361,6 +362,7 @@ def _double_backward_kernel(*args):
     *tensors, index, text, wanted = args
     v = tensors[:8]
     _check("so2_edge_message_double_backward", v[:7], v[7], (), index, text)
+    _check_wanted("so2_edge_message_double_backward", v, wanted)
     plan, dtype = Plan.parse(text), v[0].dtype
     wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
 
@@ -455,7 +457,8 @@ def _check(
     def require(ok, name: str, expected: object, got: object) -> None:
         torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
 
-    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), ("index", index)):
+    of_kept = list(zip(("y", "s", "message"), kept, strict=False))
+    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), *of_kept, ("index", index)):
         if t is not None:
             require(t.layout == torch.strided, name, "a dense tensor", f"layout {t.layout}")
     require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
@@ -499,7 +502,13 @@ def _check(
     for name, t in (*zip(_NAMES, v, strict=True), ("g", g)):
         if t is not None:
             require(t.dtype == x.dtype, name, f"dtype {x.dtype} as x has", t.dtype)
+    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), *of_kept):
+        if t is not None:
             require(t.device == x.device, name, f"device {x.device} as x has", t.device)
+
+
+def _check_wanted(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> None:
+    torch._check(len(wanted) == len(v), lambda: f"eqk::{op}: wanted: expected {len(v)} flags, got {len(wanted)}")
 
 
 def _fake_forward(*args):
@@ -514,7 +523,7 @@ def _fake_forward(*args):
 
 
 def _fake_gradients(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    torch._check(len(wanted) == len(v), lambda: f"eqk::{op}: wanted: expected {len(v)} flags, got {len(wanted)}")
+    _check_wanted(op, v, wanted)
     return tuple(v[0].new_empty(t.shape if w and t is not None else (0,)) for t, w in zip(v, wanted, strict=True))
 
 
@@ -569,6 +578,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, below, *args):
         *v, g, _, _, _, index, ctx.plan, wanted = args
+        _check_wanted("so2_edge_message_backward", v, wanted)
         ctx.wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
         _save(ctx, (*v, g), index)
         return below(*args)

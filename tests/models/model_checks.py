@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import eqk
+from eqk import testing
 from eqk.convert import ConversionReport
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
@@ -47,6 +48,23 @@ def assert_equal_forces(framework, model, twin, dtype, atoms=None, positive=True
         assert torch.equal(new_forces, forces)
     assert (new_energy - energy).abs() <= TOLERANCES[dtype] * max(1, energy.abs())
     return new_forces.detach()
+
+
+def assert_same_module(theirs, ours, x):
+    """Values and gradients to x and all parameters, whose names are the same; checkpoints may have tables besides."""
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    ours.load_state_dict(theirs.state_dict())
+    assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
+    results = []
+    for module in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        parameters = [p for _, p in sorted(module.named_parameters())]
+        out = module(leaf)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (leaf, *parameters))))
+    for expected, got in zip(*results, strict=True):
+        testing.assert_close(got, expected)
 
 
 def check_training(framework, options):

@@ -183,10 +183,9 @@ def test_left():
 ])  # fmt: skip
 def test_norms(norm_type, cls, lmax):
     """The checkpoint has tables besides the parameters."""
-    torch.set_default_dtype(torch.float64)  # that of the tables
-    theirs, ours = get_normalization_layer(norm_type, lmax, 8), cls(lmax, 8)
-    torch.set_default_dtype(torch.float32)
-    assert_same(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64) + 0.5)
+    with default_dtype(torch.float64):  # that of the tables
+        theirs, ours = get_normalization_layer(norm_type, lmax, 8), cls(lmax, 8)
+    model_checks.assert_same_module(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64) + 0.5)
 
 
 @pytest.mark.parametrize("lmax", [2, 4, 6])
@@ -198,22 +197,7 @@ def test_linear(lmax):
             return super().forward(embedding).embedding
 
     theirs, ours = (cls(8, 5, lmax).double() for cls in (OnTensors, eqk.nn.SO3Linear))
-    assert_same(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64))
-
-
-def assert_same(theirs, ours, x):
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    ours.load_state_dict(theirs.state_dict())
-    results = []
-    for module in (theirs, ours):
-        leaf = x.clone().requires_grad_()
-        parameters = [p for _, p in sorted(module.named_parameters())]
-        out = module(leaf)
-        results.append((out, *torch.autograd.grad(out.sin().sum(), (leaf, *parameters))))
-    for expected, got in zip(*results, strict=True):
-        assert model_checks.relative_error(got, expected) < 1e-12
+    model_checks.assert_same_module(theirs, ours, torch.randn(10, (lmax + 1) ** 2, 8, dtype=torch.float64))
 
 
 def test_softmax():

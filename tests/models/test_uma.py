@@ -14,7 +14,7 @@ from fairchem.core.models.uma.nn.so3_layers import SO3_Linear
 from models import Uma, copper, default_dtype, silicon
 
 import eqk
-from eqk.testing import TOLERANCES, relative_error
+from eqk.testing import relative_error
 
 C = 8
 MODULES = {
@@ -54,31 +54,13 @@ MODULES = {
 }
 
 
-def assert_equal(theirs, ours, x):
-    """Values and gradients to x and all parameters, whose names are the same."""
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    ours.load_state_dict(theirs.state_dict())
-    assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
-    results = []
-    for module in (theirs, ours):
-        leaf = x.clone().requires_grad_()
-        parameters = [p for _, p in sorted(module.named_parameters())]
-        out = module(leaf)
-        results.append((out, *torch.autograd.grad(out.sin().sum(), (leaf, *parameters))))
-    for got, expected in zip(results[1], results[0], strict=True):
-        assert relative_error(got, expected) < TOLERANCES[x.dtype][0]
-
-
 @pytest.mark.parametrize("lmax", [2, 4, 6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name, dtype, lmax):
-    torch.set_default_dtype(torch.float64)  # that of their tables
-    theirs, ours = (make(lmax).to(dtype) for make in MODULES[name])
-    torch.set_default_dtype(torch.float32)
-    assert_equal(theirs, ours, torch.randn(10, (lmax + 1) ** 2, C, dtype=dtype) + 0.5)
+    with default_dtype(torch.float64):  # that of their tables
+        theirs, ours = (make(lmax).to(dtype) for make in MODULES[name])
+    model_checks.assert_same_module(theirs, ours, torch.randn(10, (lmax + 1) ** 2, C, dtype=dtype) + 0.5)
 
 
 @pytest.mark.parametrize("lmax", [2, 4, 6])
