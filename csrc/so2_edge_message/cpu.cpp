@@ -5,22 +5,19 @@
 
 #include "core/aligned.h"
 #include "core/cpu_dispatch.h"
-#include "rotate/node_order.h"
+#include "core/node_order.h"
 #include "so2_edge_message/op.h"
 
 namespace eqk::so2_edge_message {
 namespace {
-
-using rotate::by_node;
-using tensor_product_conv::Edges;
 
 // Nodes of edges: [sources, edges] and [edges].
 struct Graph {
   std::vector<std::int64_t> sources, targets;
 
   Graph(const char* op, const Tensor& index, const Problem& p)
-      : sources(rotate::read_index(op, index, 0, p.sources(), p.nodes)),
-        targets(rotate::read_index(op, index, index.size(0) - 1, index.size(0), p.nodes)) {}
+      : sources(read_index(op, index, 0, p.sources(), p.nodes)),
+        targets(read_index(op, index, index.size(0) - 1, index.size(0), p.nodes)) {}
 };
 
 // Tiles of edges, and what they give to nodes: rows of the nodes that a tile has, added up tile by tile, so that

@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/arena.h"
 #include "core/cpu_panel_product.h"
 #include "so2_edge_message/plan.h"
-#include "tensor_product/cpu_channel_staging.h"
 
 namespace eqk::so2_edge_message {
 inline namespace EQK_ISA {
-
-using tensor_product::Arena;
 
 // The right factor of a product, [depth, columns], packed from of_a a + of_b b of two matrices with the same strides.
 template <class T>

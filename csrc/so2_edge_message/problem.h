@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/edges.h"
 #include "core/macros.h"
 #include "rotate/problem.h"
 #include "s2_activation/problem.h"
@@ -53,7 +54,7 @@ struct Tile {
   const std::int64_t *sources, *targets;  // nodes, [sources, count] and [count]
   // What the tile gives its nodes: of ends sources * count + e, or targets in forward, in the order of the nodes that
   // it has, a row for each of them.
-  const tensor_product_conv::Edges* ends;
+  const Edges* ends;
   void* rows;
   void* sums;  // where gradients of a and the parameters are added, Kernels::sums_numel elements; null: not wanted
 };
