@@ -1,6 +1,8 @@
 #pragma once
 // Nodes of edges as tensors on the CPU, and the edges of each node.
 #include <cstdint>
+#include <iterator>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,17 +42,29 @@ inline std::vector<std::int64_t> read_index(const char* op, const Tensor& index,
   return result;
 }
 
-// Stable: the sum of a node has the order of its edges.
-inline Edges by_node(const std::vector<std::int64_t>& index, std::int64_t nodes) {
+// Edges::row of edges into these nodes.
+inline std::vector<std::int64_t> first_places(std::span<const std::int64_t> index, std::int64_t nodes) {
+  std::vector<std::int64_t> row(static_cast<std::size_t>(nodes) + 1);
+  for (const std::int64_t node : index) ++row[node + 1];
+  for (std::int64_t n = 0; n < nodes; ++n) row[n + 1] += row[n];
+  return row;
+}
+
+// Edges::edge of them. Stable: the sum of a node has the order of its edges.
+inline std::vector<std::int64_t> order_by_node(std::span<const std::int64_t> index,
+                                               const std::vector<std::int64_t>& row) {
+  std::vector<std::int64_t> edge(index.size()), next(row.begin(), row.end() - 1);
+  for (std::size_t n = 0; n < index.size(); ++n) edge[next[index[n]]++] = static_cast<std::int64_t>(n);
+  return edge;
+}
+
+// Their sources are not known.
+inline Edges by_node(std::span<const std::int64_t> index, std::int64_t nodes) {
   Edges e;
-  e.count = static_cast<std::int64_t>(index.size());
+  e.count = std::ssize(index);
   e.num_dst = nodes;
-  e.row.assign(static_cast<std::size_t>(nodes) + 1, 0);
-  for (const std::int64_t node : index) ++e.row[node + 1];
-  for (std::int64_t n = 0; n < nodes; ++n) e.row[n + 1] += e.row[n];
-  std::vector<std::int64_t> next(e.row.begin(), e.row.end() - 1);
-  e.edge.resize(index.size());
-  for (std::int64_t n = 0; n < e.count; ++n) e.edge[next[index[n]]++] = n;
+  e.row = first_places(index, nodes);
+  e.edge = order_by_node(index, e.row);
   return e;
 }
 

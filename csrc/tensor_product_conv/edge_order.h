@@ -21,9 +21,7 @@ inline Edges make_edges(const char* op, const Tensor& src, const Tensor& dst, st
   e.num_dst = num_dst;
   const auto sources = read_indices(op, "src", src, num_src);
   const auto destinations = read_indices(op, "dst", dst, num_dst);
-  e.row.assign(static_cast<std::size_t>(num_dst) + 1, 0);
-  for (const std::int64_t d : destinations) ++e.row[d + 1];
-  for (std::int64_t r = 0; r < num_dst; ++r) e.row[r + 1] += e.row[r];
+  e.row = first_places(destinations, num_dst);
   if (by_dst) {
     e.edge = read_indices(op, "by_dst", *by_dst, e.count);
     for (std::int64_t n = 1; n < e.count; ++n) {
@@ -33,9 +31,7 @@ inline Edges make_edges(const char* op, const Tensor& src, const Tensor& dst, st
              ", before edge ", b, ", into ", destinations[b]);
     }
   } else if (!std::is_sorted(destinations.begin(), destinations.end())) {
-    e.edge.resize(e.count);
-    std::vector<std::int64_t> next(e.row.begin(), e.row.end() - 1);
-    for (std::int64_t n = 0; n < e.count; ++n) e.edge[next[destinations[n]]++] = n;
+    e.edge = order_by_node(destinations, e.row);
   }
   std::vector<std::int64_t> degree(num_src);
   e.src.resize(e.count);
