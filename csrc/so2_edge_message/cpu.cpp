@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -81,7 +82,7 @@ class Tiles {
   void* out_;
   std::int64_t bytes_, count_, size_, sums_ = 0;  // of a number; tiles; numbers of a row
   Steps steps_;
-  // Of each tile the nodes that it has, and of each of its ends, [ends, edges], which of them.
+  // Tile by tile, the nodes that it has, and of each of its ends, [ends, edges of the tile], which of them.
   std::vector<std::int64_t> nodes_, first_node_, node_of_end_;
 
   std::int64_t ends() const { return p_.g ? p_.sources() : 1; }
@@ -126,7 +127,7 @@ class Tiles {
   void find_nodes() {
     std::vector<std::int64_t> seen(p_.nodes, -1), place(p_.nodes);
     const auto& of_ends = p_.g ? graph_.sources : graph_.targets;
-    node_of_end_.resize(of_ends.size());
+    node_of_end_.reserve(of_ends.size());
     for (std::int64_t tile = 0; tile < count_; ++tile) {
       first_node_.push_back(static_cast<std::int64_t>(nodes_.size()));
       for (std::int64_t k = 0; k < ends(); ++k)
@@ -137,7 +138,7 @@ class Tiles {
             place[node] = static_cast<std::int64_t>(nodes_.size()) - first_node_.back();
             nodes_.push_back(node);
           }
-          node_of_end_[k * p_.edges + e] = place[node];
+          node_of_end_.push_back(place[node]);
         }
     }
     first_node_.push_back(static_cast<std::int64_t>(nodes_.size()));
@@ -173,17 +174,16 @@ class Tiles {
 
   void run_tile(std::int64_t n, const void* matrices, Steps& steps, void* scratch, void* rows, void* sums) const {
     const std::int64_t begin = begin_of(n), count = edges_of(n);
-    const auto of_tile = [&](const std::vector<std::int64_t>& all, std::int64_t ends) {
-      std::vector<std::int64_t> part;
-      for (std::int64_t k = 0; k < ends; ++k) {
-        const auto from = all.begin() + k * p_.edges + begin;
-        part.insert(part.end(), from, from + count);
-      }
-      return part;
-    };
-    const auto sources = of_tile(graph_.sources, p_.sources());
+    std::vector<std::int64_t> sources;
+    for (std::int64_t k = 0; k < p_.sources(); ++k) {
+      const auto from = graph_.sources.begin() + k * p_.edges + begin;
+      sources.insert(sources.end(), from, from + count);
+    }
     Edges by;
-    if (out_) by = by_node(of_tile(node_of_end_, ends()), first_node_[n + 1] - first_node_[n]);
+    if (out_) {
+      const std::span all(node_of_end_);
+      by = by_node(all.subspan(ends() * begin, ends() * count), first_node_[n + 1] - first_node_[n]);
+    }
     kernels_.run(p_, matrices, steps, scratch,
                  {begin, count, sources.data(), graph_.targets.data() + begin, &by, rows, sums});
   }
