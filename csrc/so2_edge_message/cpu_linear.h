@@ -95,7 +95,7 @@ class Linear {
     return numel;
   }
 
-  // sum: [count, widest]; panels: as much as panels_numel says.
+  // sum: [count, widest]; panels: [count, columns of the widest of x, up to a whole panel].
   void add_gradient(std::int64_t count, const T* x, const T* g, const T* g_extra, T* to, T* sum, T* panels) const {
     const std::int64_t x_row = s_.rows() * s_.in, g_row = s_.rows() * s_.out;
     const std::int64_t ins = s_.degrees(0) * s_.in, outs = s_.degrees(0) * s_.out;
@@ -132,10 +132,6 @@ class Linear {
       for (std::int64_t n = 0; n < 2 * half; ++n) *to++ = sums[n] + sums[2 * half + n % half];
       sums += 3 * half;
     }
-  }
-
-  static std::int64_t panels_numel(std::int64_t count, std::int64_t columns) {
-    return count * (columns + Matrix<T>::kPanel);
   }
 
   // to += g^T x with x in panels.
