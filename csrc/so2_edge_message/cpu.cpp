@@ -9,6 +9,9 @@
 #include "core/node_order.h"
 #include "so2_edge_message/op.h"
 
+#define EQK_ISA host
+#include "core/cpu_sums.h"
+
 namespace eqk::so2_edge_message {
 namespace {
 
@@ -35,7 +38,7 @@ class Tiles {
         std::int64_t channels)
       : p_(problem), kernels_(kernels), like_(like), graph_(graph), out_(out) {
     const Plan& plan = *p_.plan;
-    bytes_ = p_.dtype == Dtype::float64 ? 8 : 4;
+    bytes_ = element_bytes(like.scalar_type());
     const std::int64_t row = bytes_ * plan.rows() * std::max(plan.channels_in, plan.channels_out);
     const std::int64_t most = std::clamp(kTileBytes / row, kStep, kMaxEdges);
     p_.tile = std::clamp(p_.edges / kTiles, std::min(kMinEdges, most), most) / kStep * kStep;
@@ -67,8 +70,7 @@ class Tiles {
     with_type([&]<class T>(T) {
       T* const first = static_cast<T*>(sums->mutable_data_ptr());
       parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t s = 1; s < sums_; ++s)
-          for (std::int64_t q = begin; q < end; ++q) first[q] += first[s * numel + q];
+        for (std::int64_t s = 1; s < sums_; ++s) add_row(first + s * numel + begin, end - begin, first + begin);
       });
     });
     kernels_.finish(p_, sums->const_data_ptr(), out);
@@ -192,15 +194,12 @@ class Tiles {
   void add_rows(std::int64_t first, std::int64_t last, void* rows) const {
     const Edges by = by_node({nodes_.begin() + first_node_[first], nodes_.begin() + first_node_[last]}, p_.nodes);
     with_type([&]<class T>(T) {
-      const auto add = [&](const T* from, T* to) {
-        for (std::int64_t q = 0; q < size_; ++q) to[q] += from[q];
-      };
       const auto row = [&](void* of, std::int64_t n) { return static_cast<T*>(of) + n * size_; };
       parallel_for(p_.nodes, 8, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t node = begin; node < end; ++node) {
           const std::int64_t *const edge = by.edge.data(), from = by.row[node], to = by.row[node + 1];
-          for (std::int64_t n = from + 1; n < to; ++n) add(row(rows, edge[n]), row(rows, edge[from]));
-          if (from < to) add(row(rows, edge[from]), row(out_, node));
+          for (std::int64_t n = from + 1; n < to; ++n) add_row(row(rows, edge[n]), size_, row(rows, edge[from]));
+          if (from < to) add_row(row(rows, edge[from]), size_, row(out_, node));
         }
       });
     });

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/cpu_sums.h"
 #include "s2_activation/cpu_kernels.h"
 #include "so2_edge_message/cpu_activation.h"
 #include "so2_edge_message/cpu_linear.h"
@@ -217,7 +218,7 @@ class EdgeTile {
       if (p_.wanted[kH] || p_.wanted[kA]) weights_gradient(sums);
       if (p_.wanted[kQ]) {
         rotate_in(rotate::kD, r_, of_z_, more_of_d_);
-        for (std::int64_t n = 0; n < count_ * numbers_; ++n) of_d_[n] += more_of_d_[n];
+        add_row(more_of_d_, count_ * numbers_, of_d_);
       }
     }
     if (p_.wanted[kQ]) rotation_gradient();

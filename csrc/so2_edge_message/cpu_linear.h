@@ -7,6 +7,7 @@
 
 #include "core/arena.h"
 #include "core/cpu_panel_product.h"
+#include "core/cpu_sums.h"
 #include "so2_edge_message/plan.h"
 
 namespace eqk::so2_edge_message {
@@ -104,8 +105,8 @@ class Linear {
     add_product(count, g, g_row, outs, panels, ins, to + s_.extra * ins);
     T* const bias = to + s_.bias();
     for (std::int64_t e = 0; e < count; ++e) {
-      for (std::int64_t c = 0; c < s_.extra; ++c) bias[c] += g_extra[e * s_.extra + c];
-      for (std::int64_t c = 0; c < outs; ++c) bias[s_.extra + c] += g[e * g_row + c];
+      add_row(g_extra + e * s_.extra, s_.extra, bias);
+      add_row(g + e * g_row, outs, bias + s_.extra);
     }
     to += s_.order(1);
     for (int m = 1; m <= s_.mmax; ++m, to += 3 * s_.half(m - 1)) {
