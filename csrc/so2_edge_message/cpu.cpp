@@ -67,7 +67,7 @@ class Tiles {
       begin = end;
     }
     if (!sums_) return;
-    with_type([&]<class T>(T) {
+    p_.with_type([&]<class T>(T) {
       T* const first = static_cast<T*>(sums->mutable_data_ptr());
       parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t s = 1; s < sums_; ++s) add_row(first + s * numel + begin, end - begin, first + begin);
@@ -90,11 +90,6 @@ class Tiles {
   std::int64_t ends() const { return p_.g ? p_.sources() : 1; }
   std::int64_t begin_of(std::int64_t tile) const { return tile * p_.tile; }
   std::int64_t edges_of(std::int64_t tile) const { return std::min(p_.tile, p_.edges - begin_of(tile)); }
-
-  template <class F>
-  void with_type(const F& f) const {
-    p_.dtype == Dtype::float64 ? f(double{}) : f(float{});
-  }
 
   void make_steps() {
     const Plan& plan = *p_.plan;
@@ -193,7 +188,7 @@ class Tiles {
   // Those of each node, in the order of tiles, and their sum to the result.
   void add_rows(std::int64_t first, std::int64_t last, void* rows) const {
     const Edges by = by_node({nodes_.begin() + first_node_[first], nodes_.begin() + first_node_[last]}, p_.nodes);
-    with_type([&]<class T>(T) {
+    p_.with_type([&]<class T>(T) {
       const auto row = [&](void* of, std::int64_t n) { return static_cast<T*>(of) + n * size_; };
       parallel_for(p_.nodes, 8, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t node = begin; node < end; ++node) {

@@ -39,6 +39,12 @@ struct Problem {
   EQK_HD bool wants_input() const { return wanted[kX] || wanted[kQ] || wanted[kH] || wanted[kA]; }
   EQK_HD bool wants_hidden() const { return wants_input() || wanted[kConv1]; }
   EQK_HD bool makes_message() const { return !g || (!message && (wanted[kQ] || wanted[kW])); }
+
+  // f(T{}) of the type that is computed in.
+  template <class F>
+  EQK_HD auto with_type(const F& f) const {
+    return dtype == Dtype::float64 ? f(double{}) : f(float{});
+  }
 };
 
 // The ops that a tile is made of, as problems of one thread, whose operands are those of the tile at hand.
