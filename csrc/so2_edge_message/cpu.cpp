@@ -105,7 +105,7 @@ class Tiles {
     steps_.in = rotation(p_.sources(), p_.channels, group, p_.groups, p_.groups ? plan.channels_in : 0, false);
     steps_.out = rotation(1, plan.channels_out, rotate::Group::edge, p_.heads ? 1 : 0, p_.heads, plan.rescale);
     steps_.wigner = {.dtype = p_.dtype, .lmax = plan.lmax, .mmax = plan.mmax};
-    steps_.wigner.columns = plan.numbers();
+    steps_.wigner.columns = wigner::numbers(plan.lmax, plan.mmax);
     steps_.wigner.q_stride = 4;
     if (!plan.s2) return;
     const std::int64_t row = plan.rows() * plan.hidden;

@@ -113,7 +113,7 @@ class EdgeTile {
         first_(plan_.first()),
         gates_(plan_),
         rows_(plan_.rows()),
-        numbers_(plan_.numbers()),
+        numbers_(wigner::numbers(plan_.lmax, plan_.mmax)),
         weights_(p_.groups * plan_.channels_in) {
     const auto take = [&](bool wanted, std::int64_t numbers) { return arena.take<T>(wanted ? p_.tile * numbers : 0); };
     const bool backward = p_.g, two = plan_.activation == Activation::swiglu_s2;

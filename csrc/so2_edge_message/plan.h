@@ -51,11 +51,6 @@ struct Plan {
 
   EQK_HD int rows() const { return second().rows(); }
   EQK_HD int components() const { return (lmax + 1) * (lmax + 1); }
-  EQK_HD std::int64_t numbers() const {  // of a Wigner matrix
-    std::int64_t sum = 0;
-    for (int l = 0; l <= lmax; ++l) sum += (2 * std::min(l, mmax) + 1) * (2 * l + 1);
-    return sum;
-  }
   EQK_HD int orders() const {  // degrees and orders
     int sum = 0;
     for (int m = 0; m <= mmax; ++m) sum += lmax + 1 - m;
