@@ -45,10 +45,10 @@ struct Matrices {
     const std::int64_t weights = p.groups * p.plan->channels_in;
     if (!p.in[kA]) return;
     radial = {nullptr, p.features, weights, in(p, kA), nullptr, 1, 0, weights, 1};
-    radial.panels = arena.take<T>(radial.count() * Matrix<T>::kPanel * radial.depth);
+    radial.take_panels(arena);
     if (!p.wanted[kH]) return;
     radial_transposed = {nullptr, weights, p.features, in(p, kA), nullptr, 1, 0, 1, weights};
-    radial_transposed.panels = arena.take<T>(radial_transposed.count() * Matrix<T>::kPanel * weights);
+    radial_transposed.take_panels(arena);
   }
   static const T* in(const Problem& p, Slot slot) { return static_cast<const T*>(p.in[slot]); }
 };

@@ -24,6 +24,7 @@ struct Matrix {
   std::int64_t row = 0, column = 0;  // strides
 
   std::int64_t count() const { return (columns + kPanel - 1) / kPanel; }
+  void take_panels(Arena& arena) { panels = arena.take<T>(count() * kPanel * depth); }
 
   void pack(std::int64_t panel) const {
     T* const to = panels + panel * depth * kPanel;
@@ -160,7 +161,7 @@ class Linear {
     const auto add = [&](const T* a, const T* b, T of_a, T of_b, std::int64_t outs, std::int64_t ins) {
       *to = kTransposed ? Matrix<T>{nullptr, outs, ins, a, b, of_a, of_b, ins, 1}
                         : Matrix<T>{nullptr, ins, outs, a, b, of_a, of_b, 1, ins};
-      to->panels = arena.take<T>(to->count() * Matrix<T>::kPanel * to->depth);
+      to->take_panels(arena);
       ++to;
     };
     const std::int64_t ins = s_.degrees(0) * s_.in;
