@@ -64,6 +64,19 @@ def with_adjacent_columns(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
+# Of a tuple in a Constant. Functions, because kernels themselves take a tuple of constants apart into tensors.
+
+
+@triton.constexpr_function
+def pick(values, n):
+    return values[n]
+
+
+@triton.constexpr_function
+def count_of(values):
+    return len(values)
+
+
 @triton.jit
 def lane_sum(a, axis: tl.constexpr, keep_dims: tl.constexpr):
     """The sum over an axis, the same bits in every lane that holds it.

@@ -34,7 +34,7 @@ from eqk.rotate import (
     _shape,
     register_derivatives,
 )
-from eqk.triton_kernels.common import KEYS, Constant, compute_type, lane_sum, max_grid, on, power_of_2
+from eqk.triton_kernels.common import KEYS, Constant, compute_type, count_of, lane_sum, max_grid, on, pick, power_of_2
 
 _MISSING_X, _MISSING_D, _MISSING_WEIGHTS, _MISSING_Z = (tl.constexpr(slot) for slot in (_X, _D, _WEIGHTS, _Z))
 
@@ -214,26 +214,6 @@ def lower(
 # Device.
 
 
-@triton.constexpr_function
-def _degree_of(M, l):
-    return M.degrees[l]
-
-
-@triton.constexpr_function
-def _step_of(L, n):
-    return L.steps[n]
-
-
-@triton.constexpr_function
-def _row_of(step, n):
-    return step.rows[n]
-
-
-@triton.constexpr_function
-def _length(values):
-    return len(values)
-
-
 @triton.jit
 def _lanes(block, M: tl.constexpr):
     """Of a block: the place of each lane's channel, and whether there is one."""
@@ -356,8 +336,8 @@ def _step_of_edge(
     tensors, components, weight, of_group, valid, block, S: tl.constexpr, L: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     weight = _weight(weight, tensors[2], valid, S, M)
-    for r in tl.static_range(_length(S.rows)):
-        of_group = _row_of_edge(tensors, components, weight, of_group, valid, _row_of(S, r), L, M)
+    for r in tl.static_range(count_of(S.rows)):
+        of_group = _row_of_edge(tensors, components, weight, of_group, valid, pick(S.rows, r), L, M)
     if M.missing == _MISSING_WEIGHTS:
         if S.last:
             _store_group(tensors[4], of_group, valid, block, S, M)
@@ -374,8 +354,8 @@ def _degree_of_edge(tensors, weight, of_group, valid, block, L: tl.constexpr, M:
     size: tl.constexpr = L.size
     for i in tl.static_range(size):
         components = components + (_load(tensors[0] + (L.component + i) * M.channels, valid, M),)
-    for n in tl.static_range(_length(L.steps)):
-        weight, of_group = _step_of_edge(tensors, components, weight, of_group, valid, block, _step_of(L, n), L, M)
+    for n in tl.static_range(count_of(L.steps)):
+        weight, of_group = _step_of_edge(tensors, components, weight, of_group, valid, block, pick(L.steps, n), L, M)
     return weight, of_group
 
 
@@ -402,8 +382,8 @@ def _edge(x, D, weights, z, index, out, e, edges, block, M: tl.constexpr):
     tensors = (x, D + e * M.numbers, weights, z + row, out)
     weight = ()
     of_group = tl.zeros([M.lanes], M.compute)
-    for l in tl.static_range(_length(M.degrees)):
-        weight, of_group = _degree_of_edge(tensors, weight, of_group, valid, block, _degree_of(M, l), M)
+    for l in tl.static_range(count_of(M.degrees)):
+        weight, of_group = _degree_of_edge(tensors, weight, of_group, valid, block, pick(M.degrees, l), M)
 
 
 @triton.jit
@@ -418,8 +398,8 @@ def _back_row(sums, D, z, weight, valid, R: tl.constexpr, L: tl.constexpr, M: tl
 @triton.jit
 def _back_step(sums, D, weights, z, weight, valid, S: tl.constexpr, L: tl.constexpr, M: tl.constexpr):
     weight = _weight(weight, weights, valid, S, M)
-    for r in tl.static_range(_length(S.rows)):
-        sums = _back_row(sums, D, z, weight, valid, _row_of(S, r), L, M)
+    for r in tl.static_range(count_of(S.rows)):
+        sums = _back_row(sums, D, z, weight, valid, pick(S.rows, r), L, M)
     return sums, weight
 
 
@@ -442,8 +422,8 @@ def _back(sums, D, weights, z, ends, n, edges, channel, valid, L: tl.constexpr, 
     weights += e * (M.groups * M.weights) + channel // M.width
     z += e * (M.rows * M.of_edge) + channel
     weight = ()
-    for n in tl.static_range(_length(L.steps)):
-        sums, weight = _back_step(sums, D, weights, z, weight, valid, _step_of(L, n), L, M)
+    for n in tl.static_range(count_of(L.steps)):
+        sums, weight = _back_step(sums, D, weights, z, weight, valid, pick(L.steps, n), L, M)
     return sums
 
 
@@ -480,10 +460,10 @@ def kernel(x, D, weights, z, index, first_end, out, first_program, edges, M: tl.
     row = program // M.blocks
     edges = edges.to(tl.int64)
     if M.missing == _MISSING_X:
-        degrees: tl.constexpr = _length(M.degrees)
+        degrees: tl.constexpr = count_of(M.degrees)
         for l in tl.static_range(degrees):
             if row % degrees == l:
-                _node(D, weights, z, index, first_end, out, row // degrees, edges, block, _degree_of(M, l), M)
+                _node(D, weights, z, index, first_end, out, row // degrees, edges, block, pick(M.degrees, l), M)
     else:
         _edge(x, D, weights, z, index, out, row, edges, block, M)
 

@@ -32,7 +32,17 @@ from eqk.register import MaybeTensor
 from eqk.s2_activation import MAX_FACTORS, _check, register_derivatives
 from eqk.s2_activation_plan import POWERS, S2ActivationPlan
 from eqk.s2_quadrature import cached_tables
-from eqk.triton_kernels.common import KEYS, Constant, compute_type, max_grid, on, power_of_2, with_adjacent_columns
+from eqk.triton_kernels.common import (
+    KEYS,
+    Constant,
+    compute_type,
+    count_of,
+    max_grid,
+    on,
+    pick,
+    power_of_2,
+    with_adjacent_columns,
+)
 
 # Lengths of parts. tl.dot takes 8 or more of what it sums over; fewer than 16 have a layout of their own, and more than
 # 32 take more registers than there are.
@@ -196,22 +206,6 @@ def matrices_of(text: str, widths: tuple[int, int], rows: int, dtype: torch.dtyp
 
 
 # Device.
-
-
-@triton.constexpr_function
-def _side_of(problem, kind):
-    return problem.sides[kind]
-
-
-@triton.constexpr_function
-def _kind_of(problem, n):
-    """Of factor n or, -1, of the result."""
-    return problem.kinds[n]
-
-
-@triton.constexpr_function
-def _parts_of(side):
-    return len(side.parts)
 
 
 @triton.constexpr_function
@@ -465,7 +459,7 @@ def _held(pointer, stride, row, channel, valid, side: tl.constexpr, M: tl.conste
     """All coefficients of a signal, by parts."""
     out = ()
     if M.held:
-        for n in tl.static_range(_parts_of(side)):
+        for n in tl.static_range(count_of(side.parts)):
             out = out + (
                 _coefficients(
                     pointer, row * stride, channel, valid, _first_of(side, n), _length_of(side, n), side, M
@@ -496,7 +490,7 @@ def _values(
     pointer, stride, row, channel, valid, held, matrix, points, kind: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """[points, lanes]: of a signal."""
-    side: tl.constexpr = _side_of(M, kind)
+    side: tl.constexpr = pick(M.sides, kind)
     T: tl.constexpr = M.compute
     total = tl.zeros([M.tile, M.lanes], T)
     if M.held:
@@ -518,7 +512,7 @@ def _values(
 @triton.jit
 def _projected(totals, f, matrix, points, part, kind: tl.constexpr, M: tl.constexpr):
     """``totals`` and the transpose of a matrix, from part ``part``, times values [points, lanes]."""
-    side: tl.constexpr = _side_of(M, kind)
+    side: tl.constexpr = pick(M.sides, kind)
     out = ()
     for n in tl.static_range(len(totals)):
         _fence()
@@ -545,9 +539,9 @@ def kernel(
     row = lane // M.channels + n // M.channels
     channel = n % M.channels
     valid = row < rows
-    kind: tl.constexpr = _kind_of(M, -1)
-    side: tl.constexpr = _side_of(M, kind)
-    x_side: tl.constexpr = _side_of(M, 0)
+    kind: tl.constexpr = pick(M.kinds, -1)
+    side: tl.constexpr = pick(M.sides, kind)
+    x_side: tl.constexpr = pick(M.sides, 0)
     held_x = ()
     if M.varies:
         held_x = _held(x, sx, row, channel, valid, x_side, M)
@@ -556,7 +550,7 @@ def kernel(
     strides = (s1, s2, s3, s4)
     held = ()
     for i in tl.static_range(factors):
-        held = held + (_held(pointers[i], strides[i], row, channel, valid, _side_of(M, _kind_of(M, i)), M),)
+        held = held + (_held(pointers[i], strides[i], row, channel, valid, pick(M.sides, pick(M.kinds, i)), M),)
     totals = ()
     part = group * M.parts_of_group
     parts: tl.constexpr = M.parts_of_group
@@ -574,7 +568,7 @@ def kernel(
             _fence()
             f *= _values(
                 pointers[i], strides[i], row, channel, valid, held[i],
-                matrices[_kind_of(M, i)], points, _kind_of(M, i), M,
+                matrices[pick(M.kinds, i)], points, pick(M.kinds, i), M,
             )  # fmt: skip
         if M.padded > M.points:
             # Where there is no point the matrix is zero, and zero times infinity is no number.

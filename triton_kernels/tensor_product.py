@@ -41,9 +41,11 @@ from eqk.triton_kernels.common import (
     KEYS,
     Constant,
     compute_type,
+    count_of,
     lane_sum,
     max_grid,
     on,
+    pick,
     power_of_2,
     with_adjacent_columns,
 )
@@ -128,24 +130,6 @@ class _Launch(NamedTuple):
     wide: bool
     over_rows: bool
     columns: tuple[int, int]
-
-
-# Dataclasses, and functions that pick from them, because kernels take a tuple of constants apart into tensors.
-
-
-@triton.constexpr_function
-def _count(table):
-    return len(table.sections)
-
-
-@triton.constexpr_function
-def _section_of(table, s):
-    return table.sections[s]
-
-
-@triton.constexpr_function
-def _path_of(section, p):
-    return section.paths[p]
 
 
 # Host: from a plan to tables.
@@ -604,7 +588,7 @@ def _inner_sum(own, outer, lanes, tensors, row_mask, S: tl.constexpr, P: tl.cons
 @triton.jit
 def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
     """What a path adds to channel ``own``."""
-    P: tl.constexpr = _path_of(S, p)
+    P: tl.constexpr = pick(S.paths, p)
     Index: tl.constexpr = own.dtype
     zero = tl.full([1, 1], 0, Index)
     step: tl.constexpr = M.C if S.reduce else 1
@@ -715,14 +699,15 @@ def kernel(
     row_mask = rows < rows_total
     at = _at_rows(tensors, strides, rows, M)
     results = _at_rows((gx, gy, gw, out), (cx, cy, cw, co), rows, M)
-    for s in tl.static_range(_count(TABLE)):
-        if (block >= _section_of(TABLE, s).begin) & (block < _section_of(TABLE, s).end):
+    for s in tl.static_range(count_of(TABLE.sections)):
+        if (block >= pick(TABLE.sections, s).begin) & (block < pick(TABLE.sections, s).end):
             if OVER_ROWS:
                 _section_over_rows(
-                    tensors, strides, gw + row_block * cw, row_block, steps, rows_total, block, _section_of(TABLE, s), M
-                )
+                    tensors, strides, gw + row_block * cw, row_block, steps, rows_total, block,
+                    pick(TABLE.sections, s), M,
+                )  # fmt: skip
             else:
-                _section(at, results, row_mask, block, _section_of(TABLE, s), M)
+                _section(at, results, row_mask, block, pick(TABLE.sections, s), M)
 
 
 # The ops.

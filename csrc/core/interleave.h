@@ -10,6 +10,9 @@
 namespace eqk {
 inline namespace EQK_ISA {
 
+template <class T>
+inline constexpr int kWidth = EQK_VECTOR_BYTES / sizeof(T);  // lanes of a register
+
 // f(constant<2 l + 1>) where degree l is unrolled, and whether it is.
 template <class F>
 bool with_components(int l, const F& f) {
@@ -19,6 +22,10 @@ bool with_components(int l, const F& f) {
   });
   return found;
 }
+
+// A result of at least so many bytes probably is no longer in a cache when it is read: storing past the caches saves
+// reading it first.
+inline constexpr std::int64_t kStreamBytes = 8 << 20;
 
 // A store that bypasses the caches; p is aligned to the vector.
 template <class T, int W>
@@ -146,6 +153,19 @@ EQK_HD void store_channels(T* p, bool mul_ir, std::int64_t pitch, std::int64_t n
     Rows::store(p, in, [&](T* q, V v, int first) EQK_LAMBDA {
       store_n<T, W>(q, v, std::clamp<std::int64_t>(n * D - first, 0, W));
     });
+}
+
+// to[q] = sum of the lanes of sums[q], W at a time by one transposition; sums has padding up to a multiple of W.
+template <class T>
+void reduce_lanes(const Vector<T, kWidth<T>>* sums, std::int64_t count, T* to) {
+  constexpr int W = kWidth<T>;
+  for (std::int64_t q = 0; q < count; q += W) {
+    Vector<T, W> tile[W], sum{};
+    for (int r = 0; r < W; ++r) tile[r] = sums[q + r];
+    transpose<T, W>(tile);
+    for (int r = 0; r < W; ++r) sum += tile[r];
+    store_n<T, W>(to + q, sum, count - q < W ? count - q : W);
+  }
 }
 
 }  // namespace EQK_ISA

@@ -10,6 +10,7 @@
 #include <array>
 #include <exception>
 #include <initializer_list>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <sstream>
@@ -55,6 +56,20 @@ inline std::string shape_string(const Tensor& t) {
   std::string s = "[";
   for (int d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
   return s + "]";
+}
+
+template <class Sizes>
+std::string sizes_string(const Sizes& sizes) {
+  std::string s;
+  for (const int64_t n : sizes) s += (s.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + s + "]";
+}
+
+template <class Sizes>
+void check_shape(const char* op, const std::string& name, const Tensor& t, const Sizes& sizes) {
+  bool fits = t.dim() == static_cast<int64_t>(std::size(sizes));
+  for (int d = 0; fits && d < t.dim(); ++d) fits = t.size(d) == std::data(sizes)[d];
+  if (!fits) fail("eqk::", op, ": ", name, ": expected shape ", sizes_string(sizes), ", got ", shape_string(t));
 }
 
 inline Dtype kernel_dtype(const char* op, const Tensor& x, const char* name = "x") {
@@ -133,9 +148,7 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size,
   try {
     return torch::stable::new_empty(like, sizes, type);
   } catch (const std::exception&) {  // the text that reaches this side names the function of torch and no reason
-    std::string shape;
-    for (const int64_t n : size) shape += (shape.empty() ? "" : ", ") + std::to_string(n);
-    fail("eqk: out of memory: could not allocate a result of shape [", shape, "] and dtype ", type);
+    fail("eqk: out of memory: could not allocate a result of shape ", sizes_string(size), " and dtype ", type);
   }
 }
 

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "core/cpu_dispatch.h"
-#include "rotate/node_order.h"
+#include "core/node_order.h"
 #include "rotate/op.h"
 
 namespace eqk::rotate {

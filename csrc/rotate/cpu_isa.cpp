@@ -3,11 +3,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/arena.h"
+#include "core/cpu_sums.h"
+#include "core/interleave.h"
 #include "core/lanes.h"
 #include "core/plan.h"
 #include "rotate/problem.h"
-#include "tensor_product/cpu_channel_staging.h"
-#include "tensor_product/cpu_sums.h"
 
 namespace eqk::rotate {
 inline namespace EQK_ISA {
@@ -25,7 +26,7 @@ class EdgeFrames {
       : p_(problem), f_(problem.frame), of_edge_(problem.nodes_of_edge * problem.channels), width_(problem.width()) {
     direct_ = width_ == 1 && std::is_same_v<T, Storage>;
     T* sums = nullptr;
-    memory_ = tensor_product::arena_memory([&](tensor_product::Arena& a) {
+    memory_ = arena_memory([&](Arena& a) {
       d_ = a.template take<T>(f_.numbers);
       weights_ = a.template take<T>(direct_ || !p_.in[kWeights] ? 0 : p_.groups * of_edge_);
       lanes_ = a.template take<V>(p_.missing == kD ? f_.numbers + W : 0);
@@ -35,7 +36,7 @@ class EdgeFrames {
     if (sums) node_ = {sums, size_of_node()};
     streams_ = std::is_same_v<T, Storage> && p_.missing == kZ && p_.channels % W == 0 &&
                reinterpret_cast<std::uintptr_t>(p_.out) % sizeof(V) == 0 &&
-               p_.edges * f_.rows * of_edge_ * static_cast<std::int64_t>(sizeof(T)) >= tensor_product::kStreamBytes;
+               p_.edges * f_.rows * of_edge_ * static_cast<std::int64_t>(sizeof(T)) >= kStreamBytes;
   }
 
   void run(std::int64_t begin, std::int64_t end) {
@@ -64,7 +65,7 @@ class EdgeFrames {
   AlignedArray<std::byte> memory_;
   T *d_, *weights_, *products_;
   V* lanes_;
-  tensor_product::Sum<T> node_;
+  Sum<T> node_;
   bool direct_;   // weights are in memory as they are used
   bool streams_;  // results go past the caches
 
@@ -223,7 +224,7 @@ class EdgeFrames {
         if (r < b.rows.size()) multiply_rows<1>(b, components, r, e, weights);
       });
     T* const sums = d_;
-    tensor_product::reduce_lanes<T>(lanes_, f_.numbers, sums);
+    reduce_lanes<T>(lanes_, f_.numbers, sums);
     Storage* const to = out() + e * f_.numbers;
     for (const Block& b : f_.blocks)
       for (std::int64_t q = b.first; q < b.end(); ++q) to[q] = as_storage<Storage>(sums[q] * static_cast<T>(b.scale));

@@ -2,7 +2,7 @@
 // Arguments of the op, checked and turned into a Problem.
 #include <algorithm>
 #include <array>
-#include <string>
+#include <span>
 #include <vector>
 
 #include "core/plan.h"
@@ -109,13 +109,7 @@ class Call {
 
   void accept(int slot) {
     const Tensor& t = *operands_[slot];
-    bool fits = true;
-    std::string expected;
-    for (int n = 0; n < kDims[slot]; ++n) {
-      fits = fits && t.size(n) == shapes_[slot][n];
-      expected += (n ? ", " : "") + std::to_string(shapes_[slot][n]);
-    }
-    if (!fits) fail(kOp, kSlotNames[slot], ": expected shape [", expected, "], got ", shape_string(t));
+    check_shape("rotate", kSlotNames[slot], t, std::span(shapes_[slot]).first(kDims[slot]));
     check_like("rotate", kSlotNames[slot], t, like(), kSlotNames[first_]);
     kept_.push_back(torch::stable::contiguous(t));
     problem_.in[slot] = kept_.back().const_data_ptr();

@@ -13,11 +13,9 @@
 #include <vector>
 
 #include "core/dtype.h"
-#include "tensor_product_conv/edges.h"
+#include "core/edges.h"
 
 namespace eqk::rotate {
-
-using tensor_product_conv::Edges;
 
 enum Slot { kX, kD, kWeights, kZ };
 inline constexpr int kSlots = 4;

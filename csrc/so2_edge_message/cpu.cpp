@@ -1,26 +1,27 @@
 #include <algorithm>
 #include <atomic>
+#include <span>
 #include <tuple>
 #include <vector>
 
 #include "core/aligned.h"
 #include "core/cpu_dispatch.h"
-#include "rotate/node_order.h"
+#include "core/node_order.h"
 #include "so2_edge_message/op.h"
+
+#define EQK_ISA host
+#include "core/cpu_sums.h"
 
 namespace eqk::so2_edge_message {
 namespace {
-
-using rotate::by_node;
-using tensor_product_conv::Edges;
 
 // Nodes of edges: [sources, edges] and [edges].
 struct Graph {
   std::vector<std::int64_t> sources, targets;
 
   Graph(const char* op, const Tensor& index, const Problem& p)
-      : sources(rotate::read_index(op, index, 0, p.sources(), p.nodes)),
-        targets(rotate::read_index(op, index, index.size(0) - 1, index.size(0), p.nodes)) {}
+      : sources(read_index(op, index, 0, p.sources(), p.nodes)),
+        targets(read_index(op, index, index.size(0) - 1, index.size(0), p.nodes)) {}
 };
 
 // Tiles of edges, and what they give to nodes: rows of the nodes that a tile has, added up tile by tile, so that
@@ -37,7 +38,7 @@ class Tiles {
         std::int64_t channels)
       : p_(problem), kernels_(kernels), like_(like), graph_(graph), out_(out) {
     const Plan& plan = *p_.plan;
-    bytes_ = p_.dtype == Dtype::float64 ? 8 : 4;
+    bytes_ = element_bytes(like.scalar_type());
     const std::int64_t row = bytes_ * plan.rows() * std::max(plan.channels_in, plan.channels_out);
     const std::int64_t most = std::clamp(kTileBytes / row, kStep, kMaxEdges);
     p_.tile = std::clamp(p_.edges / kTiles, std::min(kMinEdges, most), most) / kStep * kStep;
@@ -66,11 +67,10 @@ class Tiles {
       begin = end;
     }
     if (!sums_) return;
-    with_type([&]<class T>(T) {
+    p_.with_type([&]<class T>(T) {
       T* const first = static_cast<T*>(sums->mutable_data_ptr());
       parallel_for(numel, 4096, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t s = 1; s < sums_; ++s)
-          for (std::int64_t q = begin; q < end; ++q) first[q] += first[s * numel + q];
+        for (std::int64_t s = 1; s < sums_; ++s) add_row(first + s * numel + begin, end - begin, first + begin);
       });
     });
     kernels_.finish(p_, sums->const_data_ptr(), out);
@@ -84,17 +84,12 @@ class Tiles {
   void* out_;
   std::int64_t bytes_, count_, size_, sums_ = 0;  // of a number; tiles; numbers of a row
   Steps steps_;
-  // Of each tile the nodes that it has, and of each of its ends, [ends, edges], which of them.
+  // Tile by tile, the nodes that it has, and of each of its ends, [ends, edges of the tile], which of them.
   std::vector<std::int64_t> nodes_, first_node_, node_of_end_;
 
   std::int64_t ends() const { return p_.g ? p_.sources() : 1; }
   std::int64_t begin_of(std::int64_t tile) const { return tile * p_.tile; }
   std::int64_t edges_of(std::int64_t tile) const { return std::min(p_.tile, p_.edges - begin_of(tile)); }
-
-  template <class F>
-  void with_type(const F& f) const {
-    p_.dtype == Dtype::float64 ? f(double{}) : f(float{});
-  }
 
   void make_steps() {
     const Plan& plan = *p_.plan;
@@ -110,7 +105,7 @@ class Tiles {
     steps_.in = rotation(p_.sources(), p_.channels, group, p_.groups, p_.groups ? plan.channels_in : 0, false);
     steps_.out = rotation(1, plan.channels_out, rotate::Group::edge, p_.heads ? 1 : 0, p_.heads, plan.rescale);
     steps_.wigner = {.dtype = p_.dtype, .lmax = plan.lmax, .mmax = plan.mmax};
-    steps_.wigner.columns = plan.numbers();
+    steps_.wigner.columns = wigner::numbers(plan.lmax, plan.mmax);
     steps_.wigner.q_stride = 4;
     if (!plan.s2) return;
     const std::int64_t row = plan.rows() * plan.hidden;
@@ -129,7 +124,7 @@ class Tiles {
   void find_nodes() {
     std::vector<std::int64_t> seen(p_.nodes, -1), place(p_.nodes);
     const auto& of_ends = p_.g ? graph_.sources : graph_.targets;
-    node_of_end_.resize(of_ends.size());
+    node_of_end_.reserve(of_ends.size());
     for (std::int64_t tile = 0; tile < count_; ++tile) {
       first_node_.push_back(static_cast<std::int64_t>(nodes_.size()));
       for (std::int64_t k = 0; k < ends(); ++k)
@@ -140,7 +135,7 @@ class Tiles {
             place[node] = static_cast<std::int64_t>(nodes_.size()) - first_node_.back();
             nodes_.push_back(node);
           }
-          node_of_end_[k * p_.edges + e] = place[node];
+          node_of_end_.push_back(place[node]);
         }
     }
     first_node_.push_back(static_cast<std::int64_t>(nodes_.size()));
@@ -176,17 +171,16 @@ class Tiles {
 
   void run_tile(std::int64_t n, const void* matrices, Steps& steps, void* scratch, void* rows, void* sums) const {
     const std::int64_t begin = begin_of(n), count = edges_of(n);
-    const auto of_tile = [&](const std::vector<std::int64_t>& all, std::int64_t ends) {
-      std::vector<std::int64_t> part;
-      for (std::int64_t k = 0; k < ends; ++k) {
-        const auto from = all.begin() + k * p_.edges + begin;
-        part.insert(part.end(), from, from + count);
-      }
-      return part;
-    };
-    const auto sources = of_tile(graph_.sources, p_.sources());
+    std::vector<std::int64_t> sources;
+    for (std::int64_t k = 0; k < p_.sources(); ++k) {
+      const auto from = graph_.sources.begin() + k * p_.edges + begin;
+      sources.insert(sources.end(), from, from + count);
+    }
     Edges by;
-    if (out_) by = by_node(of_tile(node_of_end_, ends()), first_node_[n + 1] - first_node_[n]);
+    if (out_) {
+      const std::span all(node_of_end_);
+      by = by_node(all.subspan(ends() * begin, ends() * count), first_node_[n + 1] - first_node_[n]);
+    }
     kernels_.run(p_, matrices, steps, scratch,
                  {begin, count, sources.data(), graph_.targets.data() + begin, &by, rows, sums});
   }
@@ -194,16 +188,13 @@ class Tiles {
   // Those of each node, in the order of tiles, and their sum to the result.
   void add_rows(std::int64_t first, std::int64_t last, void* rows) const {
     const Edges by = by_node({nodes_.begin() + first_node_[first], nodes_.begin() + first_node_[last]}, p_.nodes);
-    with_type([&]<class T>(T) {
-      const auto add = [&](const T* from, T* to) {
-        for (std::int64_t q = 0; q < size_; ++q) to[q] += from[q];
-      };
+    p_.with_type([&]<class T>(T) {
       const auto row = [&](void* of, std::int64_t n) { return static_cast<T*>(of) + n * size_; };
       parallel_for(p_.nodes, 8, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t node = begin; node < end; ++node) {
           const std::int64_t *const edge = by.edge.data(), from = by.row[node], to = by.row[node + 1];
-          for (std::int64_t n = from + 1; n < to; ++n) add(row(rows, edge[n]), row(rows, edge[from]));
-          if (from < to) add(row(rows, edge[from]), row(out_, node));
+          for (std::int64_t n = from + 1; n < to; ++n) add_row(row(rows, edge[n]), size_, row(rows, edge[from]));
+          if (from < to) add_row(row(rows, edge[from]), size_, row(out_, node));
         }
       });
     });
@@ -225,10 +216,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Problem& p = call.problem();
   const Graph graph(kOp, index, p);
   const Layer first = p.plan->first();
-  const std::int64_t edges = keep ? p.edges : 0;
   const auto kept = [&](std::initializer_list<std::int64_t> shape) { return keep ? call.make(shape) : call.make({0}); };
-  Tensor y = kept({edges, p.plan->rows(), first.out}), s = kept({edges, first.extra}),
-         message = kept({edges, p.plan->rows(), p.plan->channels_out});
+  Tensor y = kept({p.edges, p.plan->rows(), first.out}), s = kept({p.edges, first.extra}),
+         message = kept({p.edges, p.plan->rows(), p.plan->channels_out});
   if (keep) p.y = y.mutable_data_ptr(), p.s = s.mutable_data_ptr(), p.message = message.mutable_data_ptr();
   Tensor out = torch::stable::new_zeros(call.like(), {p.nodes, p.plan->components(), p.plan->channels_out});
   Tiles(p, kernels(), call.like(), graph, out.mutable_data_ptr(), p.plan->channels_out).run({});

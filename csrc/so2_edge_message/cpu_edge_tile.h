@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/cpu_sums.h"
 #include "s2_activation/cpu_kernels.h"
 #include "so2_edge_message/cpu_activation.h"
 #include "so2_edge_message/cpu_linear.h"
@@ -44,10 +45,10 @@ struct Matrices {
     const std::int64_t weights = p.groups * p.plan->channels_in;
     if (!p.in[kA]) return;
     radial = {nullptr, p.features, weights, in(p, kA), nullptr, 1, 0, weights, 1};
-    radial.panels = arena.take<T>(radial.count() * Matrix<T>::kPanel * radial.depth);
+    radial.take_panels(arena);
     if (!p.wanted[kH]) return;
     radial_transposed = {nullptr, weights, p.features, in(p, kA), nullptr, 1, 0, 1, weights};
-    radial_transposed.panels = arena.take<T>(radial_transposed.count() * Matrix<T>::kPanel * weights);
+    radial_transposed.take_panels(arena);
   }
   static const T* in(const Problem& p, Slot slot) { return static_cast<const T*>(p.in[slot]); }
 };
@@ -112,7 +113,7 @@ class EdgeTile {
         first_(plan_.first()),
         gates_(plan_),
         rows_(plan_.rows()),
-        numbers_(plan_.numbers()),
+        numbers_(wigner::numbers(plan_.lmax, plan_.mmax)),
         weights_(p_.groups * plan_.channels_in) {
     const auto take = [&](bool wanted, std::int64_t numbers) { return arena.take<T>(wanted ? p_.tile * numbers : 0); };
     const bool backward = p_.g, two = plan_.activation == Activation::swiglu_s2;
@@ -217,7 +218,7 @@ class EdgeTile {
       if (p_.wanted[kH] || p_.wanted[kA]) weights_gradient(sums);
       if (p_.wanted[kQ]) {
         rotate_in(rotate::kD, r_, of_z_, more_of_d_);
-        for (std::int64_t n = 0; n < count_ * numbers_; ++n) of_d_[n] += more_of_d_[n];
+        add_row(more_of_d_, count_ * numbers_, of_d_);
       }
     }
     if (p_.wanted[kQ]) rotation_gradient();

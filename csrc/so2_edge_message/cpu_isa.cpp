@@ -4,19 +4,14 @@
 namespace eqk::so2_edge_message {
 inline namespace EQK_ISA {
 
-template <class F>
-static auto with_lanes(const Problem& problem, F&& f) {
-  return problem.dtype == Dtype::float64 ? f(double{}) : f(float{});
-}
-
 static Arena arena_at(const void* memory) { return {static_cast<std::byte*>(const_cast<void*>(memory))}; }
 
 static std::int64_t matrices_bytes(const Problem& p) {
-  return with_lanes(p, [&]<class T>(T) { return Matrices<T>::bytes(p); });
+  return p.with_type([&]<class T>(T) { return Matrices<T>::bytes(p); });
 }
 
 static std::int64_t pack_tasks(const Problem& p) {
-  return with_lanes(p, [&]<class T>(T) {
+  return p.with_type([&]<class T>(T) {
     std::int64_t tasks = 0;
     Matrices<T>(p, arena_at(nullptr)).for_all([&](const Matrix<T>& m) { tasks += m.count(); });
     return tasks;
@@ -24,7 +19,7 @@ static std::int64_t pack_tasks(const Problem& p) {
 }
 
 static void pack(const Problem& p, void* matrices, std::int64_t begin, std::int64_t end) {
-  with_lanes(p, [&]<class T>(T) {
+  p.with_type([&]<class T>(T) {
     Matrices<T>(p, arena_at(matrices)).for_all([&](const Matrix<T>& m) {
       for (std::int64_t n = std::max<std::int64_t>(begin, 0); n < std::min(end, m.count()); ++n) m.pack(n);
       begin -= m.count(), end -= m.count();
@@ -33,22 +28,21 @@ static void pack(const Problem& p, void* matrices, std::int64_t begin, std::int6
 }
 
 static std::int64_t scratch_bytes(const Problem& p) {
-  return with_lanes(p, [&]<class T>(T) { return EdgeTile<T>::bytes(p); });
+  return p.with_type([&]<class T>(T) { return EdgeTile<T>::bytes(p); });
 }
 
 static std::int64_t sums_numel(const Problem& p) {
-  return with_lanes(p, [&]<class T>(T) { return EdgeTile<T>::sums_numel(p, Matrices<T>(p, arena_at(nullptr))); });
+  return p.with_type([&]<class T>(T) { return EdgeTile<T>::sums_numel(p, Matrices<T>(p, arena_at(nullptr))); });
 }
 
 static void run(const Problem& p, const void* matrices, Steps& steps, void* scratch, const Tile& tile) {
-  with_lanes(
-      p, [&]<class T>(T) { EdgeTile<T>(p, Matrices<T>(p, arena_at(matrices)), steps, arena_at(scratch)).run(tile); });
+  p.with_type(
+      [&]<class T>(T) { EdgeTile<T>(p, Matrices<T>(p, arena_at(matrices)), steps, arena_at(scratch)).run(tile); });
 }
 
 static void finish(const Problem& p, const void* sums, const std::array<void*, kSlots>& out) {
-  with_lanes(p, [&]<class T>(T) {
-    EdgeTile<T>::finish(p, Matrices<T>(p, arena_at(nullptr)), static_cast<const T*>(sums), out);
-  });
+  p.with_type(
+      [&]<class T>(T) { EdgeTile<T>::finish(p, Matrices<T>(p, arena_at(nullptr)), static_cast<const T*>(sums), out); });
 }
 
 static constexpr Kernels kKernels{matrices_bytes, pack_tasks, pack, scratch_bytes, sums_numel, run, finish};

@@ -5,14 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/arena.h"
 #include "core/cpu_panel_product.h"
+#include "core/cpu_sums.h"
 #include "so2_edge_message/plan.h"
-#include "tensor_product/cpu_channel_staging.h"
 
 namespace eqk::so2_edge_message {
 inline namespace EQK_ISA {
-
-using tensor_product::Arena;
 
 // The right factor of a product, [depth, columns], packed from of_a a + of_b b of two matrices with the same strides.
 template <class T>
@@ -25,6 +24,7 @@ struct Matrix {
   std::int64_t row = 0, column = 0;  // strides
 
   std::int64_t count() const { return (columns + kPanel - 1) / kPanel; }
+  void take_panels(Arena& arena) { panels = arena.take<T>(count() * kPanel * depth); }
 
   void pack(std::int64_t panel) const {
     T* const to = panels + panel * depth * kPanel;
@@ -97,7 +97,7 @@ class Linear {
     return numel;
   }
 
-  // sum: [count, widest]; panels: as much as panels_numel says.
+  // sum: [count, widest]; panels: [count, columns of the widest of x, up to a whole panel].
   void add_gradient(std::int64_t count, const T* x, const T* g, const T* g_extra, T* to, T* sum, T* panels) const {
     const std::int64_t x_row = s_.rows() * s_.in, g_row = s_.rows() * s_.out;
     const std::int64_t ins = s_.degrees(0) * s_.in, outs = s_.degrees(0) * s_.out;
@@ -106,8 +106,8 @@ class Linear {
     add_product(count, g, g_row, outs, panels, ins, to + s_.extra * ins);
     T* const bias = to + s_.bias();
     for (std::int64_t e = 0; e < count; ++e) {
-      for (std::int64_t c = 0; c < s_.extra; ++c) bias[c] += g_extra[e * s_.extra + c];
-      for (std::int64_t c = 0; c < outs; ++c) bias[s_.extra + c] += g[e * g_row + c];
+      add_row(g_extra + e * s_.extra, s_.extra, bias);
+      add_row(g + e * g_row, outs, bias + s_.extra);
     }
     to += s_.order(1);
     for (int m = 1; m <= s_.mmax; ++m, to += 3 * s_.half(m - 1)) {
@@ -136,10 +136,6 @@ class Linear {
     }
   }
 
-  static std::int64_t panels_numel(std::int64_t count, std::int64_t columns) {
-    return count * (columns + Matrix<T>::kPanel);
-  }
-
   // to += g^T x with x in panels.
   static void add_product(std::int64_t count, const T* g, std::int64_t g_row, std::int64_t outs, const T* x,
                           std::int64_t ins, T* to) {
@@ -165,7 +161,7 @@ class Linear {
     const auto add = [&](const T* a, const T* b, T of_a, T of_b, std::int64_t outs, std::int64_t ins) {
       *to = kTransposed ? Matrix<T>{nullptr, outs, ins, a, b, of_a, of_b, ins, 1}
                         : Matrix<T>{nullptr, ins, outs, a, b, of_a, of_b, 1, ins};
-      to->panels = arena.take<T>(to->count() * Matrix<T>::kPanel * to->depth);
+      to->take_panels(arena);
       ++to;
     };
     const std::int64_t ins = s_.degrees(0) * s_.in;

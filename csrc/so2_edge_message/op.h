@@ -122,15 +122,7 @@ class Call {
   }
 
   void accept(const char* name, const OptionalTensor& t, std::initializer_list<std::int64_t> shape) const {
-    if (!t) return;
-    bool fits = t->dim() == static_cast<std::int64_t>(shape.size());
-    std::string expected;
-    int d = 0;
-    for (const std::int64_t n : shape) {
-      fits = fits && t->size(d) == n;
-      expected += (d++ ? ", " : "") + std::to_string(n);
-    }
-    if (!fits) fail_at(name, "shape [", expected, "], got ", shape_string(*t));
+    if (t) check_shape(op_, name, *t, shape);
   }
 
   void check_same(const char* name, const Tensor& t, const Tensor& x) const {

@@ -18,8 +18,8 @@ namespace eqk::so2_edge_message {
 enum class Activation { gate, s2, swiglu_s2 };
 inline constexpr std::array<std::string_view, 3> kActivationNames{"gate", "s2", "swiglu_s2"};
 
-// Their functions are part of the kernels of each instruction set, so inlined everywhere.
-//
+// The functions of Layer and Plan are part of the kernels of each instruction set, so inlined everywhere.
+
 // Of one linear layer; `extra` outputs of order 0 come before those of degree 0. Its parameters come one after another:
 // the matrix of order 0, its bias, and of each order from 1 the matrix [A; B].
 struct Layer {
@@ -46,16 +46,11 @@ struct Plan {
   int lmax, mmax;
   std::int64_t channels_in, hidden, channels_out;
   Activation activation;
-  bool rescale, recompute;
+  bool rescale;
   std::shared_ptr<const s2_activation::Plan> s2;
 
   EQK_HD int rows() const { return second().rows(); }
   EQK_HD int components() const { return (lmax + 1) * (lmax + 1); }
-  EQK_HD std::int64_t numbers() const {  // of a Wigner matrix
-    std::int64_t sum = 0;
-    for (int l = 0; l <= lmax; ++l) sum += (2 * std::min(l, mmax) + 1) * (2 * l + 1);
-    return sum;
-  }
   EQK_HD int orders() const {  // degrees and orders
     int sum = 0;
     for (int m = 0; m <= mmax; ++m) sum += lmax + 1 - m;
@@ -86,7 +81,8 @@ class PlanParser : private PlanReader {
     expect(name);
     expect(",");
     plan.rescale = read(1, 0);
-    plan.recompute = read(1, 0);
+    // RECOMPUTE is autograd's.
+    read(1, 0);
     for (const Layer& layer : {plan.first(), plan.second()})  // no product of sizes overflows
       product(product(4 * plan.components(), layer.in), product(plan.components(), layer.out + layer.extra));
     if (plan.activation == Activation::gate) {

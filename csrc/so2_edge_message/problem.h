@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/edges.h"
 #include "core/macros.h"
 #include "rotate/problem.h"
 #include "s2_activation/problem.h"
@@ -38,6 +39,12 @@ struct Problem {
   EQK_HD bool wants_input() const { return wanted[kX] || wanted[kQ] || wanted[kH] || wanted[kA]; }
   EQK_HD bool wants_hidden() const { return wants_input() || wanted[kConv1]; }
   EQK_HD bool makes_message() const { return !g || (!message && (wanted[kQ] || wanted[kW])); }
+
+  // f(T{}) of the type that is computed in.
+  template <class F>
+  EQK_HD auto with_type(const F& f) const {
+    return dtype == Dtype::float64 ? f(double{}) : f(float{});
+  }
 };
 
 // The ops that a tile is made of, as problems of one thread, whose operands are those of the tile at hand.
@@ -53,7 +60,7 @@ struct Tile {
   const std::int64_t *sources, *targets;  // nodes, [sources, count] and [count]
   // What the tile gives its nodes: of ends sources * count + e, or targets in forward, in the order of the nodes that
   // it has, a row for each of them.
-  const tensor_product_conv::Edges* ends;
+  const Edges* ends;
   void* rows;
   void* sums;  // where gradients of a and the parameters are added, Kernels::sums_numel elements; null: not wanted
 };

@@ -96,13 +96,7 @@ class Call {
     std::vector<std::int64_t> shape{problem_.nodes, problem_.channels * plan_->dim_out};
     if (slot == kX) shape = {problem_.nodes, x_.size(1), x_.size(2)};
     if (slot == kW) shape = {problem_.num_species, paths(), problem_.channels};
-    bool fits = t.dim() == static_cast<std::int64_t>(shape.size());
-    std::string expected;
-    for (std::size_t d = 0; d < shape.size(); ++d) {
-      fits = fits && t.size(static_cast<int>(d)) == shape[d];
-      expected += (d ? ", " : "") + std::to_string(shape[d]);
-    }
-    if (!fits) fail("eqk::", op_, ": ", name, ": expected shape [", expected, "], got ", shape_string(t));
+    check_shape(op_, name, t, shape);
     check_like(op_, name, t, x_);
     kept_.push_back(slot == kX ? with_contiguous_rows(t) : with_adjacent_columns(t));
     const Tensor& kept = kept_.back();

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/arena.h"
+#include "core/interleave.h"
 #include "tensor_product/cpu_channel_staging.h"
 #include "tensor_product/cpu_kernels.h"
 

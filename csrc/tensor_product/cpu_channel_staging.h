@@ -6,38 +6,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/aligned.h"
 #include "tensor_product/cpu_channels.h"
 
 namespace eqk::tensor_product {
 inline namespace EQK_ISA {
-
-// A result of at least so many bytes probably is no longer in a cache when it is read: storing past the caches saves
-// reading it first.
-inline constexpr std::int64_t kStreamBytes = 8 << 20;
-
-// Hands out aligned pieces; with a null base it only adds up their sizes.
-struct Arena {
-  std::byte* base;
-  std::size_t used = 0;
-  template <class U>
-  U* take(std::int64_t count) {
-    U* const p = base && count ? reinterpret_cast<U*>(base + used) : nullptr;
-    used += (static_cast<std::size_t>(count) * sizeof(U) + 63) / 64 * 64;
-    return p;
-  }
-};
-
-// Calls take(arena) twice: to add up the sizes, and to hand out pieces of the memory that it returns.
-template <class F>
-AlignedArray<std::byte> arena_memory(F&& take) {
-  Arena sizes{nullptr};
-  take(sizes);
-  auto memory = aligned_array<std::byte>(sizes.used);
-  Arena arena{memory.get()};
-  take(arena);
-  return memory;
-}
 
 template <class T>
 const ChannelKernels<T>& kernels_of(const ChannelPath& p) {
@@ -84,19 +56,6 @@ void unstage(const std::vector<PaddedSegment>& segments, const T* from, T* to, b
 template <class T>
 void clear(const std::vector<std::pair<std::int64_t, std::int64_t>>& ranges, T* row) {
   for (const auto& [offset, size] : ranges) std::fill_n(row + offset, size, T{});
-}
-
-// to[q] = sum of the lanes of sums[q], W at a time by one transposition; sums has padding up to a multiple of W.
-template <class T>
-void reduce_lanes(const Vector<T, kWidth<T>>* sums, std::int64_t count, T* to) {
-  constexpr int W = kWidth<T>;
-  for (std::int64_t q = 0; q < count; q += W) {
-    Vector<T, W> tile[W], sum{};
-    for (int r = 0; r < W; ++r) tile[r] = sums[q + r];
-    transpose<T, W>(tile);
-    for (int r = 0; r < W; ++r) sum += tile[r];
-    store_n<T, W>(to + q, sum, count - q < W ? count - q : W);
-  }
 }
 
 }  // namespace EQK_ISA

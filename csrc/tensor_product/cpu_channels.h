@@ -12,9 +12,6 @@ inline namespace EQK_ISA {
 
 inline constexpr int kRows = 8;  // rows of a block: the lanes of M; 16 was slower, its M leaves L1
 
-template <class T>
-inline constexpr int kWidth = EQK_VECTOR_BYTES / sizeof(T);
-
 // One row during the paths of a plan; "c" is the operand with channels. Null: not there, or not wanted.
 template <class T>
 struct ChannelRow {

@@ -1,6 +1,6 @@
 // Compiled once per instruction set with EQK_ISA, EQK_VECTOR_BYTES and EQK_UNROLLED set by the build.
+#include "core/cpu_sums.h"
 #include "tensor_product/cpu_rows.h"
-#include "tensor_product/cpu_sums.h"
 #if EQK_UNROLLED
 #include "tensor_product/cpu_channel_rows.h"
 #endif

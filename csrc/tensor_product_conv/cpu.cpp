@@ -8,8 +8,8 @@
 
 #define EQK_ISA host
 #include "core/cpu_dispatch.h"
+#include "core/cpu_sums.h"
 #include "core/lanes.h"
-#include "tensor_product/cpu_sums.h"
 #include "tensor_product/cpu_weight_parts.h"
 #include "tensor_product_conv/cpu_edge_tiles.h"
 #include "tensor_product_conv/cpu_node_sums.h"
@@ -21,9 +21,7 @@
 namespace eqk::tensor_product_conv {
 namespace {
 
-using tensor_product::Sum;
 using tensor_product::WeightParts;
-using tensor_product::WeightSum;
 
 struct CpuPlan {
   Lowered rows;   // for the kernels of tensor_product
@@ -176,11 +174,11 @@ class GatheredEdges {
           static_cast<Storage*>(out.data)[edge * out.stride + q] =
               as_storage<Storage>(results_[s][e * columns_[s] + q]);
     if (T* const gx = gx_.row(src)) {
-      tensor_product::add_row(results_[kX].get() + e * columns_[kX], columns_[kX], gx);
+      add_row(results_[kX].get() + e * columns_[kX], columns_[kX], gx);
       gx_.added(src);
     }
     if (problem_.out[kG].data) {
-      tensor_product::add_row(results_[kG].get() + e * columns_[kG], columns_[kG], out_.few());
+      add_row(results_[kG].get() + e * columns_[kG], columns_[kG], out_.few());
       out_.added(1);
     }
   }
@@ -319,7 +317,7 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
 struct Cpu {
   using Problem = tensor_product_conv::Problem;
   using RadialProblem = tensor_product_conv::RadialProblem;
-  using Edges = tensor_product_conv::Edges;
+  using Edges = eqk::Edges;
   static Edges edges(const char* op, const Graph& graph, std::int64_t num_src) {
     return make_edges(op, graph.src, graph.dst, num_src, graph.num_dst, graph.by_dst);
   }

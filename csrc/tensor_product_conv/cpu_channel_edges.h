@@ -6,8 +6,10 @@
 #include <optional>
 #include <vector>
 
+#include "core/arena.h"
+#include "core/cpu_sums.h"
+#include "core/interleave.h"
 #include "tensor_product/cpu_channel_staging.h"
-#include "tensor_product/cpu_sums.h"
 #include "tensor_product_conv/cpu_edge_tiles.h"
 #include "tensor_product_conv/cpu_kernels.h"
 #include "tensor_product_conv/cpu_node_sums.h"

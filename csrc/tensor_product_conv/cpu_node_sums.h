@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/aligned.h"
-#include "tensor_product/cpu_sums.h"
+#include "core/cpu_sums.h"
 #include "tensor_product_conv/cpu_kernels.h"
 
 namespace eqk::tensor_product_conv {
@@ -12,7 +12,7 @@ inline namespace EQK_ISA {
 
 // Rows that the part with the most edges of a node needs (Part::gx).
 inline int levels_of_sums(std::int64_t max_out_degree) {
-  return max_out_degree <= tensor_product::kFew ? 1 : max_out_degree <= tensor_product::kMany ? 2 : 3;
+  return max_out_degree <= kFew ? 1 : max_out_degree <= kMany ? 2 : 3;
 }
 
 template <class T>
@@ -38,8 +38,8 @@ class NodeSums {
     if (!rows_[1]) return;
     const std::int64_t count = ++added_[node];
     for (int level = 0; level < 2; ++level)
-      if (rows_[level + 1] && count % (level ? tensor_product::kMany : tensor_product::kFew) == 0)
-        tensor_product::move_row(rows_[level] + node * size_, size_, rows_[level + 1] + node * size_);
+      if (rows_[level + 1] && count % (level ? kMany : kFew) == 0)
+        move_row(rows_[level] + node * size_, size_, rows_[level + 1] + node * size_);
   }
 
  private:

@@ -1,8 +1,8 @@
 #pragma once
 // As tensor_product/problem.h, over the edges of a graph: rows of x belong to sources, rows of y and of weights to
 // edges, rows of g to destinations.
+#include "core/edges.h"
 #include "tensor_product/problem.h"
-#include "tensor_product_conv/edges.h"
 
 namespace eqk::tensor_product_conv {
 

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "core/cpu_dispatch.h"
 #include "core/tensor.h"
 #include "wigner/problem.h"
@@ -34,7 +32,7 @@ Tensor wigner(const Tensor& q, std::int64_t lmax, std::int64_t mmax) {
   if (q.dim() != 2 || q.size(1) != 4) fail("eqk::wigner: q: expected shape [rows, 4], got ", shape_string(q));
   const Tensor kept = with_adjacent_columns(q);
   problem.rows = q.size(0);
-  for (std::int64_t l = 0; l <= lmax; ++l) problem.columns += (2 * std::min(l, mmax) + 1) * (2 * l + 1);
+  problem.columns = numbers(problem.lmax, problem.mmax);
   problem.q = kept.const_data_ptr();
   problem.q_stride = kept.stride(0);
   Tensor out = empty(q, {problem.rows, problem.columns});

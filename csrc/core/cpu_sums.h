@@ -7,7 +7,7 @@
 #include "core/aligned.h"
 #include "core/plan.h"
 
-namespace eqk::tensor_product {
+namespace eqk {
 
 inline constexpr std::int64_t kFew = 64, kMany = 32 * kFew;
 
@@ -99,4 +99,4 @@ class WeightSum {
 };
 
 }  // namespace EQK_ISA
-}  // namespace eqk::tensor_product
+}  // namespace eqk

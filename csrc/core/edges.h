@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace eqk::tensor_product_conv {
+namespace eqk {
 
 // "place": where an edge stands in that order, which keeps edges of one destination as they were given.
 struct Edges {
@@ -31,4 +31,4 @@ struct Edges {
   }
 };
 
-}  // namespace eqk::tensor_product_conv
+}  // namespace eqk
