@@ -1,5 +1,6 @@
 #pragma once
 // Functions of vectors of lanes and their derivatives, as coefficients of Taylor series: a[n] = f^(n)(x) / n!.
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <iterator>
@@ -91,6 +92,71 @@ struct Exponential {
   EQK_HD V exp_minus_one() const { return (power - 1) + power * q; }
 };
 
+// 2^(k / 16), rounded to float.
+inline constexpr float kRoots[] = {0x1p0f,        0x1.0b5586p0f, 0x1.172b84p0f, 0x1.2387a6p0f,
+                                   0x1.306fep0f,  0x1.3dea64p0f, 0x1.4bfdaep0f, 0x1.5ab07ep0f,
+                                   0x1.6a09e6p0f, 0x1.7a1148p0f, 0x1.8ace54p0f, 0x1.9c4918p0f,
+                                   0x1.ae89fap0f, 0x1.c199bep0f, 0x1.d5818ep0f, 0x1.ea4afap0f};
+
+// Of W floats that are a register's. exp(x) = 2^(n + k / W) (1 + q): one permutation finds the root, with which a
+// series of half as many terms does.
+template <int W>
+struct Roots {
+  static constexpr int kShift = W == 16 ? 19 : 20;  // of n + k / W to where a float has its exponent
+  // c of exp(r) - 1 = r + r^2 (c_0 + c_1 r), |r| <= log(2) / (2 W): as Bits::kSeries; 2.5e-8 of 8 roots, 1.6e-9 of 16.
+  static constexpr float kSeries[] = {W == 16 ? 0x1.00022p-1f : 0x1.00087ep-1f,
+                                      W == 16 ? 0x1.555762p-3f : 0x1.555d8ap-3f};
+
+  // The bits of each, less those that the shift leaves of k.
+  static constexpr std::array<std::int32_t, W> kBits = [] {
+    std::array<std::int32_t, W> bits{};
+    for (int k = 0; k < W; ++k) bits[k] = __builtin_bit_cast(std::int32_t, kRoots[k * 16 / W]) - (k << kShift);
+    return bits;
+  }();
+
+  // At the last bits of each lane.
+  EQK_HD static Vector<std::int32_t, W> at(Vector<std::int32_t, W> k) {
+    using V = Vector<std::int32_t, W>;
+    const V table = __builtin_bit_cast(V, kBits);
+#if defined(__AVX512F__)
+    if constexpr (W == 16)
+      return __builtin_bit_cast(V, _mm512_maskz_permutexvar_epi32(0xffff, __builtin_bit_cast(__m512i, k),
+                                                                  __builtin_bit_cast(__m512i, table)));
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8)
+      return __builtin_bit_cast(
+          V, _mm256_permutevar8x32_epi32(__builtin_bit_cast(__m256i, table), __builtin_bit_cast(__m256i, k)));
+#endif
+  }
+};
+
+#if defined(__AVX512F__)
+inline constexpr int kRootLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kRootLanes = 8;
+#else
+inline constexpr int kRootLanes = 0;
+#endif
+
+// exp(sign x), sign 1 or -1; beyond kLimit as Exponential.
+template <class T, int W>
+EQK_HD Vector<T, W> exponential(T sign, Vector<T, W> x) {
+  if constexpr (sizeof(T) == 4 && W == kRootLanes) {
+    using V = Vector<T, W>;
+    using R = Roots<W>;
+    x = clamped<T, W>(x, splat<T, W>(Bits<T>::kLimit));
+    const V magic = splat<T, W>(static_cast<T>((3 << 22) / W));
+    const V shifted = x * (sign * static_cast<T>(std::numbers::log2e)) + magic;
+    const V r = sign * x - (shifted - magic) * static_cast<T>(std::numbers::ln2);
+    const auto bits = __builtin_bit_cast(Vector<std::int32_t, W>, shifted);
+    const V root = __builtin_bit_cast(V, R::at(bits) + (bits << R::kShift));
+    return root + root * (r + r * r * (R::kSeries[0] + R::kSeries[1] * r));
+  } else {
+    return Exponential<T, W>(sign * x).exp();
+  }
+}
+
 // f of each lane, for what has no loop of its own.
 template <class T, int W, class F>
 EQK_HD Vector<T, W> each_lane(Vector<T, W> x, const F& f) {
@@ -106,7 +172,7 @@ EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
   const auto inverse = [](int n) EQK_LAMBDA { return static_cast<T>(1.0 / n); };
   // y' = y (1 - y)
   const auto sigmoid = [&](V* s, int order) EQK_LAMBDA {
-    s[0] = reciprocal<T, W>(one + Exponential<T, W>(-x).exp());
+    s[0] = reciprocal<T, W>(one + exponential<T, W>(-1, x));
     for (int n = 0; n < order; ++n) {
       V sum = s[n];
       for (int i = 0; i <= n; ++i) sum -= s[i] * s[n - i];
@@ -158,7 +224,7 @@ EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
     V phi[K + 1], distribution[K + 1];
     distribution[0] =
         each_lane<T, W>(x, [](T t) { return T(0.5) * std::erfc(-t * static_cast<T>(1 / std::numbers::sqrt2)); });
-    phi[0] = Exponential<T, W>(x * x * T(-0.5)).exp() * static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    phi[0] = exponential<T, W>(-1, x * x * T(0.5)) * static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     for (int n = 0; n < K; ++n) {
       distribution[n + 1] = phi[n] * inverse(n + 1);
       phi[n + 1] = (x * phi[n] + (n ? phi[n - 1] : zero)) * -inverse(n + 1);

@@ -57,19 +57,24 @@ void from_rings(const OrderTables<T>& order, const int* places, int rings, const
 }
 
 // One ring, from coefficients of cosines from m = 0 and of sines from m = 1: the parts of its values that are even and
-// odd in the angle. Orders: mmax.
+// odd in the angle. Orders: mmax. At the first angle, cosines are one and sines nothing.
 template <class T, class V, int kOrders>
 void to_angles(const Lowered<T>& lowered, int orders, const V* c, V* even, V* odd) {
   const int count = kOrders ? kOrders : orders;
   // Copies, which the compiler keeps in registers: values might lie where coefficients do.
   const V mean = c[0];
-  V of_cosine[kOrders ? kOrders : kMaxDegree + 1], of_sine[kOrders ? kOrders : kMaxDegree + 1];
+  V first = mean, of_cosine[kOrders ? kOrders : kMaxDegree + 1], of_sine[kOrders ? kOrders : kMaxDegree + 1];
   for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
     of_cosine[m] = c[1 + m];
     of_sine[m] = c[1 + count + m];
+    first += of_cosine[m];
   });
+  even[0] = first;
+  odd[0] = V{};
   const T *cosine = lowered.cosine.data(), *sine = lowered.sine.data();
-  for (int j = 0; j < lowered.half(); ++j, cosine += lowered.mmax, sine += lowered.mmax) {
+  for (int j = 1; j < lowered.half(); ++j) {
+    cosine += lowered.mmax;
+    sine += lowered.mmax;
     V e = mean, o{};
     for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
       e += cosine[m] * of_cosine[m];
@@ -84,9 +89,15 @@ void to_angles(const Lowered<T>& lowered, int orders, const V* c, V* even, V* od
 template <class T, class V, int kOrders>
 void from_angles(const Lowered<T>& lowered, int orders, const V* even, const V* odd, V* c) {
   const int count = kOrders ? kOrders : orders;
-  V mean{}, of_cosine[kOrders ? kOrders : kMaxDegree + 1]{}, of_sine[kOrders ? kOrders : kMaxDegree + 1]{};
+  V mean = even[0], of_cosine[kOrders ? kOrders : kMaxDegree + 1], of_sine[kOrders ? kOrders : kMaxDegree + 1];
+  for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
+    of_cosine[m] = mean;
+    of_sine[m] = V{};
+  });
   const T *cosine = lowered.cosine.data(), *sine = lowered.sine.data();
-  for (int j = 0; j < lowered.half(); ++j, cosine += lowered.mmax, sine += lowered.mmax) {
+  for (int j = 1; j < lowered.half(); ++j) {
+    cosine += lowered.mmax;
+    sine += lowered.mmax;
     mean += even[j];
     for_each<kOrders>(count, [&](auto m) EQK_LAMBDA {
       of_cosine[m] += cosine[m] * even[j];
