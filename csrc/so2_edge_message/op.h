@@ -86,8 +86,10 @@ class Call {
         {{edges, rows, first.out}, {edges, first.extra}, {edges, rows, plan_->channels_out}}};
     for (int n = 0; n < 3; ++n) accept(kKeptNames[n], kept[n], shapes[n]);
     for (int n = 0; n < kSlots; ++n)
-      if (v[n]) check_same(kSlotNames[n], *v[n], x);
-    if (g) check_same("g", *g, x);
+      if (v[n]) check_same(kSlotNames[n], *v[n], x, dtype_, " as x has");
+    if (g) check_same("g", *g, x, dtype_, " as x has");
+    for (int n = 0; n < 3; ++n)
+      if (kept[n]) check_same(kKeptNames[n], *kept[n], x, wide_, " that is computed in");
     for (int n = 0; n < kSlots; ++n)
       if (v[n]) p.in[n] = keep(*v[n]);
     if (g) p.g = keep(*g);
@@ -125,9 +127,9 @@ class Call {
     if (t) check_shape(op_, name, *t, shape);
   }
 
-  void check_same(const char* name, const Tensor& t, const Tensor& x) const {
-    if (t.scalar_type() != x.scalar_type())
-      fail_at(name, "dtype ", dtype_string(x.scalar_type()), " as x has, got ", dtype_string(t.scalar_type()));
+  void check_same(const char* name, const Tensor& t, const Tensor& x, ScalarType type, const char* whose) const {
+    if (t.scalar_type() != type)
+      fail_at(name, "dtype ", dtype_string(type), whose, ", got ", dtype_string(t.scalar_type()));
     check_device(op_, name, t, x);
   }
 

@@ -502,6 +502,10 @@ def _check(
     for name, t in (*zip(_NAMES, v, strict=True), ("g", g)):
         if t is not None:
             require(t.dtype == x.dtype, name, f"dtype {x.dtype} as x has", t.dtype)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, t in of_kept:
+        if t is not None:
+            require(t.dtype == wide, name, f"dtype {wide} that is computed in", t.dtype)
     for name, t in (*zip(_NAMES, v, strict=True), ("g", g), *of_kept):
         if t is not None:
             require(t.device == x.device, name, f"device {x.device} as x has", t.device)
