@@ -247,24 +247,35 @@ class Tile {
   }
 #endif
 
-  // Lane c is at p + c * stride, where its components are adjacent.
+  // Lane c is at p + c * stride, where its components are adjacent. Unrolled, so that blocks stay in registers.
   template <class Storage>
   void load_columns(const Storage* p, std::int64_t stride, int dim, V* v, std::int64_t pitch) const {
+    const auto count = count_;
     for (int i = 0; i < dim; i += W) {
+      const int n = std::min(W, dim - i);
       V block[W];
-      for (int c = 0; c < W; ++c) block[c] = c < count_ ? load_n<T, W>(p + c * stride + i, std::min(W, dim - i)) : V{};
+      if (count == W)
+        unroll<W>([&](auto c) EQK_LAMBDA { block[c] = load_n<T, W>(p + c * stride + i, n); });
+      else
+        for (int c = 0; c < W; ++c) block[c] = c < count ? load_n<T, W>(p + c * stride + i, n) : V{};
       transpose<T, W>(block);
-      for (int j = 0; j < std::min(W, dim - i); ++j) v[(i + j) * pitch] = block[j];
+      unroll<W>([&](auto j) EQK_LAMBDA {
+        if (j < n) v[(i + j) * pitch] = block[j];
+      });
     }
   }
 
   template <class Storage>
   void store_columns(Storage* p, std::int64_t stride, int dim, const V* v, std::int64_t pitch) const {
+    const auto count = count_;
     for (int i = 0; i < dim; i += W) {
+      const int n = std::min(W, dim - i);
       V block[W];
-      for (int j = 0; j < W; ++j) block[j] = i + j < dim ? v[(i + j) * pitch] : V{};
+      unroll<W>([&](auto j) EQK_LAMBDA { block[j] = j < n ? v[(i + j) * pitch] : V{}; });
       transpose<T, W>(block);
-      for (int c = 0; c < count_; ++c) store_n<T, W>(p + c * stride + i, block[c], std::min(W, dim - i));
+      unroll<W>([&](auto c) EQK_LAMBDA {
+        if (c < count) store_n<T, W>(p + c * stride + i, block[c], n);
+      });
     }
   }
 

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdlib>
+#include <type_traits>
+#include <vector>
 
 #include "core/aligned.h"
 #include "core/cpu_tile.h"
@@ -90,6 +93,22 @@ class Rings {
       out_[s] = aligned_array<V>(size);
       sums_[s] = aligned_array<T>(size);
     }
+    for (int s = 0; s < 3; ++s) {
+      for (int m = 0; m < degrees(s); ++m)
+        for (int first = 0; first < lowered_.of[s].count(m); first += kDegrees)
+          with_count<kDegrees>(std::min(kDegrees, lowered_.of[s].count(m) - first), [&](auto count) {
+            steps_[s].push_back(m ? step<count, false>(m, first) : step<count, true>(m, first));
+          });
+      const auto choose = [&](auto product, auto bracket) {
+        multiply_[s] = {multiplication<product, bracket, false>(s), multiplication<product, bracket, true>(s)};
+      };
+      if (!lowered_.bracket)
+        choose(std::true_type{}, std::false_type{});
+      else if (lowered_.product)
+        choose(std::true_type{}, std::true_type{});
+      else
+        choose(std::false_type{}, std::true_type{});
+    }
     int most = 0;
     for (const auto& signals : plan_.of) most = std::max(most, signals.lmax);
     product_ = aligned_array<V>(static_cast<std::int64_t>(2 * pairs_) * 2 * (most + 1));
@@ -115,9 +134,27 @@ class Rings {
   }
 
  private:
+  // Degrees m + first and up of one m, at most kDegrees; analyse: in place of what is there, and added to it.
+  struct Step {
+    int m, first;
+    void (*synthesise)(const Tables<T>&, Block, const V*, int, int, Field<V>&);
+    std::array<void (*)(const Tables<T>&, Block, const V*, int, int, V*), 2> analyse;
+  };
+  template <int count, bool real>
+  Step step(int m, int first) const {
+    return {m,
+            first,
+            lowered_.bracket ? &Rings::synthesise_degrees<count, true, real>
+                             : &Rings::synthesise_degrees<count, false, real>,
+            {&Rings::analyse_degrees<count, false, real>, &Rings::analyse_degrees<count, true, real>}};
+  }
+  using Multiply = void (*)(const Field<V>&, int, const Field<V>&, int, int, int, V*);
+
   const Problem& problem_;
   const Plan& plan_;
   const Lowered<T>& lowered_;
+  std::array<std::vector<Step>, 3> steps_;
+  std::array<std::array<Multiply, 2>, 3> multiply_;  // of the two others; in place of what is there, and added to it
   // [value or tangent][x, y, g]; raw_: the product of the two others, in the components of this one.
   std::array<std::array<AlignedArray<V>, 3>, 2> operand_, scaled_, raw_, weight_;
   std::array<std::array<Field<V>, 3>, 2> field_;
@@ -258,25 +295,19 @@ class Rings {
 
   // x [components] -> the field on the rings of the block.
   void synthesise(int s, const V* x, Field<V>& field, Block block) const {
-    const auto& tables = lowered_.of[s];
-    for (int m = 0; m <= tables.lmax; ++m)
-      for (int first = 0; first < tables.count(m); first += kDegrees)
-        with_count<kDegrees>(std::min(kDegrees, tables.count(m) - first), [&](auto count) {
-          (lowered_.bracket ? &Rings::synthesise_degrees<count, true>
-                            : &Rings::synthesise_degrees<count, false>)(tables, block, x, m, first, field);
-        });
+    for (const Step& step : steps_[s]) step.synthesise(lowered_.of[s], block, x, step.m, step.first, field);
   }
 
   // Adds degrees m + first to m + first + count - 1 to c_m; those of an even number beyond m have the same sign on
-  // both rings of a pair, their slopes the opposite one.
-  template <int count, bool bracket>
+  // both rings of a pair, their slopes the opposite one. real: of order 0, which has no imaginary part.
+  template <int count, bool bracket, bool real>
   __attribute__((noinline)) static void synthesise_degrees(const Tables<T>& tables, Block block, const V* x, int m,
                                                            int first, Field<V>& field) {
     V re[count], im[count];
     unroll<count>([&](auto j) EQK_LAMBDA {
       const int l = m + first + j, zero = l * l + l;
       re[j] = x[zero + m];
-      im[j] = m ? x[zero - m] : V{};
+      im[j] = real ? V{} : x[zero - m];
     });
     const int row = tables.count(m);
     const std::int64_t at = tables.row(m, block.half()) + block.begin * row + first;
@@ -287,11 +318,9 @@ class Rings {
       V even_re{}, even_im{}, odd_re{}, odd_im{}, slope_even_re{}, slope_even_im{}, slope_odd_re{}, slope_odd_im{};
       unroll<count>([&](auto j) EQK_LAMBDA {
         (j % 2 ? odd_re : even_re) += p[j] * re[j];
-        (j % 2 ? odd_im : even_im) += p[j] * im[j];
-        if constexpr (bracket) {
-          (j % 2 ? slope_odd_re : slope_even_re) += d[j] * re[j];
-          (j % 2 ? slope_odd_im : slope_even_im) += d[j] * im[j];
-        }
+        if constexpr (!real) (j % 2 ? odd_im : even_im) += p[j] * im[j];
+        if constexpr (bracket) (j % 2 ? slope_odd_re : slope_even_re) += d[j] * re[j];
+        if constexpr (bracket && !real) (j % 2 ? slope_odd_im : slope_even_im) += d[j] * im[j];
       });
       const auto put = [&](Polynomials<V>& to, int ring, V r, V i) EQK_LAMBDA {
         V* const c = to.ring(ring) + 2 * m;
@@ -319,18 +348,8 @@ class Rings {
     bool added = false;
     const auto multiply = [&](int part_a, int part_b) {
       if (!value_of(a, part_a) || !value_of(b, part_b)) return;
-      const auto with = [&](auto product, auto bracket) {
-        (added ? &Rings::multiply<product, bracket, true>
-               : &Rings::multiply<product, bracket, false>)(field_[part_a][a], plan_.of[a].lmax, field_[part_b][b],
-                                                            plan_.of[b].lmax, plan_.of[s].lmax, block.count(),
-                                                            product_.get());
-      };
-      if (!lowered_.bracket)
-        with(std::true_type{}, std::false_type{});
-      else if (lowered_.product)
-        with(std::true_type{}, std::true_type{});
-      else
-        with(std::false_type{}, std::true_type{});
+      multiply_[s][added](field_[part_a][a], plan_.of[a].lmax, field_[part_b][b], plan_.of[b].lmax, plan_.of[s].lmax,
+                          block.count(), product_.get());
       added = true;
     };
     if (part) {
@@ -344,18 +363,14 @@ class Rings {
       if (!add) std::fill_n(raw, plan_.of[s].components(), V{});
       return;
     }
-    const auto& tables = lowered_.of[s];
-    for (int m = 0; m <= tables.lmax; ++m)
-      for (int first = 0; first < tables.count(m); first += kDegrees)
-        with_count<kDegrees>(std::min(kDegrees, tables.count(m) - first), [&](auto count) {
-          (add ? &Rings::analyse_degrees<count, true>
-               : &Rings::analyse_degrees<count, false>)(tables, block, product_.get(), m, first, raw);
-        });
+    for (const Step& step : steps_[s])
+      step.analyse[add](lowered_.of[s], block, product_.get(), step.m, step.first, raw);
   }
 
   // Terms of the product h_m = sum over p + q = m of f_p g_q, and of the bracket
   // {f, g} = (f_beta g_alpha - f_alpha g_beta) / sin(beta), in which f_alpha has the coefficients -i p f_p: with both,
-  // f_p (g_q + i p g_beta,q) spares a product. Sign of p or q -1: the conjugate of the one that is there.
+  // f_p (g_q + i p g_beta,q) spares a product. Sign of p or q -1: the conjugate of the one that is there; 0: that of
+  // order 0, which is real.
   template <bool product, bool bracket>
   struct Pair {
     const V *f, *f_beta, *f_alpha, *g, *g_beta, *g_alpha;
@@ -379,9 +394,9 @@ class Rings {
     template <int sign_a, int sign_b, int sign>
     static EQK_HD void multiply_add(const V* a, const V* b, V& re, V& im) {
       add_to<sign>(re, a[0], b[0]);
-      add_to<-sign * sign_a * sign_b>(re, a[1], b[1]);
-      add_to<sign * sign_b>(im, a[0], b[1]);
-      add_to<sign * sign_a>(im, a[1], b[0]);
+      if constexpr (sign_a && sign_b) add_to<-sign * sign_a * sign_b>(re, a[1], b[1]);
+      if constexpr (sign_b) add_to<sign * sign_b>(im, a[0], b[1]);
+      if constexpr (sign_a) add_to<sign * sign_a>(im, a[1], b[0]);
     }
 
     template <int sign>
@@ -398,8 +413,7 @@ class Rings {
                                                  int rings, V* h) {
     const int last = std::min(h_max, f_max + g_max);
     for (int k = 0; k < rings; ++k, h += 2 * (h_max + 1)) {
-      Pair<product, bracket> pair{f.value.ring(k), nullptr, nullptr, g.value.ring(k), nullptr, nullptr};
-      if constexpr (bracket) pair = {pair.f, f.beta.ring(k), f.alpha.ring(k), pair.g, g.beta.ring(k), g.alpha.ring(k)};
+      const Pair<product, bracket> pair = pair_of<product, bracket>(f, g, k);
       {  // h_0 is real: terms p and -p are conjugate
         V re{}, im{}, re0{};
         pair.template add<1, 1>(0, 0, re0, im);
@@ -430,13 +444,63 @@ class Rings {
     }
   }
 
+  // The same of degrees that are known: no loops.
+  template <bool product, bool bracket, bool add, int F, int G, int H>
+  __attribute__((noinline)) static void multiply_few(const Field<V>& f, int, const Field<V>& g, int, int, int rings,
+                                                     V* h) {
+    for (int k = 0; k < rings; ++k, h += 2 * (H + 1)) {
+      const Pair<product, bracket> pair = pair_of<product, bracket>(f, g, k);
+      unroll<H + 1>([&](auto m) EQK_LAMBDA {
+        V re{}, im{}, re0{};
+        unroll<2 * F + 1>([&](auto i) EQK_LAMBDA {
+          constexpr int p = i - F, q = m - p;
+          if constexpr (m == 0 && p == 0)
+            pair.template add<0, 0>(0, 0, re0, im);
+          else if constexpr (-G <= q && q <= G && (m || p > 0))
+            pair.template add<sign_of(p), sign_of(q)>(std::abs(p), std::abs(q), re, im);
+        });
+        if constexpr (m == 0)
+          store<add>(h, 0, re0 + 2 * re, V{});
+        else
+          store<add>(h, m, re, im);
+      });
+    }
+  }
+
+  static constexpr int sign_of(int n) { return (n > 0) - (n < 0); }
+
+  // multiply, or multiply_few where loops would take longer than what they do.
+  template <bool product, bool bracket, bool add>
+  Multiply multiplication(int s) const {
+    const std::array<int, 3> degrees{plan_.of[(s + 1) % 3].lmax, plan_.of[(s + 2) % 3].lmax, plan_.of[s].lmax};
+    Multiply chosen = &multiply<product, bracket, add>;
+    const auto offer = [&]<int F, int G, int H>() {
+      if (degrees == std::array{F, G, H}) chosen = &multiply_few<product, bracket, add, F, G, H>;
+    };
+    if constexpr (!bracket) {
+      unroll<8>([&](auto n) { offer.template operator()<1 + n % 2, 1 + n / 2 % 2, 1 + n / 4>(); });
+      offer.template operator()<2, 2, 4>();
+      offer.template operator()<2, 4, 2>();
+      offer.template operator()<4, 2, 2>();
+    }
+    return chosen;
+  }
+
+  template <bool product, bool bracket>
+  static EQK_HD Pair<product, bracket> pair_of(const Field<V>& f, const Field<V>& g, int ring) {
+    Pair<product, bracket> pair{f.value.ring(ring), nullptr, nullptr, g.value.ring(ring), nullptr, nullptr};
+    if constexpr (bracket)
+      pair = {pair.f, f.beta.ring(ring), f.alpha.ring(ring), pair.g, g.beta.ring(ring), g.alpha.ring(ring)};
+    return pair;
+  }
+
   template <bool add>
   static EQK_HD void store(V* h, int m, V re, V im) {
     h[2 * m] = add ? h[2 * m] + re : re;
     h[2 * m + 1] = add ? h[2 * m + 1] + im : im;
   }
 
-  template <int count, bool add>
+  template <int count, bool add, bool real>
   __attribute__((noinline)) static void analyse_degrees(const Tables<T>& tables, Block block, const V* h, int m,
                                                         int first, V* z) {
     V re[count]{}, im[count]{};
@@ -451,13 +515,13 @@ class Rings {
       }
       unroll<count>([&](auto j) EQK_LAMBDA {
         re[j] += q[j] * (j % 2 ? odd_re : even_re);
-        im[j] += q[j] * (j % 2 ? odd_im : even_im);
+        if constexpr (!real) im[j] += q[j] * (j % 2 ? odd_im : even_im);
       });
     }
     unroll<count>([&](auto j) EQK_LAMBDA {
       const int l = m + first + j, zero = l * l + l;
       z[zero + m] = add ? z[zero + m] + re[j] : re[j];
-      if (m) z[zero - m] = add ? z[zero - m] + im[j] : im[j];
+      if constexpr (!real) z[zero - m] = add ? z[zero - m] + im[j] : im[j];
     });
   }
 };
