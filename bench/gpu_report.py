@@ -329,15 +329,14 @@ def kernel_rows(codes: Mapping[str, Sequence[Code]], bindings) -> list[dict]:
     return rows
 
 
-def fused(ptx: str, instructions: Sequence[tuple[str, int]], warps_by_line: Mapping[int, int]) -> int:
-    """Float32 instructions of PTX that ran and have no machine code: ptxas makes one of a product and a sum.
-
-    As many as there are products at most.
-    """
+def arithmetic_run(ptx: str, instructions: Sequence[tuple[str, int]], warps_by_line: Mapping[int, int]) -> int:
+    """Float32 instructions of PTX that ran, without those that have no machine code, as many as products at most: ptxas
+    makes one of a product and a sum."""
     made, lines = {line for opcode, line in instructions if arithmetic(opcode)}, ptx.splitlines()
     opcodes = {n: re.sub(r"^\{?\s*(@!?%\w+\s+)?", "", lines[n - 1].strip()).split()[0] for n in warps_by_line}
-    lost = sum(n for line, n in warps_by_line.items() if arithmetic(opcodes[line]) and line not in made)
-    return min(lost, sum(n for line, n in warps_by_line.items() if opcodes[line].startswith("mul.f32")))
+    ran = {line: n for line, n in warps_by_line.items() if arithmetic(opcodes[line])}
+    lost = sum(n for line, n in ran.items() if line not in made)
+    return sum(ran.values()) - min(lost, sum(n for line, n in ran.items() if opcodes[line].startswith("mul.f32")))
 
 
 def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
@@ -345,8 +344,7 @@ def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
     code = next(code for code in sources if kernel in code.kernels)
     estimate = sass_estimate(code.ptx, kernel, code.instructions[kernel], stats.warps_by_line)
     found = sum(n for opcode, n in estimate.items() if arithmetic(opcode))
-    counted = stats.warp_insts["fma.fp32"] + stats.warp_insts["fp32"]
-    expected = counted - fused(code.ptx, code.instructions[kernel], stats.warps_by_line)
+    expected = arithmetic_run(code.ptx, code.instructions[kernel], stats.warps_by_line)
     if expected and not 0.9 < found / expected < 1.1:
         raise RuntimeError(
             f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {expected} counted, "

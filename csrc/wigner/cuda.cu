@@ -18,6 +18,26 @@ constexpr int kBlocks = 4;  // of a multiprocessor: float64 takes up to 110 regi
 __constant__ const Coefficients<float> kOfFloat;
 __constant__ const Coefficients<double> kOfDouble;
 
+// The numbers of a part, and the last degree there.
+struct Part {
+  int begin = 0, end, last;
+
+  __device__ __forceinline__ Part(const Arguments& a, int n) : end(a.columns), last(a.lmax) {
+    if (n > 0) begin = row_from(a, n * a.step);
+    if (n + 1 < a.parts) end = row_from(a, (n + 1) * a.step);
+    if (n + 1 == a.parts) last = a.lmax;
+  }
+
+ private:
+  // Where the first row of a matrix begins at a number or behind it.
+  __device__ __forceinline__ int row_from(const Arguments& a, int number) {
+    const auto first = [&](int l) { return a.center[l] - (2 * min(l, a.mmax) + 1) * (2 * l + 1) / 2; };
+    for (last = a.lmax; first(last) >= number;) --last;
+    const int width = 2 * last + 1;
+    return first(last) + (number - first(last) + width - 1) / width * width;
+  }
+};
+
 template <class T, class Storage>
 class Block {
  public:
@@ -27,22 +47,21 @@ class Block {
         count_(static_cast<int>(a.rows - first_ < kRotations ? a.rows - first_ : kRotations)),
         stage_(stage) {}
 
-  __device__ __forceinline__ void matrices(int begin) const {
+  __device__ __forceinline__ void matrices(int n) const {
     __shared__ T shared_q[4][kRotations];
     T q[4];
     load_quaternions(shared_q, q);
-    Storage* const numbers = static_cast<Storage*>(stage_) + lane() * a_.part;
-    const auto put = [&](int at, T value) {
-      if (static_cast<unsigned>(at) < static_cast<unsigned>(a_.part)) numbers[at] = static_cast<Storage>(value);
-    };
-    for_matrices(Rotation<T, T>(q, coefficients()), begin, [&](int, int at, int m, T plus, T minus) {
-      put(at - m, minus);
-      put(at + m, plus);
+    Storage* const numbers = static_cast<Storage*>(stage_);
+    const Part part(a_, n);
+    for_rows(Rotation<T, T>(q, coefficients()), part, [&](int, int m, T plus, T minus, int at) {
+      numbers[at - m] = static_cast<Storage>(minus);
+      numbers[at + m] = static_cast<Storage>(plus);
     });
     __syncthreads();
     Storage* const out = static_cast<Storage*>(a_.out);
-    for_numbers(out, a_.columns, begin,
-                [&](int from, std::int64_t to) { out[to] = static_cast<const Storage*>(stage_)[from]; });
+    move_numbers(
+        out, a_.columns, part, [&](std::int64_t, int from) { return numbers[from]; },
+        [&](std::int64_t to, int, Storage value) { out[to] = value; });
   }
 
   __device__ __forceinline__ void gradient() const {
@@ -53,15 +72,16 @@ class Block {
     Torque<T, T> torque(coefficients());
     T* const numbers = static_cast<T*>(stage_);
     const Storage* const g = static_cast<const Storage*>(a_.g);
-    for (int part = 0; part < a_.parts; ++part) {
-      const int begin = part * a_.step;
+    for (int n = 0; n < a_.parts; ++n) {
+      const Part part(a_, n);
       __syncthreads();
-      for_numbers(g, a_.g_stride, begin, [&](int to, std::int64_t from) { numbers[to] = static_cast<T>(g[from]); });
+      move_numbers(
+          g, a_.g_stride, part, [&](std::int64_t from, int) { return g[from]; },
+          [&](std::int64_t, int to, Storage value) { numbers[to] = static_cast<T>(value); });
       __syncthreads();
       if (lane() < count_)
-        for_matrices(rotation, begin, [&](int l, int at, int m, T plus, T minus) {
-          if (static_cast<unsigned>(at - l) < static_cast<unsigned>(a_.step))
-            torque.add(l, m, plus, minus, numbers + lane() * a_.part + at);
+        for_rows(rotation, part, [&](int l, int m, T plus, T minus, int at) {
+          torque.add(l, m, plus, minus, numbers + at);
         });
     }
     for (int k = 0; k < 3; ++k) torques[warp()][k][lane()] = torque.sum[k];
@@ -104,28 +124,43 @@ class Block {
     for (int i = 0; i < 4; ++i) q[i] = shared[i][lane()];
   }
 
-  // f(l, place of D^l[m', 0] behind `begin`, m, D^l[m', m], D^l[m', -m]) of the warp's share of the degrees that begin
-  // in the part there.
+  // f(l, m, D^l[m', m], D^l[m', -m], place of D^l[m', 0] in shared memory) of the warp's share of a part.
   template <class F>
-  __device__ __forceinline__ void for_matrices(const Rotation<T, T>& rotation, int begin, const F& f) const {
-    int last = a_.lmax;
-    while (last > 0 && a_.center[last] - (2 * min(last, a_.mmax) + 1) * (2 * last + 1) / 2 >= begin + a_.step) --last;
-    rotation.matrices(last, min(last, a_.mmax), warp(), kWarps, [&](int l, int row, int m, T plus, T minus) {
-      f(l, a_.center[l] + row * (2 * l + 1) - begin, m, plus, minus);
-    });
+  __device__ __forceinline__ void for_rows(const Rotation<T, T>& rotation, const Part& part, const F& f) const {
+    const int first = lane() * a_.pitch - part.begin;
+    const auto in_part = [&](auto whole) {
+      const auto put = [&](int l, int row, int m, T plus, T minus) {
+        const int at = a_.center[l] + row * (2 * l + 1);
+        if (whole || (at - l >= part.begin && at - l < part.end)) f(l, m, plus, minus, first + at);
+      };
+      rotation.matrices(part.last, min(part.last, a_.mmax), warp(), kWarps, put);
+    };
+    a_.parts == 1 ? in_part(std::true_type{}) : in_part(std::false_type{});
   }
 
-  // f(place in shared memory, place in `rows`, which are `stride` apart) of numbers from `begin` on.
-  template <class F>
-  __device__ __forceinline__ void for_numbers(const Storage* rows, std::int64_t stride, int begin, const F& f) const {
+  // put(.., get(..)) of a part's numbers, each with its place in `rows`, which are `stride` apart, and in shared memory.
+  template <class Get, class Put>
+  __device__ __forceinline__ void move_numbers(const Storage* rows, std::int64_t stride, const Part& part,
+                                               const Get& get, const Put& put) const {
+    constexpr int kTogether = 4;  // accesses that a thread has under way
     const bool adjacent = a_.parts == 1 && stride == a_.columns;
-    const int runs = adjacent ? 1 : count_, width = adjacent ? count_ * a_.columns : min(a_.part, a_.columns - begin);
+    const int runs = adjacent ? 1 : count_, width = adjacent ? count_ * a_.columns : part.end - part.begin;
+#pragma unroll 1
     for (int run = 0; run < runs; ++run) {
-      const std::int64_t at = (first_ + run) * stride + begin;
-      // Warps begin where a sector does.
+      const std::int64_t at = (first_ + run) * stride + part.begin;
+      // All warps but one begin where a sector does.
       const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(rows + at) % 32 / sizeof(Storage));
-      for (int i = static_cast<int>(threadIdx.x) - before; i < width; i += kThreads)
-        if (i >= 0) f(run * a_.part + i, at + i);
+      const int begin = static_cast<int>(threadIdx.x) - before;
+#pragma unroll 1
+      for (int i = begin < 0 ? begin + kThreads : begin; i < width; i += kTogether * kThreads) {
+        Storage values[kTogether];
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n)
+          if (const int j = i + n * kThreads; j < width) values[n] = get(at + j, run * a_.pitch + j);
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n)
+          if (const int j = i + n * kThreads; j < width) put(at + j, run * a_.pitch + j, values[n]);
+      }
     }
   }
 };
@@ -134,7 +169,7 @@ class Block {
   extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) eqk_wigner_forward_##suffix(                            \
       const __grid_constant__ Arguments a) {                                                                     \
     extern __shared__ __align__(16) unsigned char stage[];                                                       \
-    Block<T, Storage>(a, blockIdx.x / a.parts, stage).matrices(static_cast<int>(blockIdx.x % a.parts) * a.step); \
+    Block<T, Storage>(a, blockIdx.x / a.parts, stage).matrices(static_cast<int>(blockIdx.x % a.parts)); \
   }                                                                                                              \
   extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) eqk_wigner_backward_##suffix(                           \
       const __grid_constant__ Arguments a) {                                                                     \

@@ -10,7 +10,7 @@ namespace eqk::wigner {
 
 // A block has a rotation for each lane of a warp, and its warps share their diagonals.
 inline constexpr int kRotations = 32, kThreads = 128;
-// Of the part of a row of numbers that a block has in shared memory at a time, for all of its rotations.
+// The part of its rotations' numbers that a block has in shared memory at a time.
 inline constexpr int kStageBytes = 44 << 10;
 
 enum class Member { matrices, gradient };
@@ -24,8 +24,8 @@ struct Arguments {
   void* out = nullptr;
   std::int64_t q_stride = 0, g_stride = 0, rows = 0;
   int lmax = 0, mmax = 0, columns = 0;
-  // A part has this many numbers; parts begin `step` apart, for gradients so that each row of a matrix is in one.
-  int part = 0, step = 0, parts = 0;
+  // Part n is those rows of matrices which begin at numbers [n step, (n + 1) step), `pitch` numbers at most.
+  int parts = 0, step = 0, pitch = 0;
   std::array<int, kMaxDegree + 1> center{};  // of D^l[0, 0]
   int unused = 0;                            // bytes of launches are compared
 };

@@ -97,6 +97,7 @@ class Rotation {
   template <class Put>
   EQK_HD void matrices(int lmax, int mmax, int share, int shares, Put&& put) const {
     Complex power{V{} + T(1), V{}};
+    EQK_ROLLED
     for (int n = 0; n <= mmax + lmax; ++n) {
       const bool of_row = n <= mmax;
       if (n % shares == share)
@@ -137,6 +138,7 @@ class Rotation {
     else
       climb(k, m, lmax, q, put);
     Pair now{p, q};
+    EQK_ROLLED
     for (++k, ++m; k <= mmax && m <= lmax; ++k, ++m) {
       now = {now.p * a2_, now.q * b2_};
       climb(k, m, lmax, now, put);
@@ -145,29 +147,29 @@ class Rotation {
 
   template <class Element, class Put>
   EQK_HD void climb(int k, int m, int lmax, const Element& monomials, Put& put) const {
-    const int high = std::max(k, m), low = std::min(k, m);
-    const int pair = Coefficients<T>::pairs(high) + low;
+    const int high = std::max(k, m), pair = Coefficients<T>::pairs(high) + std::min(k, m);
     Element now = coefficients_.first[pair] * monomials, before{};
     elements(high, k, m, now, put);
-    for (int l = high + 1; l <= lmax; ++l) {
-      const Element next = stepped(coefficients_.step[Coefficients<T>::triples(l) + pair], now, before);
+    const Step* step = coefficients_.step + Coefficients<T>::triples(high + 1) + pair;
+    EQK_ROLLED
+    for (int l = high + 1, pairs = Coefficients<T>::pairs(l); l <= lmax; step += pairs, pairs += ++l) {
+      const Element next = stepped(*step, now, before);
       before = now;
       now = next;
       elements(l, k, m, now, put);
     }
   }
 
-  EQK_HD V factor(const Step& s, V d) const { return s.c * from_pole_ + (s.c * pole_ + d); }
-
   EQK_HD Real stepped(const Step& s, const Real& now, const Real& before) const {
-    return {factor(s, V{}) * now.re + s.minus_e * before.re};
+    return {(s.c * from_pole_ + s.c * pole_) * now.re + s.minus_e * before.re};
   }
   EQK_HD Complex stepped(const Step& s, const Complex& now, const Complex& before) const {
-    return along(factor(s, V{}), s, now, before);
+    return along(s.c * from_pole_ + s.c * pole_, s, now, before);
   }
   EQK_HD Pair stepped(const Step& s, const Pair& now, const Pair& before) const {
-    const V d = V{} + s.d;
-    return {along(factor(s, -d), s, now.p, before.p), along(factor(s, d), s, now.q, before.q)};
+    const V at_pole = s.c * pole_;
+    return {along(s.c * from_pole_ + (at_pole - s.d), s, now.p, before.p),
+            along(s.c * from_pole_ + (at_pole + s.d), s, now.q, before.q)};
   }
   static EQK_HD Complex along(V f, const Step& s, const Complex& now, const Complex& before) {
     return {f * now.re + s.minus_e * before.re, f * now.im + s.minus_e * before.im};
