@@ -234,9 +234,7 @@ class Emulator:
         def launches(address):
             of_g = (0, 0) if g is None else (address(g), g.shape[1])
             return [
-                self.bindings.wigner_launch(
-                    lmax, mmax, dtype, len(q), address(q), q.shape[1], *of_g, address(result)
-                )
+                self.bindings.wigner_launch(lmax, mmax, dtype, len(q), address(q), q.shape[1], *of_g, address(result))
             ]
 
         return result, self._execute(launches, count)

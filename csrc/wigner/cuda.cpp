@@ -15,7 +15,8 @@ struct Cuda {
     const cudaStream_t stream = current_stream("wigner", device);
     const Launch l(problem);
     const void* const kernel = kernel_of(l.member, l.dtype);
-    if (const auto error = enqueue_kernel(kernel, l.grid, l.block, l.shared, l.argument(), stream); error != cudaSuccess)
+    if (const auto error = enqueue_kernel(kernel, l.grid, l.block, l.shared, l.argument(), stream);
+        error != cudaSuccess)
       check_cuda("wigner", error, l.name().c_str());
   }
 };

@@ -13,28 +13,34 @@
 namespace eqk::wigner {
 
 constexpr int kWarps = kThreads / kRotations;
-constexpr int kBlocks = 4;  // of a multiprocessor: float64 takes up to 110 registers, which the compiler would not give
+constexpr int kBlocks = 4;  // of a multiprocessor: float64 needs the registers, which the compiler would not give it
 
 __constant__ const Coefficients<float> kOfFloat;
 __constant__ const Coefficients<double> kOfDouble;
 
 // The numbers of a part, and the last degree there.
 struct Part {
-  int begin = 0, end, last;
+  int begin, end, last;
 
-  __device__ __forceinline__ Part(const Arguments& a, int n) : end(a.columns), last(a.lmax) {
-    if (n > 0) begin = row_from(a, n * a.step);
-    if (n + 1 < a.parts) end = row_from(a, (n + 1) * a.step);
-    if (n + 1 == a.parts) last = a.lmax;
-  }
+  __device__ __forceinline__ Part(const Arguments& a, int n)
+      : begin(n > 0 ? row_from(a, n * a.step) : 0),
+        end(n + 1 < a.parts ? row_from(a, (n + 1) * a.step) : a.columns),
+        last(degree_before(a, end)) {}
 
  private:
+  static __device__ __forceinline__ int first(const Arguments& a, int l) {
+    return a.center[l] - (2 * min(l, a.mmax) + 1) * (2 * l + 1) / 2;
+  }
+  // The last that begins before a number, which is not 0.
+  static __device__ __forceinline__ int degree_before(const Arguments& a, int number) {
+    int l = a.lmax;
+    while (first(a, l) >= number) --l;
+    return l;
+  }
   // Where the first row of a matrix begins at a number or behind it.
-  __device__ __forceinline__ int row_from(const Arguments& a, int number) {
-    const auto first = [&](int l) { return a.center[l] - (2 * min(l, a.mmax) + 1) * (2 * l + 1) / 2; };
-    for (last = a.lmax; first(last) >= number;) --last;
-    const int width = 2 * last + 1;
-    return first(last) + (number - first(last) + width - 1) / width * width;
+  static __device__ __forceinline__ int row_from(const Arguments& a, int number) {
+    const int l = degree_before(a, number), width = 2 * l + 1;
+    return first(a, l) + (number - first(a, l) + width - 1) / width * width;
   }
 };
 
@@ -80,9 +86,8 @@ class Block {
           [&](std::int64_t, int to, Storage value) { numbers[to] = static_cast<T>(value); });
       __syncthreads();
       if (lane() < count_)
-        for_rows(rotation, part, [&](int l, int m, T plus, T minus, int at) {
-          torque.add(l, m, plus, minus, numbers + at);
-        });
+        for_rows(rotation, part,
+                 [&](int l, int m, T plus, T minus, int at) { torque.add(l, m, plus, minus, numbers + at); });
     }
     for (int k = 0; k < 3; ++k) torques[warp()][k][lane()] = torque.sum[k];
     __syncthreads();
@@ -116,7 +121,7 @@ class Block {
       return kOfDouble;
   }
 
-  // That of the lane, by way of shared memory; the last one where it has none.
+  // That of the lane, by way of shared memory, where the others stay; the last one where it has none.
   __device__ __forceinline__ void load_quaternions(T (*shared)[kRotations], T* q) const {
     const std::int64_t at = (first_ + min(row(), count_ - 1)) * a_.q_stride + component();
     shared[component()][row()] = static_cast<T>(static_cast<const Storage*>(a_.q)[at]);
@@ -138,7 +143,8 @@ class Block {
     a_.parts == 1 ? in_part(std::true_type{}) : in_part(std::false_type{});
   }
 
-  // put(.., get(..)) of a part's numbers, each with its place in `rows`, which are `stride` apart, and in shared memory.
+  // put(.., get(..)) of a part's numbers, each with its place in `rows`, which are `stride` apart, and in shared
+  // memory.
   template <class Get, class Put>
   __device__ __forceinline__ void move_numbers(const Storage* rows, std::int64_t stride, const Part& part,
                                                const Get& get, const Put& put) const {
@@ -165,16 +171,16 @@ class Block {
   }
 };
 
-#define EQK_KERNELS(T, Storage, suffix)                                                                          \
-  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) eqk_wigner_forward_##suffix(                            \
-      const __grid_constant__ Arguments a) {                                                                     \
-    extern __shared__ __align__(16) unsigned char stage[];                                                       \
+#define EQK_KERNELS(T, Storage, suffix)                                                                 \
+  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)                                       \
+      eqk_wigner_forward_##suffix(const __grid_constant__ Arguments a) {                                \
+    extern __shared__ __align__(16) unsigned char stage[];                                              \
     Block<T, Storage>(a, blockIdx.x / a.parts, stage).matrices(static_cast<int>(blockIdx.x % a.parts)); \
-  }                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) eqk_wigner_backward_##suffix(                           \
-      const __grid_constant__ Arguments a) {                                                                     \
-    extern __shared__ __align__(16) unsigned char stage[];                                                       \
-    Block<T, Storage>(a, blockIdx.x, stage).gradient();                                                          \
+  }                                                                                                     \
+  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)                                       \
+      eqk_wigner_backward_##suffix(const __grid_constant__ Arguments a) {                               \
+    extern __shared__ __align__(16) unsigned char stage[];                                              \
+    Block<T, Storage>(a, blockIdx.x, stage).gradient();                                                 \
   }
 EQK_KERNELS(float, float, f32)
 EQK_KERNELS(double, double, f64)
@@ -182,9 +188,9 @@ EQK_KERNELS(float, __half, f16)
 EQK_KERNELS(float, __nv_bfloat16, bf16)
 
 const void* kernel_of(Member member, Dtype dtype) {
-#define EQK_POINTERS(member)                                                                       \
-  {reinterpret_cast<const void*>(member##_f32), reinterpret_cast<const void*>(member##_f64), \
-   reinterpret_cast<const void*>(member##_f16), reinterpret_cast<const void*>(member##_bf16)}
+#define EQK_POINTERS(kernel)                                                                 \
+  {reinterpret_cast<const void*>(kernel##_f32), reinterpret_cast<const void*>(kernel##_f64), \
+   reinterpret_cast<const void*>(kernel##_f16), reinterpret_cast<const void*>(kernel##_bf16)}
   static const void* const kernels[2][4] = {EQK_POINTERS(eqk_wigner_forward), EQK_POINTERS(eqk_wigner_backward)};
   return kernels[static_cast<int>(member)][static_cast<int>(dtype)];
 }

@@ -13,7 +13,7 @@ inline constexpr int kRotations = 32, kThreads = 128;
 // The part of its rotations' numbers that a block has in shared memory at a time.
 inline constexpr int kStageBytes = 44 << 10;
 
-enum class Member { matrices, gradient };
+enum class Member { forward, backward };
 
 inline constexpr std::array kMembers{"forward", "backward"};
 inline constexpr std::array kTypes{"f32", "f64", "f16", "bf16"};  // by Dtype

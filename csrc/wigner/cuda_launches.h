@@ -16,7 +16,7 @@ struct Launch {
   Arguments arguments;
   static constexpr int block = kThreads;
 
-  explicit Launch(const Problem& p) : member(p.g ? Member::gradient : Member::matrices), dtype(p.dtype) {
+  explicit Launch(const Problem& p) : member(p.g ? Member::backward : Member::forward), dtype(p.dtype) {
     const bool is_double = dtype == Dtype::float64, is_narrow = dtype != Dtype::float32 && !is_double;
     // Cotangents of 16 bits are wide in shared memory.
     const int bytes = is_double ? 8 : is_narrow && !p.g ? 2 : 4, columns = static_cast<int>(p.columns);

@@ -10,8 +10,7 @@ template <class Backend>
 Tensor run(const char* op, const Tensor& q, const Tensor* g, std::int64_t lmax, std::int64_t mmax) {
   if (lmax < 0 || lmax > kMaxDegree)
     fail("eqk::", op, ": lmax: expected a degree from 0 to ", kMaxDegree, ", got ", lmax);
-  if (mmax < 0 || mmax > lmax)
-    fail("eqk::", op, ": mmax: expected an order from 0 to lmax = ", lmax, ", got ", mmax);
+  if (mmax < 0 || mmax > lmax) fail("eqk::", op, ": mmax: expected an order from 0 to lmax = ", lmax, ", got ", mmax);
   Problem problem{.dtype = kernel_dtype(op, q, "q"), .lmax = static_cast<int>(lmax), .mmax = static_cast<int>(mmax)};
   if (q.dim() != 2 || q.size(1) != 4) fail("eqk::", op, ": q: expected shape [rows, 4], got ", shape_string(q));
   const Tensor kept_q = with_adjacent_columns(q);

@@ -37,8 +37,8 @@ struct Coefficients {
   struct Step {
     T c, d, minus_e;
   };
-  static constexpr int pairs(int high) { return high * (high + 1) / 2; }        // below (high, 0)
-  static constexpr int triples(int l) { return (l - 1) * l * (l + 1) / 6; }     // below those of l
+  static constexpr int pairs(int high) { return high * (high + 1) / 2; }     // below (high, 0)
+  static constexpr int triples(int l) { return (l - 1) * l * (l + 1) / 6; }  // below those of l
   T first[pairs(kMaxDegree + 1)] = {};      // of the first P and Q, in terms of monomials
   Step step[triples(kMaxDegree + 1)] = {};  // to degree l
   T turn[pairs(kMaxDegree + 1)] = {};       // of (l, m), by which a turn couples m and m + 1 (torque.h)

@@ -54,7 +54,7 @@ def _scaled(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The scale cancels in what is made of them, so it is constant to derivatives.
     """
     q = _wide(q)
-    scale = q.detach().abs().amax(1, keepdim=True)
+    scale = torch.linalg.vector_norm(q.detach(), math.inf, 1, keepdim=True)
     q = q / scale
     return q, scale, 2 / (scale * (q * q).sum(1, keepdim=True))
 
