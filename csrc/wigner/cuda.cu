@@ -13,7 +13,9 @@
 namespace eqk::wigner {
 
 constexpr int kWarps = kThreads / kRotations;
-constexpr int kBlocks = 4;  // of a multiprocessor: float64 needs the registers, which the compiler would not give it
+// Of a multiprocessor, as registers allow: with no number the compiler gives float64 too few.
+template <class T>
+constexpr int blocks_of = sizeof(T) == 8 ? 4 : 6;
 
 __constant__ const Coefficients<float> kOfFloat;
 __constant__ const Coefficients<double> kOfDouble;
@@ -172,12 +174,12 @@ class Block {
 };
 
 #define EQK_KERNELS(T, Storage, suffix)                                                                 \
-  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                       \
       eqk_wigner_forward_##suffix(const __grid_constant__ Arguments a) {                                \
     extern __shared__ __align__(16) unsigned char stage[];                                              \
     Block<T, Storage>(a, blockIdx.x / a.parts, stage).matrices(static_cast<int>(blockIdx.x % a.parts)); \
   }                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                       \
       eqk_wigner_backward_##suffix(const __grid_constant__ Arguments a) {                               \
     extern __shared__ __align__(16) unsigned char stage[];                                              \
     Block<T, Storage>(a, blockIdx.x, stage).gradient();                                                 \
