@@ -22,6 +22,8 @@ gradient of w by a and by h, in float32.
 
 Gaunt: the same of products of signals on the sphere of 128 channels, all of one degree, per row.
 
+Wigner: the same of matrices of degrees 0 to lmax, rows |m'| <= mmax, and of their gradient, per edge.
+
 Model: the time of an edge, or row, is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and
 launches are not modelled; measured times are printed beside it where there is a GPU.
     dram        compulsory bytes from memory                           the memory floor
@@ -58,6 +60,7 @@ import triton
 import eqk
 from eqk.gaunt_plan import KINDS
 from eqk.testing import CASES, depthwise
+from eqk.wigner import columns as wigner_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -77,7 +80,8 @@ ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
 MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.values()))
 PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
 COMMITTED = {
-    name: ROOT / "bench" / f"gpu_{name}.csv" for name in ("kernels", "problems", "convolutions", "radial", "gaunt")
+    name: ROOT / "bench" / f"gpu_{name}.csv"
+    for name in ("kernels", "problems", "convolutions", "radial", "gaunt", "wigner")
 }
 
 # Duals or not, and the slots of the results.
@@ -100,6 +104,9 @@ HIDDEN, RADIAL_EDGES = 64, 576
 GAUNT_PHASES = {"forward": (False, False, True), "backward": (True, True, False)}
 GAUNTS = [(kind, str(lmax), phase) for kind in ("even", "all") for lmax in range(2, 7) for phase in GAUNT_PHASES]
 GAUNT_CHANNELS, GAUNT_ROWS = 128, 2
+# Of Wigner matrices, whole blocks.
+WIGNERS = [(lmax, "2", phase) for lmax in ("2", "4", "6") for phase in ("forward", "backward")]
+WIGNER_ROWS = 64
 TOLERANCE = 0.05
 
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
@@ -112,6 +119,7 @@ KEYS = {
     "convolutions": ("problem", "phase", "degrees"),
     "radial": ("problem", "precision", "degrees"),
     "gaunt": ("kind", "lmax", "phase"),
+    "wigner": ("lmax", "mmax", "phase"),
 }
 # Of these more is better; of all other numbers less is.
 BETTER_MORE = re.compile(r"warps_?.*|store_width")
@@ -261,6 +269,10 @@ def all_launches(bindings) -> dict[str, set[tuple[int, int]]]:
             for phase in GAUNT_PHASES:
                 for launch in gaunt_launches(bindings, kind, lmax, phase):
                     found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
+    for key in WIGNERS:
+        for dtype in ("float32", "float64", "float16", "bfloat16"):
+            launch = wigner_launch(bindings, *key, dtype)
+            found.setdefault(launch["name"], set()).add((launch["block"], launch["shared"]))
     return found
 
 
@@ -309,6 +321,11 @@ def gaunt_launches(bindings, kind: str, lmax: int | str, phase: str) -> list[dic
     return bindings.GauntProblem(plan, "float32", GAUNT_ROWS, False, values, none, strides, none, results).launches()
 
 
+def wigner_launch(bindings, lmax: str, mmax: str, phase: str, dtype: str = "float32") -> dict:
+    g = 4096 if phase == "backward" else 0
+    return bindings.wigner_launch(int(lmax), int(mmax), dtype, WIGNER_ROWS, 4096, 4, g, 4096, 4096)
+
+
 def kernel_rows(codes: Mapping[str, Sequence[Code]], bindings) -> list[dict]:
     rows, of_any = [], all_launches(bindings)
     for architecture, sources in codes.items():
@@ -329,15 +346,14 @@ def kernel_rows(codes: Mapping[str, Sequence[Code]], bindings) -> list[dict]:
     return rows
 
 
-def fused(ptx: str, instructions: Sequence[tuple[str, int]], warps_by_line: Mapping[int, int]) -> int:
-    """Float32 instructions of PTX that ran and have no machine code: ptxas makes one of a product and a sum.
-
-    As many as there are products at most.
-    """
+def arithmetic_run(ptx: str, instructions: Sequence[tuple[str, int]], warps_by_line: Mapping[int, int]) -> int:
+    """Float32 instructions of PTX that ran, without those that have no machine code, as many as products at most: ptxas
+    makes one of a product and a sum."""
     made, lines = {line for opcode, line in instructions if arithmetic(opcode)}, ptx.splitlines()
     opcodes = {n: re.sub(r"^\{?\s*(@!?%\w+\s+)?", "", lines[n - 1].strip()).split()[0] for n in warps_by_line}
-    lost = sum(n for line, n in warps_by_line.items() if arithmetic(opcodes[line]) and line not in made)
-    return min(lost, sum(n for line, n in warps_by_line.items() if opcodes[line].startswith("mul.f32")))
+    ran = {line: n for line, n in warps_by_line.items() if arithmetic(opcodes[line])}
+    lost = sum(n for line, n in ran.items() if line not in made)
+    return sum(ran.values()) - min(lost, sum(n for line, n in ran.items() if opcodes[line].startswith("mul.f32")))
 
 
 def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
@@ -345,8 +361,7 @@ def sass_of(kernel: str, stats, sources: Sequence[Code]) -> float:
     code = next(code for code in sources if kernel in code.kernels)
     estimate = sass_estimate(code.ptx, kernel, code.instructions[kernel], stats.warps_by_line)
     found = sum(n for opcode, n in estimate.items() if arithmetic(opcode))
-    counted = stats.warp_insts["fma.fp32"] + stats.warp_insts["fp32"]
-    expected = counted - fused(code.ptx, code.instructions[kernel], stats.warps_by_line)
+    expected = arithmetic_run(code.ptx, code.instructions[kernel], stats.warps_by_line)
     if expected and not 0.9 < found / expected < 1.1:
         raise RuntimeError(
             f"{code.path.stem}: expected an estimate of float32 instructions within 10 % of the {expected} counted, "
@@ -450,6 +465,16 @@ def gaunt_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], kind: str
     results, executed = emulator.run_gaunt(plan, values, None, wanted, pad=0, count=True)
     moved = sum(a.nbytes for a in (*values, *results) if a is not None)
     return dict(zip(KEYS["gaunt"], (kind, lmax, phase), strict=True)) | costs(executed, moved, GAUNT_ROWS, codes)
+
+
+def wigner_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], lmax: str, mmax: str, phase: str) -> dict:
+    """What an edge costs."""
+    generator, degrees = torch.Generator().manual_seed(0), (int(lmax), int(mmax))
+    q, g = (torch.randn(WIGNER_ROWS, n, generator=generator).numpy() for n in (4, wigner_columns(*degrees)))
+    g = g if phase == "backward" else None
+    result, executed = emulator.run_wigner(*degrees, "float32", q, g, pad=0, count=True)
+    moved = sum(a.nbytes for a in (q, g, result) if a is not None)
+    return dict(zip(KEYS["wigner"], (lmax, mmax, phase), strict=True)) | costs(executed, moved, WIGNER_ROWS, codes)
 
 
 def costs(executed: Sequence[tuple], moved: int, rows: int, codes: Mapping[str, Sequence[Code]]) -> dict:
@@ -788,6 +813,8 @@ def main() -> None:
                    for l in radial_launches(bindings, plan_of(problem), PRECISIONS[precision])}  # fmt: skip
         gaunt = [key for key in GAUNTS if key[2] in args.phases]
         needed |= {l["name"] for key in gaunt for l in gaunt_launches(bindings, *key)}
+        wigner = [key for key in WIGNERS if key[2] in args.phases]
+        needed |= {wigner_launch(bindings, *key)["name"] for key in wigner}
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
             "kernels": kernel_rows(codes, bindings),
@@ -795,6 +822,7 @@ def main() -> None:
             "convolutions": [convolution_row(emulator, codes, *names) for names in convolutions],
             "radial": [radial_row(emulator, codes, *names) for names in radial],
             "gaunt": [gaunt_row(emulator, codes, *names) for names in gaunt],
+            "wigner": [wigner_row(emulator, codes, *names) for names in wigner],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
@@ -807,7 +835,7 @@ def main() -> None:
     conv_models = model_rows(counted["convolutions"], of_convolutions, KEYS["convolutions"])
 
     radial_backwards = radial_backward_rows(conv_models)
-    gaunt_models = model_rows(counted["gaunt"], {}, KEYS["gaunt"])
+    gaunt_models, wigner_models = (model_rows(counted[title], {}, KEYS[title]) for title in ("gaunt", "wigner"))
     # Where a block of an H100 does not fit, other launches run.
     radial_models = [r for r in model_rows(counted["radial"], of_radial, KEYS["radial"]) if r["warps"]]
 
@@ -843,6 +871,10 @@ def main() -> None:
         print_table("Products of signals, per row", counted["gaunt"])
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in gaunt_models]
         print_table("Model of the products of signals, ns a row, and over the memory floor", floors)
+    if wigner_models:
+        print_table("Wigner matrices, per edge", counted["wigner"])
+        floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in wigner_models]
+        print_table("Model of the Wigner matrices, ns an edge, and over the memory floor", floors)
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
         for of, times in (("problems", measured), ("convolutions", of_convolutions), ("radial", of_radial)):
@@ -852,7 +884,8 @@ def main() -> None:
                 )
     args.output.mkdir(parents=True, exist_ok=True)
     modelled = {"model": models, "model_of_convolutions": conv_models, "model_of_radial": radial_models,
-                "model_of_radial_backward": radial_backwards, "model_of_gaunt": gaunt_models}  # fmt: skip
+                "model_of_radial_backward": radial_backwards, "model_of_gaunt": gaunt_models,
+                "model_of_wigner": wigner_models}  # fmt: skip
     for title, rows in (counted | modelled).items():
         if rows:  # no convolutions, where only phases or problems without were asked for
             write_csv(args.output / f"{title}.csv", rows)

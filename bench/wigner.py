@@ -6,12 +6,14 @@
 Cases LMAX-MMAX; --rows rotations as quaternions, of which the packed matrices of degrees 0 to LMAX are made, rows
 |m'| <= MMAX. Both providers take e3nn's quaternion_to_angles and cut the rows out of whole matrices: e3nn, its wigner_D
 for each degree, which are exponentials; jd, the product Y(alpha) J Y(beta) J Y(gamma), Y about the polar axis and J
-constant, of e3nn 0.4 and EquiformerV2. Checks, in float64: values and gradients of eqk against both. Phases, --malloc
+constant, of e3nn 0.4 and EquiformerV2. composed: eqk's matrices with their gradient from tensor products, as devices
+without a kernel have it. Checks, in float64: values and gradients of eqk against all. Phases, --malloc
 and how times are taken: as in bench/tensor_product.py. floor: q and the result, or the gradient of q and the cotangent
 of the result, move once in forward and in backward, twice in double; multiply-adds as they are in the kernel, and one
 for each number of the result and component of the torque.
 """
 
+import importlib
 import sys
 
 import torch
@@ -54,6 +56,21 @@ def euler_matrices(provider: str, lmax: int, mmax: int):
     return packed
 
 
+class Composed(torch.autograd.Function):
+    """eqk.wigner, differentiated by the torch operations of devices without a kernel."""
+
+    @staticmethod
+    def forward(ctx, q, lmax, mmax):
+        ctx.degrees = lmax, mmax
+        ctx.save_for_backward(q)
+        return eqk.wigner(q, lmax, mmax)
+
+    @staticmethod
+    def backward(ctx, g):
+        module = importlib.import_module("eqk.wigner")  # the package exports the function under that name
+        return module._gradient_on_other_devices(*ctx.saved_tensors, g, *ctx.degrees), None, None
+
+
 def multiply_adds(lmax: int, mmax: int) -> int:
     """Of csrc/wigner/recursion.h, a division, comparison, addition or product alone counted as one."""
     total = 44  # products of q
@@ -76,7 +93,8 @@ def bench(name: str, args, clock, limits) -> list[list]:
     functions = {"eqk": lambda q: eqk.wigner(q, lmax, mmax)}
     torch.set_default_dtype(torch.float64)  # of e3nn's generators
     for provider in args.providers:
-        functions[provider] = euler_matrices(provider, lmax, mmax)
+        of_angles = provider != "composed" and euler_matrices(provider, lmax, mmax)
+        functions[provider] = of_angles or (lambda q: Composed.apply(q, lmax, mmax))
         for phase in PHASES[:2]:
             pair = [
                 phase_function(phase, functions[f], (q.double(),), g.double(), None)()[0] for f in ("eqk", provider)
@@ -94,4 +112,4 @@ def bench(name: str, args, clock, limits) -> list[list]:
 
 
 if __name__ == "__main__":
-    main_on_cpu(__doc__, bench, STANDARD, None, ["e3nn", "jd"], more_phases=PHASES[2:], rows=4096)
+    main_on_cpu(__doc__, bench, STANDARD, None, ["e3nn", "jd", "composed"], more_phases=PHASES[2:], rows=4096)

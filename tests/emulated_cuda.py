@@ -225,6 +225,20 @@ class Emulator:
         assert problem(lambda array: 16).covered
         return results, self._execute(lambda address: problem(address).launches(), count)
 
+    def run_wigner(self, lmax, mmax, dtype, q, g=None, pad=3, count=False):
+        """Matrices of q, or the gradient of q for g as theirs, and [(launch, its counts or None)]; rows as in run."""
+        columns = sum((2 * min(l, mmax) + 1) * (2 * l + 1) for l in range(lmax + 1))
+        result = poisoned((len(q), columns if g is None else 4), dtype, q.dtype)
+        q, g = spread(q, dtype, pad), spread(g, dtype, pad)
+
+        def launches(address):
+            of_g = (0, 0) if g is None else (address(g), g.shape[1])
+            return [
+                self.bindings.wigner_launch(lmax, mmax, dtype, len(q), address(q), q.shape[1], *of_g, address(result))
+            ]
+
+        return result, self._execute(launches, count)
+
     def _execute(self, launches_at, count):
         """``launches_at(address)``: the launches for arrays that lie where ``address`` says."""
         executed = []

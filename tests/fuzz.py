@@ -22,7 +22,7 @@ NAMED = re.compile(
     r"\b[ha]: |\b(x|y|w|g|tangent (\d )?of [xywhag]|t[xywhag]|plan|species|path \d+|wanted|weights|layout_\w+|irreps_\w+|instruction \d+|src|dst|by_dst|by_src|num_dst|[abc]|tangent of [abc]|v\d|kinds)\b['`]?[:,]?|argument '\w+'|^Could not run 'eqk::"
 )
 NAMED_OF_ROTATION = re.compile(
-    r"^eqk::(rotate|wigner): (x|D|weights|z|q|index(\[\d\])?|num_nodes|groups, columns|[lm]max|missing): "
+    r"^eqk::(rotate|wigner(_backward)?): (x|D|weights|z|[qg]|index(\[\d\])?|num_nodes|groups, columns|[lm]max|missing): "
     r"|argument '\w+'|^Could not run 'eqk::|out of memory: could not allocate a result of shape"
 )
 MESSAGE_NAMES = ("x", "q", "h", "a", "w", "conv1", "conv2", "g", "y", "s", "message", "index")
@@ -557,7 +557,7 @@ def with_another(index, nodes, rng):
 
 
 def one_rotation(rng, generator):
-    """As :func:`one_call`, of eqk::rotate with any slot missing, and of eqk::wigner."""
+    """As :func:`one_call`, of eqk::rotate with any slot missing, and of eqk::wigner and its gradient."""
     lmax = rng.randint(0, 4)
     mmax, edges, nodes = rng.randint(0, lmax), rng.choice((0, 1, 2, 17)), rng.choice((1, 5))
     fan, c, rescale, missing = rng.choice((0, 1, 2)), rng.choice((1, 3, 8)), rng.random() < 0.5, rng.randrange(4)
@@ -577,9 +577,10 @@ def one_rotation(rng, generator):
     operands[missing] = None
     index = torch.randint(nodes, (fan, edges), generator=generator) if fan else None
     numbers = [shapes[0][0] if missing == 0 else 0, *((groups, columns) if missing == 2 else (0, 0)), lmax, mmax]
-    is_wigner, mutation = rng.random() < 0.2, []
-    if is_wigner:
-        operands = [torch.randn(edges, 4, generator=generator).to(dtype)]
+    name, mutation = rng.choices(("rotate", "wigner", "wigner_backward"), (8, 1, 1))[0], []
+    if name != "rotate":
+        widths = (4, shapes[1][1])[: 2 if name == "wigner_backward" else 1]
+        operands = [torch.randn(edges, n, generator=generator).to(dtype) for n in widths]
     for _ in range(rng.choice((1, 1, 1, 2))):
         kind = rng.random()
         if kind < 0.3:
@@ -599,24 +600,23 @@ def one_rotation(rng, generator):
             mutation.append("missing")
         else:
             mutation += mutate_one(operands, rng, generator)
-    name = "wigner" if is_wigner else "rotate"
     what = f"{name} {mutation} {[tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in (*operands, index)]} "
     what += f"{numbers} {rescale} {missing}"
     try:
-        if is_wigner:
-            result = OPS.wigner(operands[0], *numbers[3:])
-        else:
-            result = OPS.rotate(*operands, index, *numbers, rescale, missing)
+        rest = (index, *numbers, rescale, missing) if name == "rotate" else numbers[3:]
+        result = getattr(OPS, name)(*operands, *rest)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         named = NAMED_OF_ROTATION.search(str(error))
         return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
     tensors = [t.detach().double() if isinstance(t, torch.Tensor) else t for t in operands]
     if result.device.type == "meta" or any(not bool(t.abs().lt(1e3).all()) for t in tensors if t is not None):
         return "accepted", None
-    if is_wigner:
-        expected = reference.wigner(tensors[0], *numbers[3:])
+    if name == "wigner_backward":
+        q, g = tensors
+        unit = q.requires_grad_() / q.norm(dim=1, keepdim=True)  # without a gradient where q is zero, in degree 0 too
+        (expected,) = torch.autograd.grad(reference.wigner(q, *rest) + 0 * unit.sum(1, keepdim=True), q, g)
     else:
-        expected = reference.rotate(*tensors, index, *numbers, rescale, missing)
+        expected = getattr(reference, name)(*tensors, *rest)
     return "accepted", None if right(result, expected) else f"{what}: wrong numbers"
 
 

@@ -169,8 +169,9 @@ class Runtime:
         # The library registers its kernels when it is loaded; once more, to hear what it says.
         register = ctypes.CFUNCTYPE(None, P, P, ctypes.c_char_p, ctypes.c_char_p)
         write("__cudaRegisterFunction", jump(register(self._register)))
-        for name in ("__cudaRegisterFatBinary", "__cudaRegisterFatBinaryEnd", "__cudaUnregisterFatBinary"):
-            write(name, b"\xc3")  # ret
+        for name in ("FatBinary", "FatBinaryEnd", "Var"):
+            write(f"__cudaRegister{name}", b"\xc3")  # ret
+        write("__cudaUnregisterFatBinary", b"\xc3")
         for offset in found["_ZL24__sti____cudaRegisterAllv"]:
             ctypes.CFUNCTYPE(None)(base + offset)()
         assert set(self.kernels.values()) == set(self.ptx)

@@ -962,3 +962,63 @@ def test_errors_of_products_of_signals(runtime, generator):
     with pytest.raises(RuntimeError, match=r"eqk::gaunt_product: y: expected shape \[3, 45\], got \[2, 45\]"):
         EQK.gaunt_product(x, y[1:], None, None, None, str(plan))
     assert dispatch.choose("gaunt_product", x.device) == "cuda"
+
+
+def wigner_plan(lmax, mmax):
+    """That of the tensor products which its derivatives are made of."""
+    return sys.modules["eqk.wigner"]._generators(lmax, mmax)
+
+
+@pytest.mark.parametrize(("lmax", "mmax"), [(0, 0), (3, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
+def test_wigner(runtime, dtype, lmax, mmax, generator):
+    """The whole chain to third order: kernels of the op and its gradient, around them tensor products."""
+    runtime.execute = True
+    q = torch.randn(5, 4, generator=generator).to("cuda:1", dtype)
+    width = sum((2 * min(l, mmax) + 1) * (2 * l + 1) for l in range(lmax + 1))
+    ops = (eqk.wigner, reference.wigner)
+    ours, truth = (lambda q, op=op: op(q, lmax, mmax) for op in ops)
+    calls = check_chain(
+        runtime, wigner_plan(lmax, mmax), ours, truth, [q], (5, width), 1 if dtype == torch.bfloat16 else 3, generator
+    )
+    names = {launch["name"] for launch in launches(calls)}
+    suffix = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
+    assert {f"eqk_wigner_{member}_{suffix}" for member in ("forward", "backward")} <= names
+
+
+def test_launches_of_wigner(runtime, generator):
+    """Each byte of them, on the current stream of the tensors' device; rows and columns that are apart."""
+    OPS.set_stream(1, stream(1, 1))
+    wide, of_matrices = (torch.randn(7, n, generator=generator).to("cuda:1") for n in (9, 80))
+    for q in (wide[:, :4], wide[:, 5:]):
+        for g in (None, of_matrices[:, 3:73]):
+            runtime.take(), stub_cuda.allocated()
+            result = EQK.wigner(q, 3, 2) if g is None else EQK.wigner_backward(q, g, 3, 2)
+            calls, blocks = runtime.take(), stub_cuda.allocated()
+            assert [(address, size) for address, size, _ in blocks] == [(result.data_ptr(), result.numel() * 4)]
+            assert {(c.device, c.details["stream"]) for c in calls} == {(1, stream(1, 1))}
+            of_g = (0, 0) if g is None else (g.data_ptr(), 80)
+            launch = runtime.bindings.wigner_launch(3, 2, "float32", 7, q.data_ptr(), 9, *of_g, result.data_ptr())
+            assert launches(calls) == [launch]
+
+
+def test_wigner_of_no_rows(runtime):
+    q, g = (torch.zeros(0, n).to("cuda:0") for n in (4, 35))
+    assert EQK.wigner(q, 2, 2).shape == (0, 35)
+    assert EQK.wigner_backward(q, g, 2, 2).shape == (0, 4)
+    assert not launches(runtime.take())
+
+
+def test_errors_of_wigner(runtime):
+    q, g = (torch.ones(3, n).to("cuda:1") for n in (4, 35))
+    for member, call in (
+        ("forward", lambda: EQK.wigner(q, 2, 2)),
+        ("backward", lambda: EQK.wigner_backward(q, g, 2, 2)),
+    ):
+        runtime.faults["cudaLaunchKernel"] = stub_cuda.NO_KERNEL_IMAGE
+        with pytest.raises(RuntimeError, match=f"eqk::wigner: eqk_wigner_{member}_f32: no kernel image is available"):
+            call()
+    with pytest.raises(RuntimeError, match="eqk::wigner_backward: g: expected device cuda:1 as q has, got cpu"):
+        EQK.wigner_backward(q, g.cpu(), 2, 2)
+    assert dispatch.choose("wigner", q.device) == "cuda"
+    assert "cuda: can run" in dispatch.explain("wigner", q)

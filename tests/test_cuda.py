@@ -15,7 +15,7 @@ from emulated_cuda import H100, ROOT, Emulator, channel_degrees, cuobjdump, libr
 
 import eqk
 from eqk.gaunt_plan import KINDS, GauntPlan
-from eqk.reference import gaunt_product
+from eqk.reference import gaunt_product, wigner
 from eqk.reference import tensor_product_conv as reference_conv
 from eqk.reference.tensor_product import tensor_product as reference
 from eqk.testing import CASES, depthwise, relative_error
@@ -787,6 +787,53 @@ def test_products_of_signals_that_kernels_cover(emulator):
         assert not covered(other), other
 
 
+def check_wigner(emulator, lmax, mmax, dtype, rows, pad=3):
+    """Matrices and the gradient of q; of a row alone, errors are relative to those of more rows."""
+    generator = torch.Generator().manual_seed(seed())
+    q, g = (
+        torch.randn(max(rows, ROWS_OF_SCALE), n, generator=generator, dtype=torch.float64).to(getattr(torch, dtype))
+        for n in (4, sum((2 * min(l, mmax) + 1) * (2 * l + 1) for l in range(lmax + 1)))
+    )
+    leaf = q.double().clone().requires_grad_()
+    matrices = wigner(leaf, lmax, mmax)
+    (gradient,) = torch.autograd.grad(matrices, leaf, g.double())
+    for cotangent, want in ((None, matrices.detach()), (to_storage(g[:rows], dtype), gradient)):
+        result, executed = emulator.run_wigner(lmax, mmax, dtype, to_storage(q[:rows], dtype), cotangent, pad)
+        error = (from_storage(result, dtype) - want[:rows]).abs().max() / want.abs().max()
+        assert error < ACCURACY[dtype], f"degrees {lmax}, {mmax}, {dtype}, rows {rows}: error {error:.1e}"
+        ((launch, _),) = executed
+        yield launch
+
+
+@pytest.mark.parametrize("dtype", ACCURACY)
+@pytest.mark.parametrize(("lmax", "mmax", "rows"), [(1, 1, 33), (3, 0, 1), (4, 2, 35), (6, 2, 3)])
+def test_wigner(emulator, lmax, mmax, rows, dtype):
+    """The last block partly filled, rows apart and, at any place of a sector, adjacent."""
+    for pad in (0, 3):
+        for launch in check_wigner(emulator, lmax, mmax, dtype, rows, pad):
+            assert launch["grid"] == (rows + 31) // 32
+
+
+@pytest.mark.parametrize(
+    ("lmax", "mmax", "dtype", "parts"), [(8, 8, "float32", 3), (9, 4, "float64", 4), (8, 8, "float16", 2)]
+)
+def test_parts_of_matrices(emulator, lmax, mmax, dtype, parts):
+    """What shared memory does not hold at a time: of matrices by blocks, of cotangents one after the other."""
+    of_matrices, of_gradient = check_wigner(emulator, lmax, mmax, dtype, 3)
+    assert (of_matrices["grid"], of_gradient["grid"]) == (parts, 1)
+    assert max(of_matrices["shared"], of_gradient["shared"]) < 48 << 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parts_of_any_degree(emulator, dtype):
+    """Each row of each matrix, of a width up to 41, fits a part."""
+    for lmax in range(21):
+        for mmax in range(lmax + 1):
+            for g in (0, 16):
+                launch = emulator.bindings.wigner_launch(lmax, mmax, dtype, 1, 16, 4, g, 9, 16)
+                assert 32 * (2 * lmax + 1) * (4 if dtype == "float32" else 8) <= launch["shared"] < 48 << 10
+
+
 def test_partial_sums_of_shared_weights(emulator):
     """Enough rows for several partial sums of unequal length."""
     check(emulator, mixed_plan("shared", MUL_IR, ("uvu",)), "float32", False, rows=53, seed=seed())
@@ -837,7 +884,7 @@ def test_machine_code_of_every_architecture(library):
 def test_kernels_in_float32_spill_nothing(library, architecture):
     usage = cuobjdump("--dump-resource-usage", "-arch", f"sm_{architecture}", library)
     kernels = re.findall(
-        r"Function (eqk_(?:tensor|gaunt)_product_(?:(?:conv_)?(?:for|back)ward\w*_f32|conv_radial_)\w*):"
+        r"Function (eqk_(?:(?:tensor|gaunt)_product|wigner)_(?:(?:conv_)?(?:for|back)ward\w*_f32|conv_radial_)\w*):"
         r"\s*REG:(\d+) STACK:(\d+)",
         usage,
     )

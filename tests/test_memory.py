@@ -162,6 +162,7 @@ calls = {
     "s2_activation": lambda: eqk.s2_activation(torch.ones(rows, 9, 4), "silu"),
     "spherical_harmonics": lambda: OPS.spherical_harmonics(vectors, degrees),
     "wigner": lambda: OPS.wigner(torch.ones(rows, 4), 2, 2),
+    "wigner_backward": lambda: OPS.wigner_backward(torch.ones(rows, 4), torch.ones(rows, 35), 2, 2),
 }
 
 def resident():
@@ -184,5 +185,5 @@ def test_calls_keep_nothing():
     """Not even what a call was given by the dispatcher: a plan is some hundred bytes."""
     result = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True)
     grown = json.loads(result.stdout)
-    assert len(grown) == 15
+    assert len(grown) == 16
     assert max(grown.values()) < 40, f"bytes a call: {grown}"

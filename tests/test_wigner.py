@@ -16,7 +16,8 @@ from eqk.wigner import columns
 
 pytestmark = pytest.mark.usefixtures("float64_default")
 
-OP = torch.ops.eqk.wigner
+OP, BACKWARD = torch.ops.eqk.wigner, torch.ops.eqk.wigner_backward
+MODULE = importlib.import_module("eqk.wigner")  # the package exports the function under that name
 # Of a block, relative to its norm, up to degree 8.
 ACCURACY = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 CASES = [(0, 0), (1, 0), (2, 2), (3, 2), (4, 0), (6, 2), (8, 3), (8, 8)]
@@ -85,6 +86,24 @@ def test_largest_degree(generator):
     assert_accurate(eqk.wigner(q, 20), reference.wigner(q, 20, 20), 20, 20)
 
 
+def gradient(q, g, lmax, mmax):
+    """That of q for g as the matrices', by autograd through the reference in float64."""
+    q = q.detach().double().requires_grad_()
+    return torch.autograd.grad(reference.wigner(q, lmax, mmax), q, g.double(), allow_unused=True)[0]
+
+
+@pytest.mark.parametrize("lmax,mmax", [*CASES[1:], (20, 20)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_gradient(lmax, mmax, dtype, generator):
+    """The op, and the torch operations of devices without one; times |q|, which differs by 10^4."""
+    q = quaternions(40, generator).to(dtype)
+    g = torch.randn(40, columns(lmax, mmax), generator=generator).to(dtype)
+    length = q.double().norm(dim=1, keepdim=True)
+    for result in (BACKWARD(q, g, lmax, mmax), MODULE._gradient_on_other_devices(q, g, lmax, mmax)):
+        assert result.dtype == dtype
+        assert_close(result * length, gradient(q, g, lmax, mmax) * length, 1, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_orthogonal(dtype, generator):
     for l, d in enumerate(blocks(eqk.wigner(quaternions(400, generator).to(dtype), 8).double(), 8, 8)):
@@ -140,6 +159,17 @@ def test_gradcheck(lmax, mmax, generator):
     assert torch.autograd.gradgradcheck(f, q, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+@pytest.mark.parametrize("lmax,mmax", [(0, 0), (2, 1)], ids=str)
+def test_gradcheck_of_the_gradient(lmax, mmax, generator):
+    leaves = [torch.randn(2, n, generator=generator, requires_grad=True) for n in (4, columns(lmax, mmax))]
+
+    def f(t, g):
+        return BACKWARD(t, g, lmax, mmax)
+
+    assert torch.autograd.gradcheck(f, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_three_orders(dtype, generator):
     """And that of the cotangent, against autograd through the reference."""
@@ -184,6 +214,15 @@ def test_func(generator):
     assert_close(
         func.vmap(norm_gradient(ours), in_dims=2)(batch), func.vmap(func.vmap(norm_gradient(theirs)), in_dims=2)(batch)
     )
+    for q_dim, g_dim in ((None, 0), (1, None), (0, 2)):  # of one operand, or of both
+        rows, g = (
+            torch.randn(3, n, generator=generator) if dim is None else torch.randn(5, 3, n, generator=generator)
+            for n, dim in ((4, q_dim), (columns(2, 1), g_dim))
+        )
+        moved = [t if dim is None else t.movedim(0, dim) for t, dim in ((rows, q_dim), (g, g_dim))]
+        results = torch.vmap(lambda q, g: BACKWARD(q, g, 2, 1), in_dims=(q_dim, g_dim))(*moved)
+        for n, result in enumerate(results):
+            assert_close(result, gradient(*(t if t.dim() == 2 else t[n] for t in (rows, g)), 2, 1), 1)
     for shape in ((0, 2, 4), (2, 0, 4)):
         assert torch.vmap(lambda v: eqk.wigner(v, 2, 1))(torch.zeros(shape)).shape == (*shape[:2], columns(2, 1))
 
@@ -192,7 +231,9 @@ def test_func(generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(lmax, mmax, dtype, generator):
     q = torch.randn(5, 4, generator=generator).to(dtype).requires_grad_()
+    g = torch.randn(5, columns(lmax, mmax), generator=generator).to(dtype).requires_grad_()
     torch.library.opcheck(OP.default, (q, lmax, mmax))
+    torch.library.opcheck(BACKWARD.default, (q, g, lmax, mmax))
 
 
 def test_compile(generator):
@@ -262,10 +303,12 @@ def test_rows(generator):
     """Whole and partial vectors, one thread's share and several, alone or in company: the same bits for each row."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         q = torch.randn(1000, 4, generator=generator).to(dtype)
-        whole = OP(q, 4, 2)
-        for rows in (0, 1, 7, 16, 17, 257):
-            assert torch.equal(OP(q[:rows], 4, 2), whole[:rows])
-        assert torch.equal(OP(q[999:], 4, 2)[0], whole[999])
+        g = torch.randn(1000, columns(4, 2), generator=generator).to(dtype)
+        for op, operands in ((OP, (q,)), (BACKWARD, (q, g))):
+            whole = op(*operands, 4, 2)
+            for rows in (0, 1, 7, 16, 17, 257):
+                assert torch.equal(op(*(t[:rows] for t in operands), 4, 2), whole[:rows])
+            assert torch.equal(op(*(t[999:] for t in operands), 4, 2)[0], whole[999])
 
 
 def test_threads(generator):
@@ -285,6 +328,9 @@ def test_strides_and_leading_dimensions(generator):
         d = eqk.wigner(q, 3, 2)
         assert d.shape == (*q.shape[:-1], columns(3, 2))
         assert torch.equal(d, eqk.wigner(q.contiguous(), 3, 2))
+    q, wide = torch.randn(6, 4, generator=generator), torch.randn(6, 2 * columns(3, 2), generator=generator)
+    for g in (wide[:, ::2], wide[:, 5 : 5 + columns(3, 2)], wide[:1, : columns(3, 2)].expand(6, -1)):
+        assert torch.equal(BACKWARD(q, g, 3, 2), BACKWARD(q, g.contiguous(), 3, 2))
     leaf = torch.zeros(0, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(eqk.wigner(leaf, 2).sum(), leaf)
     assert gradient.shape == (0, 4)
@@ -308,18 +354,17 @@ def test_no_rotation():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torch_fallback_of_other_devices(dtype, generator):
-    module = importlib.import_module("eqk.wigner")  # the package exports the function under that name
     q = torch.randn(6, 4, generator=generator).to(dtype)
     d = eqk.wigner(q, 4, 2)
-    assert_close(module._other_devices(q, 4, 2), d)
+    assert_close(MODULE._other_devices(q, 4, 2), d)
     with dispatch.use_backend("reference"):
-        assert torch.equal(eqk.wigner(q, 4, 2), module._other_devices(q, 4, 2))
-    for device, chosen in (("cuda", "torch"), ("meta", "meta"), ("cpu", "cpu")):
+        assert torch.equal(eqk.wigner(q, 4, 2), MODULE._other_devices(q, 4, 2))
+    for device, chosen in (("mps", "torch"), ("meta", "meta"), ("cpu", "cpu")):
         assert dispatch.choose("wigner", torch.device(device)) == chosen
     assert eqk.wigner(q.to("meta"), 4, 2).shape == d.shape
 
 
-Q = torch.ones(3, 4)
+Q, G = torch.ones(3, 4), torch.ones(3, 35)
 
 
 @pytest.mark.parametrize(
@@ -357,3 +402,29 @@ def test_bad_input_of_the_op(args, message):
     for device in ("cpu", "meta"):
         with pytest.raises(RuntimeError, match=f"eqk::wigner: {message}"):
             OP(args[0].to(device), *args[1:])
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        ((Q, G, 21, 0), "lmax: expected a degree from 0 to 20, got 21"),
+        ((Q, G, 2, 3), "mmax: expected an order from 0 to lmax = 2, got 3"),
+        ((Q[:, :3], G, 2, 2), r"q: expected shape \[rows, 4\], got \[3, 3\]"),
+        ((Q, G[:2], 2, 2), r"g: expected shape \[3, 35\], got \[2, 35\]"),
+        ((Q, G, 2, 1), r"g: expected shape \[3, 25\], got \[3, 35\]"),
+        ((Q, G[0], 2, 2), r"g: expected shape \[3, 35\], got \[35\]"),
+        ((Q, G.double(), 2, 2), "g: expected dtype .* as q has, got"),
+    ],
+)
+def test_bad_input_of_the_gradient(args, message):
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=f"eqk::wigner_backward: {message}"):
+            BACKWARD(args[0].to(device), args[1].to(device), *args[2:])
+
+
+def test_operands_on_different_devices():
+    for q, g in ((Q, G.to("meta")), (Q.to("meta"), G)):
+        with pytest.raises(RuntimeError, match="g: expected device .* as q has, got"):
+            BACKWARD(q, g, 2, 2)
+    with pytest.raises(RuntimeError, match="eqk::wigner_backward: g: expected a tensor, got None"):
+        BACKWARD(Q, None, 2, 2)

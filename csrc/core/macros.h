@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define EQK_HD __host__ __device__ __forceinline__
+#define EQK_ROLLED _Pragma("unroll 1")  // a loop of which nvcc is not to make several
 #else
 #define EQK_HD inline __attribute__((always_inline))
+#define EQK_ROLLED
 #endif
 #define EQK_LAMBDA __attribute__((always_inline))
 

@@ -106,7 +106,7 @@ class Tiles {
     steps_.out = rotation(1, plan.channels_out, rotate::Group::edge, p_.heads ? 1 : 0, p_.heads, plan.rescale);
     steps_.wigner = {.dtype = p_.dtype, .lmax = plan.lmax, .mmax = plan.mmax};
     steps_.wigner.columns = wigner::numbers(plan.lmax, plan.mmax);
-    steps_.wigner.q_stride = 4;
+    steps_.wigner.q_stride = 4, steps_.wigner.g_stride = steps_.wigner.columns;
     if (!plan.s2) return;
     const std::int64_t row = plan.rows() * plan.hidden;
     const bool two = plan.activation == Activation::swiglu_s2;

@@ -9,7 +9,6 @@
 #include "so2_edge_message/cpu_activation.h"
 #include "so2_edge_message/cpu_linear.h"
 #include "so2_edge_message/problem.h"
-#include "wigner/torque.h"
 
 namespace eqk::so2_edge_message {
 inline namespace EQK_ISA {
@@ -70,7 +69,7 @@ class EdgeTile {
     y_ = p_.y ? static_cast<T*>(p_.y) + tile.begin * rows_ * first_.out : own_y_;
     s_ = p_.y ? static_cast<T*>(p_.s) + tile.begin * first_.extra : own_s_;
     message_ = p_.message ? static_cast<T*>(p_.message) + tile.begin * rows_ * plan_.channels_out : own_message_;
-    find_rotation();
+    run_wigner(nullptr, d_);
     make_weights();
     if (p_.g)
       run_backward();
@@ -149,11 +148,13 @@ class EdgeTile {
   }
   T* out(Slot slot, std::int64_t columns) const { return static_cast<T*>(p_.out[slot]) + t_->begin * columns; }
 
-  void find_rotation() {
+  // The matrices of the tile's edges, or for g, the gradient of theirs, that of q.
+  void run_wigner(const T* g, T* to) {
     wigner::Problem& w = steps_->wigner;
     w.rows = count_;
     w.q = in(kQ, 4);
-    w.out = d_;
+    w.g = g;
+    w.out = to;
     const wigner::Kernels& kernels = wigner::EQK_KERNEL(EQK_ISA)();
     kernels.run(w, 0, kernels.tasks(w));
   }
@@ -221,7 +222,7 @@ class EdgeTile {
         add_row(more_of_d_, count_ * numbers_, of_d_);
       }
     }
-    if (p_.wanted[kQ]) rotation_gradient();
+    if (p_.wanted[kQ]) run_wigner(of_d_, out(kQ, 4));
   }
 
   void weights_gradient(T* sums) {
@@ -232,16 +233,6 @@ class EdgeTile {
     if (!p_.wanted[kA]) return;
     Linear<T>::pack_rows(count_, weights_, to, nullptr, weights_, panels_);
     Linear<T>::add_product(count_, in(kH, p_.features), p_.features, p_.features, panels_, weights_, sums);
-  }
-
-  void rotation_gradient() {
-    const wigner::Generators& generators = wigner::generators();
-    const T* const q = in(kQ, 4);
-    for (std::int64_t e = 0; e < count_; ++e) {
-      T torque[3];
-      wigner::torque(generators, plan_.lmax, plan_.mmax, d_ + e * numbers_, of_d_ + e * numbers_, torque);
-      wigner::quaternion_gradient(q + 4 * e, torque, out(kQ, 4) + 4 * e);
-    }
   }
 
   // f(edge, its y or gradient of it, its s or gradient of it)

@@ -9,10 +9,12 @@
 #include "gaunt_product/cuda_launches.h"
 #include "tensor_product/cuda_launches.h"
 #include "tensor_product_conv/cuda_radial_launches.h"
+#include "wigner/cuda_launches.h"
 
 namespace py = pybind11;
 namespace conv = eqk::tensor_product_conv;
 namespace gaunt = eqk::gaunt_product;
+namespace wigner = eqk::wigner;
 using namespace eqk::tensor_product;
 using eqk::Dtype;
 
@@ -222,6 +224,17 @@ PYBIND11_MODULE(eqk_cuda_launches, m) {
         for (const gaunt::Launch& l : gaunt::Launches(p).all()) result.append(described(l));
         return result;
       });
+  // g of 0: the matrices.
+  m.def(
+      "wigner_launch",
+      [](int lmax, int mmax, const std::string& dtype, std::int64_t rows, std::uint64_t q, std::int64_t q_stride,
+         std::uint64_t g, std::int64_t g_stride, std::uint64_t out) {
+        const std::int64_t columns = wigner::numbers(lmax, mmax);
+        return described(wigner::Launch({dtype_of(dtype), lmax, mmax, rows, columns, pointer(q), q_stride, pointer(g),
+                                         g_stride, const_cast<void*>(pointer(out))}));
+      },
+      py::arg("lmax"), py::arg("mmax"), py::arg("dtype"), py::arg("rows"), py::arg("q"), py::arg("q_stride"),
+      py::arg("g"), py::arg("g_stride"), py::arg("out"));
   m.def("listed_plans", [] {
     std::map<std::string, std::string> result;
     for (const ListedPlan& plan : kListedPlans) result[plan.name] = plan.text;

@@ -1,12 +1,11 @@
 #pragma once
-// What cpu.cpp and the kernels that are compiled once per instruction set agree on.
+// What a backend's host and kernels agree on.
 #include <algorithm>
 #include <cstdint>
 
 #include "core/cpu_tasks.h"
 #include "core/dtype.h"
 #include "core/macros.h"
-#include "wigner/recursion.h"
 
 namespace eqk::wigner {
 
@@ -17,13 +16,18 @@ EQK_HD std::int64_t numbers(int lmax, int mmax) {
   return sum;
 }
 
+// The place of D^l[0, 0] among them.
+EQK_HD std::int64_t center(int l, int mmax) { return (numbers(l - 1, mmax) + numbers(l, mmax)) / 2; }
+
 struct Problem {
   Dtype dtype{};
   int lmax = 0, mmax = 0;
   std::int64_t rows = 0, columns = 0;  // columns: numbers
   const void* q = nullptr;             // [rows, 4]
   std::int64_t q_stride = 0;
-  void* out = nullptr;  // contiguous [rows, columns]
+  const void* g = nullptr;  // [rows, columns]; null: the matrices
+  std::int64_t g_stride = 0;
+  void* out = nullptr;  // contiguous: matrices [rows, columns], or the gradient of q for g as theirs
 };
 
 using Kernels = TaskKernels<Problem>;
@@ -31,9 +35,5 @@ using Kernels = TaskKernels<Problem>;
 const Kernels& kernel_of_baseline();
 const Kernels& kernel_of_avx2();
 const Kernels& kernel_of_avx512();
-
-// In cpu.cpp: built once by code for the baseline instruction set.
-template <class T>
-const Coefficients<T>& coefficients();
 
 }  // namespace eqk::wigner

@@ -18,39 +18,56 @@
 // and Q by, which near the poles differ by orders of magnitude: so it runs on P and Q, whose sums and differences are
 // the elements of the real matrix, and takes t as +-1 -+ 2 s with the smaller s of |a|^2 and |b|^2.
 #include <algorithm>
-#include <cmath>
 
 #include "core/macros.h"
 #include "core/wigner_3j.h"
 
 namespace eqk::wigner {
 
+// By Newton's method, from above: the library's is no constant.
+constexpr double square_root(double x) {
+  double root = x > 1 ? x : 1, next = (root + x / root) / 2;
+  while (next < root) root = next, next = (root + x / root) / 2;
+  return root;
+}
+
+// Constants of all degrees, which depend on k and m as a pair without order, low <= high.
 template <class T>
 struct Coefficients {
   struct Step {
     T c, d, minus_e;
   };
-  // Of the first P and Q of (k, m) in terms of those of (k, m - 1) or, where m < k, (k - 1, m); then at l.
-  T first[kMaxDegree + 1][kMaxDegree + 1] = {};
-  Step step[kMaxDegree + 1][kMaxDegree + 1][kMaxDegree + 1] = {};
+  static constexpr int pairs(int high) { return high * (high + 1) / 2; }     // below (high, 0)
+  static constexpr int triples(int l) { return (l - 1) * l * (l + 1) / 6; }  // below those of l
+  T first[pairs(kMaxDegree + 1)] = {};      // of the first P and Q, in terms of monomials
+  Step step[triples(kMaxDegree + 1)] = {};  // to degree l
+  T turn[pairs(kMaxDegree + 1)] = {};       // of (l, m), by which a turn couples m and m + 1 (torque.h)
 
-  Coefficients() {
-    for (int k = 0; k <= kMaxDegree; ++k)
-      for (int m = 0; m <= kMaxDegree; ++m) {
-        const int high = std::max(k, m), low = std::min(k, m);
-        // What has one index 0 is kept times sqrt(2).
-        if (low < high)
-          first[k][m] =
-              static_cast<T>(high == 1 ? 1 : std::sqrt(high * (2 * high - 1) / (2.0 * (high - low) * (high + low))));
-        const auto root = [&](int l) { return std::sqrt((l * l - k * k) * static_cast<double>(l * l - m * m)); };
+  constexpr Coefficients() {
+    for (int low = 0; low <= kMaxDegree; ++low) {
+      // What has one index 0 is kept times sqrt(2).
+      double square = 1, kept = low ? 1 : 2;
+      for (int high = low; high <= kMaxDegree; ++high) {
+        if (high > low) square *= high * (2 * high - 1) / (2.0 * (high - low) * (high + low));
+        first[pairs(high) + low] = static_cast<T>(square_root(high ? kept * square : 1));
+        const auto root = [&](int l) {
+          return square_root(static_cast<double>(l * l - high * high) * (l * l - low * low));
+        };
         for (int l = high + 1; l <= kMaxDegree; ++l) {
           const double c = l * (2 * l - 1) / root(l);
-          step[k][m][l] = {static_cast<T>(c), static_cast<T>(l > 1 ? c * k * m / (l * (l - 1)) : 0),
-                           static_cast<T>(l > high + 1 ? -l * root(l - 1) / ((l - 1) * root(l)) : 0)};
+          step[triples(l) + pairs(high) + low] = {
+              static_cast<T>(c), static_cast<T>(l > 1 ? c * high * low / (l * (l - 1)) : 0),
+              static_cast<T>(l > high + 1 ? -l * root(l - 1) / ((l - 1) * root(l)) : 0)};
         }
+        if (high > low)
+          turn[pairs(high) + low] = static_cast<T>(square_root(kept * (high - low) * (high + low + 1) / 4));
       }
+    }
   }
 };
+
+template <class T>
+inline constexpr Coefficients<T> kCoefficients{};
 
 // What a row of q is to the recursion; V is T or a vector of T.
 template <class T, class V>
@@ -75,37 +92,18 @@ class Rotation {
     from_pole_ = twice_bb < twice_aa ? -twice_bb : twice_aa;
   }
 
-  // put(l, m', m, D^l[m', m]) for l <= lmax and |m'| <= mmax <= lmax.
+  // put(l, m', m, D^l[m', m], D^l[m', -m]) for l <= lmax, |m'| <= mmax <= lmax and 0 <= m <= l. (|m'|, m) goes along
+  // diagonals, on which monomials are made of those before, and of them takes every one in `shares`, from `share` on.
   template <class Put>
-  EQK_HD void matrices(int lmax, int mmax, Put&& put) const {
-    const V one = V{} + T(1);
-    Pair above[kMaxDegree + 1];  // the first P and Q of (k - 1, m), m < k
-    Complex p{one, V{}};
-    climb(0, 0, lmax, Real{one}, put);
-    above[0].p = p;
-    for (int m = 1; m <= lmax; ++m) {  // the conjugate of P
-      p = coefficients_.first[0][m] * (p * column_);
-      climb(0, m, lmax, p, put);
-    }
-    Pair corner{{one, V{}}, {one, V{}}};
-    for (int k = 1; k <= mmax; ++k) {
-      above[0].p = coefficients_.first[k][0] * (above[0].p * row_);
-      climb(k, 0, lmax, above[0].p, put);
-      corner = {corner.p * a2_, corner.q * b2_};
-      Pair now;
-      for (int m = 1; m <= lmax; ++m) {
-        if (m == k) {
-          now = corner;
-        } else if (m < k) {
-          const Complex f = coefficients_.first[k][m] * row_;
-          now = {above[m].p * f, above[m].q * f};
-        } else {
-          const Complex f = coefficients_.first[k][m] * column_;
-          now = {now.p * conjugate(f), now.q * f};
-        }
-        if (m <= k) above[m] = now;
-        climb(k, m, lmax, now, put);
-      }
+  EQK_HD void matrices(int lmax, int mmax, int share, int shares, Put&& put) const {
+    Complex power{V{} + T(1), V{}};
+    EQK_ROLLED
+    for (int n = 0; n <= mmax + lmax; ++n) {
+      const bool of_row = n <= mmax;
+      if (n % shares == share)
+        diagonal(of_row ? n : 0, of_row ? 0 : n - mmax, lmax, mmax, {power.re, of_row ? power.im : -power.im}, power,
+                 put);
+      power = n == mmax ? column_ : power * (n < mmax ? row_ : column_);
     }
   }
 
@@ -117,13 +115,14 @@ class Rotation {
     return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
   }
   friend EQK_HD Complex operator*(T s, const Complex& a) { return {s * a.re, s * a.im}; }
-  static EQK_HD Complex conjugate(const Complex& a) { return {a.re, -a.im}; }
   struct Real {
     V re;
   };
+  friend EQK_HD Real operator*(T s, const Real& a) { return {s * a.re}; }
   struct Pair {
     Complex p, q;
   };
+  friend EQK_HD Pair operator*(T s, const Pair& a) { return {s * a.p, s * a.q}; }
   using Step = typename Coefficients<T>::Step;
 
   const Coefficients<T>& coefficients_;
@@ -131,31 +130,46 @@ class Rotation {
   Complex a2_, b2_, row_, column_;
   V pole_, from_pole_;
 
+  // P and Q of the first (k, m) in monomials; one of k and m is 0.
+  template <class Put>
+  EQK_HD void diagonal(int k, int m, int lmax, int mmax, Complex p, Complex q, Put& put) const {
+    if (k + m == 0)
+      climb(0, 0, lmax, Real{p.re}, put);
+    else
+      climb(k, m, lmax, q, put);
+    Pair now{p, q};
+    EQK_ROLLED
+    for (++k, ++m; k <= mmax && m <= lmax; ++k, ++m) {
+      now = {now.p * a2_, now.q * b2_};
+      climb(k, m, lmax, now, put);
+    }
+  }
+
   template <class Element, class Put>
-  EQK_HD void climb(int k, int m, int lmax, Element now, Put& put) const {
-    int l = std::max(k, m);
-    elements(l, k, m, now, put);
-    Element before{};
-    for (++l; l <= lmax; ++l) {
-      const Step& s = coefficients_.step[k][m][l];
-      const Element next = stepped(s, now, before);
+  EQK_HD void climb(int k, int m, int lmax, const Element& monomials, Put& put) const {
+    const int high = std::max(k, m), pair = Coefficients<T>::pairs(high) + std::min(k, m);
+    Element now = coefficients_.first[pair] * monomials, before{};
+    elements(high, k, m, now, put);
+    const Step* step = coefficients_.step + Coefficients<T>::triples(high + 1) + pair;
+    EQK_ROLLED
+    for (int l = high + 1, pairs = Coefficients<T>::pairs(l); l <= lmax; step += pairs, pairs += ++l) {
+      const Element next = stepped(*step, now, before);
       before = now;
       now = next;
       elements(l, k, m, now, put);
     }
   }
 
-  EQK_HD V factor(const Step& s, V d) const { return s.c * from_pole_ + (s.c * pole_ + d); }
-
   EQK_HD Real stepped(const Step& s, const Real& now, const Real& before) const {
-    return {factor(s, V{}) * now.re + s.minus_e * before.re};
+    return {(s.c * from_pole_ + s.c * pole_) * now.re + s.minus_e * before.re};
   }
   EQK_HD Complex stepped(const Step& s, const Complex& now, const Complex& before) const {
-    return along(factor(s, V{}), s, now, before);
+    return along(s.c * from_pole_ + s.c * pole_, s, now, before);
   }
   EQK_HD Pair stepped(const Step& s, const Pair& now, const Pair& before) const {
-    const V d = V{} + s.d;
-    return {along(factor(s, -d), s, now.p, before.p), along(factor(s, d), s, now.q, before.q)};
+    const V at_pole = s.c * pole_;
+    return {along(s.c * from_pole_ + (at_pole - s.d), s, now.p, before.p),
+            along(s.c * from_pole_ + (at_pole + s.d), s, now.q, before.q)};
   }
   static EQK_HD Complex along(V f, const Step& s, const Complex& now, const Complex& before) {
     return {f * now.re + s.minus_e * before.re, f * now.im + s.minus_e * before.im};
@@ -163,19 +177,18 @@ class Rotation {
 
   template <class Put>
   static EQK_HD void elements(int l, int, int, const Real& u, Put& put) {
-    put(l, 0, 0, u.re);
+    put(l, 0, 0, u.re, V{});
   }
   template <class Put>
   static EQK_HD void elements(int l, int k, int m, const Complex& u, Put& put) {
-    put(l, k, m, u.re);
-    put(l, -k, -m, u.im);
+    if (k == 0) return put(l, 0, m, u.re, u.im);
+    put(l, k, 0, u.re, V{});
+    put(l, -k, 0, u.im, V{});
   }
   template <class Put>
   static EQK_HD void elements(int l, int k, int m, const Pair& u, Put& put) {
-    put(l, k, m, u.p.re + u.q.re);
-    put(l, k, -m, u.q.im - u.p.im);
-    put(l, -k, m, u.p.im + u.q.im);
-    put(l, -k, -m, u.p.re - u.q.re);
+    put(l, k, m, u.p.re + u.q.re, u.q.im - u.p.im);
+    put(l, -k, m, u.p.im + u.q.im, u.p.re - u.q.re);
   }
 };
 

@@ -178,7 +178,7 @@ _BACKENDS_OF = {
     "s2_activation": ("cpu", "triton", "torch", "reference"),
     "so2_edge_message": ("cpu", "torch", "reference"),
     "so2_edge_scalars": ("cpu", "torch", "reference"),
-    "wigner": ("cpu", "torch", "reference"),
+    "wigner": ("cpu", "cuda", "torch", "reference"),
 }
 
 

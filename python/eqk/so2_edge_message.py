@@ -45,7 +45,6 @@ from eqk.so2_conv import (
     pack,
     sizes_of,
 )
-from eqk.wigner import _gradient as wigner_gradient
 from eqk.wigner import wigner
 
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
@@ -320,7 +319,7 @@ def _backward_tile(
             results[2] = (of_r if a is None else of_r @ a.mT) if wanted[2] else None
             results[3] = h.mT @ of_r if wanted[3] else None
     if wanted[1]:
-        results[1] = wigner_gradient(q, of_rotation, plan.lmax, plan.mmax)
+        results[1] = torch.ops.eqk.wigner_backward(q, of_rotation, plan.lmax, plan.mmax)
     return results
 
 
