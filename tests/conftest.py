@@ -1,3 +1,4 @@
+import os
 import platform
 import random
 import sys
@@ -66,6 +67,23 @@ def fresh_dynamo():
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_language():
+    """Triton's interpreter patches its language for each call of a function, in a third of the time of the calls."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from triton.runtime import interpreter
+
+        patch, patched = interpreter._patch_lang, set()
+
+        def patch_once(function):
+            if id(function.__globals__) not in patched:
+                patched.add(id(function.__globals__))
+                patch(function)
+            return interpreter._LangPatchScope()  # restores nothing: all that this process has is interpreted
+
+        interpreter._patch_lang = patch_once
 
 
 @pytest.fixture
