@@ -20,12 +20,23 @@ def pytest_report_header():
     return ", ".join([f"EQK_SEED={testing.seed()}", *without])
 
 
-# Files of few and long tests, which start before the others so that no process ends with one of them alone.
-LONG = ("test_planted_faults.py", "test_cuda_host.py", "test_e3nn_suite.py", "test_examples.py")
+# The files that take longest, which start before the others so that no process ends with one of them alone.
+LONG = (
+    "test_cuda.py",
+    "test_planted_faults.py",
+    "test_triton.py",
+    "test_emulated_triton.py",
+    "test_tensor_product.py",
+    "test_symmetric_contraction.py",
+    "test_cuda_host.py",
+    "test_gpu_report.py",
+    "test_examples.py",
+    "test_e3nn_suite.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     impossible = [
         item for item in items if any(mark.name in NEEDS and not NEEDS[mark.name] for mark in item.iter_markers())
     ]
