@@ -1,3 +1,4 @@
+import os
 import platform
 import random
 import sys
@@ -19,12 +20,23 @@ def pytest_report_header():
     return ", ".join([f"EQK_SEED={testing.seed()}", *without])
 
 
-# Files of few and long tests, which start before the others so that no process ends with one of them alone.
-LONG = ("test_planted_faults.py", "test_cuda_host.py", "test_e3nn_suite.py", "test_examples.py")
+# The files that take longest, which start before the others so that no process ends with one of them alone.
+LONG = (
+    "test_cuda.py",
+    "test_planted_faults.py",
+    "test_triton.py",
+    "test_emulated_triton.py",
+    "test_tensor_product.py",
+    "test_symmetric_contraction.py",
+    "test_cuda_host.py",
+    "test_gpu_report.py",
+    "test_examples.py",
+    "test_e3nn_suite.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     impossible = [
         item for item in items if any(mark.name in NEEDS and not NEEDS[mark.name] for mark in item.iter_markers())
     ]
@@ -66,6 +78,23 @@ def fresh_dynamo():
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_language():
+    """Triton's interpreter patches its language for each call of a function, in a third of the time of the calls."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from triton.runtime import interpreter
+
+        patch, patched = interpreter._patch_lang, set()
+
+        def patch_once(function):
+            if id(function.__globals__) not in patched:
+                patched.add(id(function.__globals__))
+                patch(function)
+            return interpreter._LangPatchScope()  # restores nothing: all that this process has is interpreted
+
+        interpreter._patch_lang = patch_once
 
 
 @pytest.fixture

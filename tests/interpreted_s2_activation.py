@@ -10,14 +10,13 @@ import test_s2_activation as suite
 import torch
 import torch._dynamo.testing
 from fuzz import s2_activation_truth
-from recorded_launches import Launches
+from recorded_launches import Launches, last_program_first
 from test_s2_activation import (  # noqa: F401
     SILU,
     every_result,
     test_16_bit,
     test_a_polynomial_is_exactly_equivariant,
     test_bad_input,
-    test_bitwise_determinism,
     test_channels,
     test_equiformer_v2_grids,
     test_fifth_derivative_is_refused,
@@ -33,7 +32,7 @@ from test_s2_activation import (  # noqa: F401
     test_truncated_orders,
     test_values_of_functions,
 )
-from test_tensor_product import compare
+from test_tensor_product import DTYPES, compare
 from test_triton import Seen
 
 import eqk
@@ -53,6 +52,12 @@ def triton(monkeypatch):
     with dispatch.use_backend("triton"):
         yield
     kernels.lower.cache_clear()
+
+
+@pytest.fixture
+def products(rng):
+    """The interpreter takes long: one of them in each test."""
+    return [rng.choice(suite.PRODUCTS)]
 
 
 def random_call(rng, generator, plan=None):
@@ -172,6 +177,17 @@ def test_no_lane_sees_another(value, layout, generator):
                 truth = s2_activation_truth(changed[0], changed[1:], str(plan), kinds)
                 assert truth.isfinite().all()
                 assert relative_error(got, truth) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_do_not_depend_on_the_order_of_programs(dtype, generator):
+    for plan in (SILU, eqk.S2ActivationPlan(2, 2, 1, "tanh", (3, 4))):
+        operands, run = every_result(plan, 70, dtype, generator)
+        expected = run(*operands)
+        with last_program_first() as programs:
+            results = run(*operands)
+        assert min(programs) > 1
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_limits_of_functions(generator):

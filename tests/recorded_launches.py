@@ -1,6 +1,29 @@
-"""Launches of Triton kernels that do not happen: what they would have been given."""
+"""Launches of Triton kernels that do not happen: what they would have been given; and programs in another order."""
+
+import contextlib
 
 import torch
+from triton.runtime import interpreter
+
+
+@contextlib.contextmanager
+def last_program_first():
+    """Triton's interpreter runs the programs of a launch in turn, so that only another order shows what depends on it.
+
+    Gives the set of how many programs launches had.
+    """
+    builder, sizes = interpreter.interpreter_builder, set()
+    start = builder.set_grid_idx
+
+    def set_grid_idx(x, y, z):
+        sizes.add(builder.grid_dim[0])
+        start(builder.grid_dim[0] - 1 - x, y, z)
+
+    builder.set_grid_idx = set_grid_idx
+    try:
+        yield sizes
+    finally:
+        del builder.set_grid_idx
 
 
 class Launches:

@@ -1,5 +1,6 @@
 """Tests of the tests: faults planted in the CUDA kernels, each of which the check of test_cuda.py must find."""
 
+import functools
 import json
 import shlex
 import shutil
@@ -169,16 +170,15 @@ class Build:
         subprocess.run(["cmake", "--build", build, "--target", "eqk_cg_table"], check=True)
         self.bindings = build_bindings(build)
         self.commands = json.loads((build / "compile_commands.json").read_text())
-        self.sound = {}
+        self.sound = functools.cache(self.ptx)
+        self.sound_emulator = functools.cache(lambda kernel: self.emulator(kernel, self.sound(kernel)))
 
-    def emulator(self, kernel: str) -> Emulator:
-        """Of the source as it is now; the convolution with the kernel that orders its edges, and one that sums them."""
-        kernels = [kernel]
+    def emulator(self, kernel: str, ptx: str) -> Emulator:
+        """With this PTX of the kernel; the convolution's with the sound one that orders edges, and one that sums them."""
+        others = []
         if "_conv_" in kernel:
-            kernels = [CONV_ORDER, CONV_FORWARD if kernel == CONV_ORDER else kernel]
-            if kernel == CONV_BACKWARD:
-                kernels.append(CONV_SUMS)
-        return Emulator([self.ptx(k) for k in kernels], self.bindings)
+            others = [CONV_FORWARD if kernel == CONV_ORDER else CONV_ORDER, *[CONV_SUMS] * (kernel == CONV_BACKWARD)]
+        return Emulator([ptx, *map(self.sound, others)], self.bindings)
 
     def ptx(self, kernel: str) -> str:
         """Compiled as the build compiles it, but to PTX alone."""
@@ -198,9 +198,10 @@ class Build:
         )
         path.write_text(sound.replace(fault.text, fault.instead))
         try:
-            return self.emulator(fault.kernel)
+            ptx = self.ptx(fault.kernel)
         finally:
             path.write_text(sound)
+        return self.emulator(fault.kernel, ptx)
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +213,7 @@ def build(tmp_path_factory) -> Build:
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_fault_is_found(build, fault):
     number = seed()
-    if fault.kernel not in build.sound:
-        build.sound[fault.kernel] = build.emulator(fault.kernel)
-    fault.check(build.sound[fault.kernel], number)
+    fault.check(build.sound_emulator(fault.kernel), number)
     error, message = fault.found
     with pytest.raises(error, match=message):
         fault.check(build.emulator_of(fault), number)

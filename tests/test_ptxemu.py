@@ -506,6 +506,26 @@ def test_indices_of_blocks_and_threads():
     assert (y == np.stack([block, 24 * block + thread, thread, 0 * thread], 2)).all()
 
 
+def test_launches_of_one_shape():
+    """They share registers, of which each begins with zeros, and none of the memory, the arguments and the counts."""
+    body = element("%rd0", 4) + "add.u32 %t5, %t5, %t0; st.global.u32 [%rd0], %t5; st.shared.u32 [s], 7;"
+    kernel, counts = module(body), []
+    for count in (False, True, True):
+        y = np.zeros(32, np.uint32)
+        counts.append(kernel.launch("k", 1, 32, [y], count=count))
+        assert (y == LANE).all()
+    machines = kernel.programs["k"].machines
+    assert len(machines) == 1
+    alone = module(body).launch("k", 1, 32, [np.zeros(32, np.uint32)], count=True)
+    assert [str(c) for c in counts] == ["None", str(alone), str(alone)]
+    with pytest.raises(ptxemu.MemoryFault, match="out-of-bounds"):
+        kernel.launch("k", 1, 32, [None])
+    assert not machines  # where that one stopped in the middle
+    for blocks in range(1, 9):
+        kernel.launch("k", blocks, 32, [np.zeros(32 * blocks, np.uint32)])
+    assert [grid[0] for _, grid, *_ in machines] == [5, 6, 7, 8]
+
+
 def test_pointers_of_every_space(numpy_rng):
     """A generic load follows a pointer into global, shared or local memory, as the lane has it."""
     body = """.local .align 8 .b8 stack[16]; mov.u64 %rd2, stack; cvta.local.u64 %rd2, %rd2;

@@ -162,15 +162,24 @@ def test_a_polynomial_is_exactly_equivariant(generator):
     assert relative_error(coarse, z) > 1e-3
 
 
+# Channels, rows and what else they have.
+PRODUCTS = (
+    (5, 3, dict(layout_in="mul_ir")),
+    (1, 18, dict(layout_out="mul_ir")),
+    (2, 1, dict(mmax=1, order="m_primary")),
+)
+
+
+@pytest.fixture
+def products():
+    return PRODUCTS
+
+
 @pytest.mark.parametrize("function", ["identity", "silu", "cube"])
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
-def test_times(function, times, generator):
+def test_times(function, times, products, generator):
     """Products with other signals, on the grid, and every derivative that there is an op for."""
-    for channels, rows, options in (
-        (5, 3, dict(layout_in="mul_ir")),
-        (1, 18, dict(layout_out="mul_ir")),
-        (2, 1, dict(mmax=1, order="m_primary")),
-    ):
+    for channels, rows, options in products:
         plan = eqk.S2ActivationPlan.normalized(2, 3, channels, function, (5, 6), **options)
         signals = [torch.randn(rows, plan.dims[0], generator=generator) for _ in range(times + 1)]
         orders = 3 if function == "identity" else min(4 - times, 3)

@@ -64,12 +64,17 @@ def compare(plan, operands, generator, dtypes, orders=3, truth=None, op=None):
             t if t is None else t * (1 + torch.finfo(dtype).eps * 4 * r) for t, r in zip(tensors, noise, strict=True)
         ]
 
-    def spread(dtype, order, n):
-        nudged = [
-            derivatives(truth, rounded(wide, dtype), [rounded(along, dtype) for along in wide_directions])[order][n]
-            for _ in range(12)
-        ]
-        return max(relative_error(t, expected[order][n]) for t in nudged)
+    nudged = {dtype: [] for dtype in dtypes}
+
+    def is_rounding(error, dtype, order, n):
+        """Whether one of up to 12 changes of the operands, which all results share, explains the error."""
+        for number in range(12):
+            if number == len(nudged[dtype]):
+                along = [rounded(tensors, dtype) for tensors in wide_directions]
+                nudged[dtype].append(derivatives(truth, rounded(wide, dtype), along))
+            if error <= 4 * relative_error(nudged[dtype][number][order][n], expected[order][n]):
+                return True
+        return False
 
     directions = random_directions(operands, truth(*wide).to(operands[0].dtype), orders, generator)
     wide_directions = [cast(along, torch.float64) for along in directions]
@@ -83,9 +88,8 @@ def compare(plan, operands, generator, dtypes, orders=3, truth=None, op=None):
                 assert a.dtype == dtype
                 what = f"dtype {dtype}, result {n}, plan {plan}"
                 error = relative_error(a, b)
-                if error > TOLERANCES[dtype][order] and error <= 4 * spread(dtype, order, n):
-                    continue
-                assert_close(a, b, order, what=what)
+                if error <= TOLERANCES[dtype][order] or not is_rounding(error, dtype, order, n):
+                    assert_close(a, b, order, what=what)
 
 
 def check_differentiation(f, x, y):
@@ -933,9 +937,9 @@ def run_python(code, *args, **environment):
     return result.stdout
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_instruction_sets(isa):
-    """Every case on each instruction set; one that the machine lacks is refused by name."""
+    """Every case, as on the machine's widest, which all other tests are for; one that it lacks is refused by name."""
     available = run_python(
         "import torch, eqk\n"
         "try:\n"

@@ -1,4 +1,4 @@
-// Compiled once per instruction set with EQK_ISA and EQK_VECTOR_BYTES set by the build.
+// Compiled once per instruction set with EQK_ISA, EQK_VECTOR_BYTES and EQK_UNROLLED set by the build.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -18,7 +18,7 @@ inline namespace EQK_ISA {
 template <class T, class Storage>
 class EdgeFrames {
   static constexpr int W = EQK_VECTOR_BYTES / sizeof(T);
-  static constexpr int kUnrolledDegree = 6, kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
+  static constexpr int kUnrolledDegree = EQK_UNROLLED ? 6 : 0, kRegisters = EQK_VECTOR_BYTES == 64 ? 32 : 16;
   using V = Vector<T, W>;
 
  public:
