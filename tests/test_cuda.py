@@ -808,30 +808,19 @@ def check_wigner(emulator, lmax, mmax, dtype, rows, pad=3):
 @pytest.mark.parametrize("dtype", ACCURACY)
 @pytest.mark.parametrize(("lmax", "mmax", "rows"), [(1, 1, 33), (3, 0, 1), (4, 2, 35), (6, 2, 3)])
 def test_wigner(emulator, lmax, mmax, rows, dtype):
-    """The last block partly filled, rows apart and, at any place of a sector, adjacent."""
+    """The last block partly filled; rows adjacent, and apart, where they begin at any place of a sector."""
     for pad in (0, 3):
-        for launch in check_wigner(emulator, lmax, mmax, dtype, rows, pad):
-            assert launch["grid"] == (rows + 31) // 32
+        assert len(list(check_wigner(emulator, lmax, mmax, dtype, rows, pad))) == 2
 
 
 @pytest.mark.parametrize(
-    ("lmax", "mmax", "dtype", "parts"), [(8, 8, "float32", 3), (9, 4, "float64", 4), (8, 8, "float16", 2)]
+    ("lmax", "mmax", "dtype", "parts"), [(8, 8, "float32", 3), (14, 1, "float64", 5), (8, 8, "float16", 2)]
 )
 def test_parts_of_matrices(emulator, lmax, mmax, dtype, parts):
     """What shared memory does not hold at a time: of matrices by blocks, of cotangents one after the other."""
     of_matrices, of_gradient = check_wigner(emulator, lmax, mmax, dtype, 3)
     assert (of_matrices["grid"], of_gradient["grid"]) == (parts, 1)
     assert max(of_matrices["shared"], of_gradient["shared"]) < 48 << 10
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_parts_of_any_degree(emulator, dtype):
-    """Each row of each matrix, of a width up to 41, fits a part."""
-    for lmax in range(21):
-        for mmax in range(lmax + 1):
-            for g in (0, 16):
-                launch = emulator.bindings.wigner_launch(lmax, mmax, dtype, 1, 16, 4, g, 9, 16)
-                assert 32 * (2 * lmax + 1) * (4 if dtype == "float32" else 8) <= launch["shared"] < 48 << 10
 
 
 def test_partial_sums_of_shared_weights(emulator):

@@ -358,3 +358,32 @@ def test_the_committed_counts_of_products_of_signals(tmp_path):
         assert report.growth(rows, report.read_csv(report.COMMITTED[title]), report.KEYS[title]) == []
     # Three operands and two results of 16 components.
     assert row["compulsory"] == 4 * 5 * 16 * report.GAUNT_CHANNELS
+
+
+# Over the memory floor on an H100, for degrees to 2, 4 and 6: what each rotation costs is shared by few numbers at first.
+WIGNER_TO_FLOOR = {"forward": (1.45, 1.01, 1.01), "backward": (1.75, 1.35, 1.25)}
+
+
+def test_the_committed_limits_of_wigner():
+    rows = report.read_csv(report.COMMITTED["wigner"])
+    assert [(r["lmax"], r["mmax"], r["phase"]) for r in rows] == report.WIGNERS
+    for row in rows:
+        counts = numbers(row, report.KEYS["wigner"])
+        assert counts["sectors"] == 1
+        assert counts["warps_sm_90"] >= 20
+        terms = report.model(counts, report.CHIPS["H100 SXM"])
+        assert max(terms.values()) < WIGNER_TO_FLOOR[row["phase"]][int(row["lmax"]) // 2 - 1] * terms["dram"]
+
+
+def test_the_committed_counts_of_wigner(tmp_path):
+    require_nvcc()
+    library, bindings, key = library_path(), installed_bindings(), ("4", "2", "backward")
+    name = report.wigner_launch(bindings, *key)["name"]
+    texts = [text for text in ptx_of(library) if name in report.kernels_of(text)]
+    codes = report.assemble(texts, ["sm_90"], library, tmp_path)
+    row, kernels = report.wigner_row(Emulator(texts, bindings), codes, *key), report.kernel_rows(codes, bindings)
+    assert report.spills(kernels) == []
+    for title, rows in (("wigner", [row]), ("kernels", kernels)):
+        assert report.growth(rows, report.read_csv(report.COMMITTED[title]), report.KEYS[title]) == []
+    # q, its gradient, and 115 cotangents.
+    assert row["compulsory"] == 4 * (4 + 4 + 115)

@@ -174,12 +174,12 @@ class Block {
 };
 
 #define EQK_KERNELS(T, Storage, suffix)                                                                 \
-  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                  \
       eqk_wigner_forward_##suffix(const __grid_constant__ Arguments a) {                                \
     extern __shared__ __align__(16) unsigned char stage[];                                              \
     Block<T, Storage>(a, blockIdx.x / a.parts, stage).matrices(static_cast<int>(blockIdx.x % a.parts)); \
   }                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks_of<T>)                                  \
       eqk_wigner_backward_##suffix(const __grid_constant__ Arguments a) {                               \
     extern __shared__ __align__(16) unsigned char stage[];                                              \
     Block<T, Storage>(a, blockIdx.x, stage).gradient();                                                 \

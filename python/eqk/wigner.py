@@ -139,7 +139,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     @jvp_rule
     def jvp(ctx, _, tq, tg, *__):
-        # The part of this level's tangent is this rule's; beneath, forward mode sees what _second makes of torch's own.
+        # Without the tangents of this level, of which _second's own operations of torch would make some of their own.
         q, g = (forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)
         terms = [] if tq is None else [_second(q, g, tq, *ctx.degrees)]
         terms += [] if tg is None else [_BACKWARD(q, tg, *ctx.degrees)]
