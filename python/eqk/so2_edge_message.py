@@ -754,9 +754,11 @@ def so2_edge_message(
     plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), bool(recompute), res, grid)
     w = w[:, None] if w is not None and w.dim() == 1 else w
     layers = [pack(layer) for layer in (conv1, conv2)]
-    if dispatch.choose(op, x.device) == "reference":
+    backend = dispatch.choose(op, x.device)
+    if backend == "reference":
         _check(op, (x, q, h, a, w, *layers), None, (), edge_index, plan)
         parsed = Plan.parse(plan)
         unpacked = [sizes.unpack(flat) for sizes, flat in zip(parsed.convolutions, layers, strict=True)]
         return reference.so2_edge_message(x, q, h, a, w, *unpacked, edge_index, parsed)
-    return torch.ops.eqk.so2_edge_message(x, q, h, a, w, *layers, edge_index, plan, False)[0]
+    ops = torch.ops.eqk_triton if backend == "triton" else torch.ops.eqk
+    return ops.so2_edge_message(x, q, h, a, w, *layers, edge_index, plan, False)[0]
