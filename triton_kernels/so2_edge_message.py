@@ -405,8 +405,11 @@ def _step(sums, x, D, h, a, conv, index, e, edges, order, half, columns, n, sign
 
 @triton.jit
 def _layer(
-    x, D, h, a, conv, index, order, y, s, e, begin, first, end, edges, block, signed: tl.constexpr, M: tl.constexpr
+    x, D, h, a, conv, index, order, y, s, begin, first, end, edges, block, signed: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
+    at = tl.arange(0, M.edges)
+    e = tl.load(order + (begin + first) + at, mask=at < end - begin - first, other=-1).to(tl.int32)
+    D += (first + at).to(tl.int64) * M.numbers
     m = _of_block(block, "order", M)
     columns = _of_block(block, "columns", M)
     half = _of_block(block, "half", M)
@@ -451,13 +454,10 @@ def first_kernel(x, D, h, a, conv, index, order, y, s, begin, end, edges, M: tl.
     program = tl.program_id(0)
     block = program % blocks
     first = program // blocks * M.edges
-    at = tl.arange(0, M.edges)
-    e = tl.load(order + (begin + first) + at, mask=at < end - begin - first, other=-1).to(tl.int32)
-    D += (first + at).to(tl.int64) * M.numbers
     if block < M.unsigned:
-        _layer(x, D, h, a, conv, index, order, y, s, e, begin, first, end, edges, block, False, M)
+        _layer(x, D, h, a, conv, index, order, y, s, begin, first, end, edges, block, False, M)
     else:
-        _layer(x, D, h, a, conv, index, order, y, s, e, begin, first, end, edges, block, True, M)
+        _layer(x, D, h, a, conv, index, order, y, s, begin, first, end, edges, block, True, M)
 
 
 @triton.jit
