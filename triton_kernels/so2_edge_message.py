@@ -45,7 +45,8 @@ from eqk.triton_kernels.common import INTERPRETED, KEYS, Constant, count_of, lan
 from eqk.triton_kernels.rotate import _by_node, _check_range
 from eqk.wigner import wigner
 
-_WARPS, _STAGES = 8, 3
+_WARPS = 8
+_STAGES = tl.constexpr(3)
 _MAX_GRID = max_grid(_WARPS)
 # Of a step: channels that are multiplied with a matrix, and features with radial weights. Twice as many would need more
 # registers than there are.
@@ -328,7 +329,7 @@ def _radial(h, a, e, k, k_valid, M: tl.constexpr):
         at = h + (e.to(tl.int64) * M.weights)[:, None] + k[None, :]
         return tl.load(at, mask=(e >= 0)[:, None] & k_valid[None, :], other=0).to(tl.float32)
     total = tl.zeros([M.edges, M.chunk], tl.float32)
-    for first in range(0, M.features, M.span):
+    for first in tl.range(0, M.features, M.span, num_stages=_STAGES):
         f = first + tl.arange(0, M.span)
         there = f < M.features
         at = h + (e.to(tl.int64) * M.features)[:, None] + f[None, :]
@@ -347,14 +348,11 @@ def _rotated(x, D, degree, order, valid, c_valid, signed: tl.constexpr, M: tl.co
     of_row = D + below + (tl.minimum(degree, M.mmax) + order) * size
     positive = tl.zeros([M.edges, M.chunk], tl.float32)
     negative = positive
-    there_are = tl.where(valid, size, 0)
-    lmax: tl.constexpr = M.lmax
-    for i in tl.static_range(2 * lmax + 1):
-        there = there_are > i
-        component = tl.load(x + i * M.channels, mask=there[:, None] & c_valid[None, :], other=0).to(tl.float32)
-        positive += component * tl.load(of_row + i, mask=there, other=0)[:, None]
+    for i in tl.range(0, size, num_stages=_STAGES):
+        component = tl.load(x + i * M.channels, mask=valid[:, None] & c_valid[None, :], other=0).to(tl.float32)
+        positive += component * tl.load(of_row + i, mask=valid, other=0)[:, None]
         if signed:
-            negative += component * tl.load(of_row - 2 * order * size + i, mask=there, other=0)[:, None]
+            negative += component * tl.load(of_row - 2 * order * size + i, mask=valid, other=0)[:, None]
     if signed:
         return (positive, negative)
     else:
@@ -591,8 +589,8 @@ def second_kernel(
         rows = weighted
     D += (first + at).to(tl.int64) * M.numbers
     target = index + edges * (M.nodes_of_edge - 1)
-    begin += first
-    end = tl.minimum(begin + M.edges, end)
+    begin = begin.to(tl.int64) + first
+    end = tl.minimum(begin + M.edges, end.to(tl.int64))
     for l in tl.static_range(count_of(M.degrees)):
         _back(
             rows, D, valid, target, order, first_end, out, partial, begin, end, c, c_valid, pick(M.degrees, l), M
@@ -662,7 +660,7 @@ def _forward(*args):
     message = _empty(wide, edges, layers[1])[0] if keep else wide
     out = x.new_empty(nodes, components, plan.channels_out)
     partial = wide.new_empty(-(-edges // second.edges), 2, *out.shape[1:])
-    options = dict(num_warps=_WARPS, num_stages=_STAGES, enable_fp_fusion=True)
+    options = dict(num_warps=_WARPS, num_stages=1, enable_fp_fusion=True)
     for begin in range(0, edges, size):
         end = min(begin + size, edges)
         of_chunk = order[begin:end]
@@ -683,7 +681,7 @@ def _forward(*args):
     for begin in range(0, programs, _MAX_GRID):
         with on(x.device):
             finish_kernel[(min(_MAX_GRID, programs - begin),)](
-                partial, first_end, out, begin, second.edges, out[0].numel(), _LANES, num_warps=_WARPS
+                partial, first_end, out, begin, second.edges, out[0].numel(), _LANES, num_warps=_WARPS, enable_fp_fusion=True
             )  # fmt: skip
     return out, *((y, s, message) if keep else (wide,) * 3)
 
