@@ -55,8 +55,9 @@ _CHUNK, _FEATURES = 16, 16
 _WIDTH = 128
 # Numbers of a node for a program that adds up what tiles give it.
 _LANES = 1024
-# Of edges, rows and columns, that a program of the second kernel has in registers.
-_MOST_NUMBERS = 288 * 128
+# Of an edge. Programs of the second kernel have fewer columns, or fewer edges, of so many that registers lack, and code
+# of more takes a minute to compile.
+_ROWS_OF_32_COLUMNS, _ROWS_OF_ALL_EDGES, _MOST_ROWS = 9, 19, 29
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -225,8 +226,7 @@ def lower(
     plan = Plan.parse(text)
     one, two = plan.convolutions
     lmax, mmax, rows = plan.lmax, plan.mmax, count(plan.lmax, plan.mmax)
-    tile = _tile(rows, plan.channels_out, edges)
-    if tile is None:
+    if rows > _MOST_ROWS:
         return None
     numbers, gate = _numbers(lmax, mmax), plan.activation == "gate"
     width = power_of_2(max(one.channels_out, 16), _WIDTH)
@@ -242,18 +242,16 @@ def lower(
     zero, bias, *matrices = _first_of(two)
     orders = [_Order(m, n, row, matrices[m - 1] if m else zero, bias) for m, row, n in two.blocks()]
     second = _Second(
-        tuple(_degrees(lmax, mmax, plan.rescale)), tuple(orders), (lmax + 1) ** 2, *tile, plan.hidden,
+        tuple(_degrees(lmax, mmax, plan.rescale)), tuple(orders), (lmax + 1) ** 2, *_tile(rows, edges, precision), plan.hidden,
         plan.channels_out, nodes_of_edge, numbers, gate, heads, one.extra, keep and gate, keep, precision,
     )  # fmt: skip
     return first, second
 
 
-def _tile(rows: int, channels: int, edges: int) -> tuple[int, int] | None:
-    """Edges and columns of a program of the second kernel, whose rows of each are in registers; None where none fit."""
-    for edges, columns in ((e, c) for e in (edges, edges // 2, edges // 4) for c in (32, 16)):
-        if rows * columns * edges <= _MOST_NUMBERS and columns < 2 * max(channels, 16):
-            return edges, columns
-    return None
+def _tile(rows: int, edges: int, precision: str) -> tuple[int, int]:
+    """Edges and columns of a program of the second kernel, which has its rows of each in registers."""
+    columns = 16 if rows > _ROWS_OF_32_COLUMNS or precision == "ieee" else 32
+    return (edges if rows <= _ROWS_OF_ALL_EDGES else edges // 2), columns
 
 
 # Device.
