@@ -44,7 +44,7 @@ MEMBERS = {  # results, whether on dual numbers
 }
 
 
-@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate"])
+@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate", "so2_edge_message"])
 def test_interpreted(name):
     """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]

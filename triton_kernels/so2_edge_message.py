@@ -55,9 +55,9 @@ _CHUNK, _FEATURES = 16, 16
 _WIDTH = 128
 # Numbers of a node for a program that adds up what tiles give it.
 _LANES = 1024
-# Of an edge. Programs of the second kernel have fewer columns, or fewer edges, of so many that registers lack, and code
-# of more takes a minute to compile.
-_ROWS_OF_32_COLUMNS, _ROWS_OF_ALL_EDGES, _MOST_ROWS = 9, 19, 29
+# Of the second kernel: for up to so many rows of an edge, so many columns, for which registers are enough. Code of more
+# rows takes a minute to compile.
+_COLUMNS = ((9, 32), (19, 16), (29, 8))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -226,32 +226,28 @@ def lower(
     plan = Plan.parse(text)
     one, two = plan.convolutions
     lmax, mmax, rows = plan.lmax, plan.mmax, count(plan.lmax, plan.mmax)
-    if rows > _MOST_ROWS:
+    columns = next((c for most, c in _COLUMNS if rows <= most), None)
+    if columns is None:
         return None
+    if precision == "ieee":
+        columns = min(columns, 16)
     numbers, gate = _numbers(lmax, mmax), plan.activation == "gate"
     width = power_of_2(max(one.channels_out, 16), _WIDTH)
     blocks = _blocks(one, width)
     unsigned = sum(b.order == 0 for b in blocks)
     by_order = weights != (lmax + 1) * plan.channels_in
-    columns = rows * one.channels_out, one.extra
     sources = plan.channels_in // channels
     first = _First(
         lmax, mmax, edges, tuple(blocks), unsigned, width, channels, sources, numbers, features, weights, by_order,
-        *columns, keep, precision,
+        rows * one.channels_out, one.extra, keep, precision,
     )  # fmt: skip
     zero, bias, *matrices = _first_of(two)
     orders = [_Order(m, n, row, matrices[m - 1] if m else zero, bias) for m, row, n in two.blocks()]
     second = _Second(
-        tuple(_degrees(lmax, mmax, plan.rescale)), tuple(orders), (lmax + 1) ** 2, *_tile(rows, edges, precision), plan.hidden,
+        tuple(_degrees(lmax, mmax, plan.rescale)), tuple(orders), (lmax + 1) ** 2, edges, columns, plan.hidden,
         plan.channels_out, nodes_of_edge, numbers, gate, heads, one.extra, keep and gate, keep, precision,
     )  # fmt: skip
     return first, second
-
-
-def _tile(rows: int, edges: int, precision: str) -> tuple[int, int]:
-    """Edges and columns of a program of the second kernel, which has its rows of each in registers."""
-    columns = 16 if rows > _ROWS_OF_32_COLUMNS or precision == "ieee" else 32
-    return (edges if rows <= _ROWS_OF_ALL_EDGES else edges // 2), columns
 
 
 # Device.
@@ -450,6 +446,7 @@ def first_kernel(x, D, h, a, conv, index, order, y, s, begin, end, edges, M: tl.
     program = tl.program_id(0)
     block = program % blocks
     first = program // blocks * M.edges
+    edges = edges.to(tl.int64)
     if block < M.unsigned:
         _layer(x, D, h, a, conv, index, order, y, s, begin, first, end, edges, block, False, M)
     else:
@@ -586,7 +583,7 @@ def second_kernel(
             weighted = weighted + (rows[n] * factor,)
         rows = weighted
     D += (first + at).to(tl.int64) * M.numbers
-    target = index + edges * (M.nodes_of_edge - 1)
+    target = index + edges.to(tl.int64) * (M.nodes_of_edge - 1)
     begin = begin.to(tl.int64) + first
     end = tl.minimum(begin + M.edges, end.to(tl.int64))
     for l in tl.static_range(count_of(M.degrees)):
@@ -653,18 +650,19 @@ def _forward(*args):
     x, h, a, w, conv1, conv2, index = (x if t is None else t.contiguous() for t in (x, h, a, w, conv1, conv2, index))
     layers, wide = plan.convolutions, x.new_empty(0, dtype=torch.float32)
     row = wide.element_size() * max(1, first.columns_of_y + first.columns_of_s)
-    size = min(edges, max(1, _BYTES_OF_TILE_ELSEWHERE // row // tile) * tile)
+    tiles = min(_BYTES_OF_TILE_ELSEWHERE // row // tile, _MAX_GRID // max(len(first.blocks), second.blocks))
+    size = min(max(edges, 1), max(tiles, 1) * tile)
     y, s = _empty(wide, edges if keep else size, layers[0])
     message = _empty(wide, edges, layers[1])[0] if keep else wide
     out = x.new_empty(nodes, components, plan.channels_out)
-    partial = wide.new_empty(-(-edges // second.edges), 2, *out.shape[1:])
+    partial = wide.new_empty(-(-edges // tile), 2, *out.shape[1:])
     options = dict(num_warps=_WARPS, num_stages=1, enable_fp_fusion=True)
     for begin in range(0, edges, size):
         end = min(begin + size, edges)
         of_chunk = order[begin:end]
         D = wigner(q.index_select(0, of_chunk).to(wide.dtype), plan.lmax, plan.mmax)
         with on(x.device):
-            first_kernel[(-(-(end - begin) // first.edges) * len(first.blocks),)](
+            first_kernel[(-(-(end - begin) // tile) * len(first.blocks),)](
                 x, D, h, a, conv1, index, order, y, s, begin, end, edges, first, **options
             )  # fmt: skip
         active = y
@@ -672,16 +670,17 @@ def _forward(*args):
             results = [t.index_select(0, of_chunk) if keep else t[: end - begin] for t in (y, s)]
             active = _ACTIVATION[plan.activation][0](*results, plan, True).contiguous()
         with on(x.device):
-            second_kernel[(-(-(end - begin) // second.edges) * second.blocks,)](
+            second_kernel[(-(-(end - begin) // tile) * second.blocks,)](
                 active, s, D, w, conv2, index, order, first_end, message, out, partial, begin, end, edges, second, **options
             )  # fmt: skip
-    programs = nodes * -(-out[0].numel() // _LANES) if nodes else 0
+    numbers = components * plan.channels_out
+    programs = nodes * -(-numbers // _LANES)
     for begin in range(0, programs, _MAX_GRID):
         with on(x.device):
             finish_kernel[(min(_MAX_GRID, programs - begin),)](
-                partial, first_end, out, begin, second.edges, out[0].numel(), _LANES, num_warps=_WARPS, enable_fp_fusion=True
+                partial, first_end, out, begin, tile, numbers, _LANES, num_warps=_WARPS, enable_fp_fusion=True
             )  # fmt: skip
-    return out, *((y, s, message) if keep else (wide,) * 3)
+    return out, *(t if keep else wide.new_empty(0) for t in (y, s, message))
 
 
 def _register() -> torch.library.Library:
