@@ -16,7 +16,6 @@ from test_so2_edge_message import (  # noqa: F401
     test_16_bit_and_autocast,
     test_bad_input,
 )
-from test_tensor_product import assert_same_bits
 from test_triton import Seen
 
 import eqk
@@ -24,11 +23,14 @@ from eqk import dispatch
 from eqk.testing import assert_close
 from eqk.triton_kernels import so2_edge_message as kernels
 
+TILE = 16
 OP = torch.ops.eqk_triton.so2_edge_message.default
 
 
 @pytest.fixture(autouse=True)
-def triton():
+def triton(monkeypatch):
+    """In tiles of few edges, which the interpreter is faster with."""
+    monkeypatch.setattr(kernels, "_edges_of_tile", lambda device: TILE)
     with dispatch.use_backend("triton"):
         yield
 
@@ -72,7 +74,7 @@ def test_gradients(activation, recompute, generator, float64_default):
 def test_edges_of_nodes_in_several_tiles(activation, rng, generator, monkeypatch, float64_default):
     """Nodes of no edge, of parts of a tile and of several, in chunks of one tile; what is kept is in the edges' order."""
     monkeypatch.setattr(kernels, "_BYTES_OF_TILE_ELSEWHERE", 1)
-    degrees = torch.tensor([150, 1, 0, 64 - 23, 3, 1])
+    degrees = torch.tensor([2 * TILE + 5, 1, 0, TILE - 6, 3, 1])
     edges = int(degrees.sum())
     problem = Problem(1, 1, activation, generator, edges=edges, nodes=40)
     problem.index[1] = torch.arange(6).repeat_interleave(degrees)[torch.randperm(edges, generator=generator)]
@@ -85,7 +87,7 @@ def test_edges_of_nodes_in_several_tiles(activation, rng, generator, monkeypatch
         want = torch.autograd.grad(problem.ours(*leaves).square().sum(), leaves)
     for a, b in zip(torch.autograd.grad(out.square().sum(), leaves), want, strict=True):
         assert_close(a, b, 1)
-    assert_same_bits(*[lambda: [problem.ours(*operands)]] * 3)
+    assert torch.equal(problem.ours(*operands), out)  # though nothing is kept
 
 
 def test_message_to_other_rows(generator, float64_default):
@@ -178,7 +180,7 @@ def test_index_out_of_range(generator):
 
 def test_device_and_size_of_launches(monkeypatch):
     """Each launch is on the device of the operands, not on the current one, and of no more threads than HIP can count."""
-    edges, nodes = 2**22, 2**22
+    edges, nodes = 2**20, 2**22
     meta = {"device": "meta"}
     x, q, w = torch.empty(nodes, 1, 128, **meta), torch.empty(edges, 4, **meta), torch.empty(edges, 1, **meta)
     index = torch.empty(2, edges, dtype=torch.int64, **meta)
@@ -190,4 +192,4 @@ def test_device_and_size_of_launches(monkeypatch):
     found = dict.fromkeys((kernels._First, kernels._Second, int), 0)
     for programs, args in launches.checked("meta"):
         found[type(args[-1])] += programs
-    assert list(found.values()) == [edges // 64, edges // 64 * 128, nodes * 4]
+    assert list(found.values()) == [edges // TILE, edges // TILE * 128, nodes * 4]

@@ -2,14 +2,11 @@
 
 import contextlib
 import dataclasses
-import importlib
-import pkgutil
 
 import ptxemu
 import pytest
 import torch
-import triton
-from emulated_triton import Driver, Emulator, name_of
+from emulated_triton import Emulator, emulated, functions, name_of
 from fuzz import s2_activation_truth
 from test_cuda import ACCURACY, IR_MUL, SMALL, check, seed
 from test_rotate import KINDS, members, without
@@ -17,11 +14,10 @@ from test_rotate import problem as rotate_problem
 from test_so2_edge_message import Problem
 
 import eqk
-from eqk import triton_kernels
 from eqk.s2_activation_plan import FUNCTIONS
-from eqk.testing import random_s2_activation, relative_error
 from eqk.so2_conv import pack
 from eqk.so2_edge_message import _plan as message_plan
+from eqk.testing import random_s2_activation, relative_error
 from eqk.triton_kernels import rotate, s2_activation, so2_edge_message
 from eqk.triton_kernels import tensor_product as kernels
 
@@ -60,25 +56,10 @@ SLOW = ("even-parity", "degree-6", "degree-8", "degree-11-shared")
 OUT = (False, False, False, True)
 
 
-def functions():
-    """All of Triton's functions in eqk.triton_kernels: kernels and what they are made of."""
-    modules = [
-        importlib.import_module(f"eqk.triton_kernels.{m.name}") for m in pkgutil.iter_modules(triton_kernels.__path__)
-    ]
-    return [f for m in modules for f in vars(m).values() if isinstance(f, triton.runtime.JITFunction)]
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
-        driver = Driver(90)
-        patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
-        triton.runtime.driver.set_active(driver)
+    with emulated(90, tmp_path_factory.mktemp("triton")) as driver:
         yield driver
-        for function in functions():
-            function.device_caches.clear()
-        triton.runtime.driver.set_active(None)
 
 
 @pytest.fixture
@@ -369,7 +350,9 @@ def check_so2_edge_message(problem, dtype, keep=False):
     layers = problem.layers(parameters)
     sizes = problem.sources * x.shape[2], layers[1][0].shape[1] // (problem.lmax + 1), problem.out
     grid = "gausslegendre", "component", problem.grid_rescale
-    plan = message_plan(problem.lmax, problem.mmax, *sizes, problem.activation, problem.rescale, False, problem.res, grid)
+    plan = message_plan(
+        problem.lmax, problem.mmax, *sizes, problem.activation, problem.rescale, False, problem.res, grid
+    )
     args = [None if t is None else between_nan(t) for t in (*operands, *map(pack, layers))]
     got = so2_edge_message._forward(*args, problem.index, plan, keep)
     wide = [None if t is None else t.double() for t in args]

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from eqk._edge_tiles import _BYTES_OF_TILE_ELSEWHERE
 from eqk._signals import component_index, count
@@ -46,6 +45,7 @@ from eqk.triton_kernels.rotate import _by_node, _check_range
 from eqk.wigner import wigner
 
 _WARPS = 8
+OPTIONS = {"num_warps": _WARPS, "num_stages": 1, "enable_fp_fusion": True}
 _STAGES = tl.constexpr(3)
 _MAX_GRID = max_grid(_WARPS)
 # Of a step: channels that are multiplied with a matrix, and features with radial weights. Twice as many would need more
@@ -456,7 +456,9 @@ def first_kernel(x, D, h, a, conv, index, order, y, s, begin, end, edges, M: tl.
 @triton.jit
 def _active(y, s, row, place, degree, channel, mask, M: tl.constexpr):
     """[edges, chunk]: of a row of y, after the activation."""
-    value = tl.load(y + (row * (M.rows * M.hidden))[:, None] + (place * M.hidden + channel)[None, :], mask=mask, other=0)
+    value = tl.load(
+        y + (row * (M.rows * M.hidden))[:, None] + (place * M.hidden + channel)[None, :], mask=mask, other=0
+    )
     if M.gate:
         gate = value
         if degree > 0:
@@ -656,14 +658,13 @@ def _forward(*args):
     message = _empty(wide, edges, layers[1])[0] if keep else wide
     out = x.new_empty(nodes, components, plan.channels_out)
     partial = wide.new_empty(-(-edges // tile), 2, *out.shape[1:])
-    options = dict(num_warps=_WARPS, num_stages=1, enable_fp_fusion=True)
     for begin in range(0, edges, size):
         end = min(begin + size, edges)
         of_chunk = order[begin:end]
         D = wigner(q.index_select(0, of_chunk).to(wide.dtype), plan.lmax, plan.mmax)
         with on(x.device):
             first_kernel[(-(-(end - begin) // tile) * len(first.blocks),)](
-                x, D, h, a, conv1, index, order, y, s, begin, end, edges, first, **options
+                x, D, h, a, conv1, index, order, y, s, begin, end, edges, first, **OPTIONS
             )  # fmt: skip
         active = y
         if not second.gate:
@@ -671,14 +672,15 @@ def _forward(*args):
             active = _ACTIVATION[plan.activation][0](*results, plan, True).contiguous()
         with on(x.device):
             second_kernel[(-(-(end - begin) // tile) * second.blocks,)](
-                active, s, D, w, conv2, index, order, first_end, message, out, partial, begin, end, edges, second, **options
+                active, s, D, w, conv2, index, order, first_end, message, out, partial, begin, end, edges, second,
+                **OPTIONS,
             )  # fmt: skip
     numbers = components * plan.channels_out
     programs = nodes * -(-numbers // _LANES)
     for begin in range(0, programs, _MAX_GRID):
         with on(x.device):
             finish_kernel[(min(_MAX_GRID, programs - begin),)](
-                partial, first_end, out, begin, tile, numbers, _LANES, num_warps=_WARPS, enable_fp_fusion=True
+                partial, first_end, out, begin, tile, numbers, _LANES, **OPTIONS
             )  # fmt: skip
     return out, *(t if keep else wide.new_empty(0) for t in (y, s, message))
 
