@@ -29,8 +29,9 @@ OP = torch.ops.eqk_triton.so2_edge_message.default
 
 @pytest.fixture(autouse=True)
 def triton(monkeypatch):
-    """In tiles of few edges, which the interpreter is faster with."""
+    """In tiles of few edges, which the interpreter is faster with, but otherwise as on sm_90."""
     monkeypatch.setattr(kernels, "_edges_of_tile", lambda device: TILE)
+    monkeypatch.setattr(kernels, "_PAIRED_EDGES", TILE)
     with dispatch.use_backend("triton"):
         yield
 

@@ -365,18 +365,19 @@ def check_so2_edge_message(problem, dtype, keep=False):
 
 
 MESSAGES = {
-    "gate": (2, 2, "gate", dict(edges=70, nodes=9, c=17, hidden=20, out=18), torch.float32, True),
-    "weights of degrees": (2, 1, "gate", dict(last=False, by="degree", sources=1, heads=3), torch.bfloat16, False),
-    "s2": (1, 1, "s2", dict(rescale=True), torch.float16, True),
-    "swiglu_s2": (1, 0, "swiglu_s2", dict(edges=65), torch.float32, False),
-}  # fmt: skip
+    "gate": (64, 2, 2, "gate", {"edges": 70, "nodes": 9, "c": 17, "hidden": 20, "out": 18}, torch.float32, True),
+    "weights of degrees": (64, 2, 1, "gate", {"last": False, "by": "degree", "heads": 3}, torch.bfloat16, False),
+    "s2": (128, 1, 1, "s2", {"rescale": True, "sources": 1}, torch.float16, True),
+    "swiglu_s2": (128, 1, 1, "swiglu_s2", {"edges": 130}, torch.float32, False),
+}
 
 
 @pytest.mark.parametrize("case", MESSAGES.values(), ids=MESSAGES)
 def test_so2_edge_message(driver, case, generator, monkeypatch):
-    """By mma.sync, which the emulator knows: matrices, channels and features that fill no tile, nodes in several."""
+    """By mma.sync, which the emulator knows, in tiles as for sm_80 and sm_90 that channels and edges do not fill."""
+    tile, *degrees, activation, options, dtype, keep = case
     monkeypatch.setattr(driver, "architecture", 80)
-    *degrees, activation, options, dtype, keep = case
+    monkeypatch.setattr(so2_edge_message, "_edges_of_tile", lambda device: tile)
     check_so2_edge_message(Problem(*degrees, activation, generator, **options), dtype, keep)
 
 

@@ -51,6 +51,9 @@ _MAX_GRID = max_grid(_WARPS)
 # Of a step: channels that are multiplied with a matrix, and features with radial weights. Twice as many would need more
 # registers than there are.
 _CHUNK, _FEATURES = 16, 16
+# Edges of a tile from which on the weights of two such steps are one product: 32 columns are what the tensor cores of
+# sm_90 need. In tiles for sm_80 it takes registers that are not there.
+_PAIRED_EDGES = 128
 # Columns of a part of the first layer's result.
 _WIDTH = 128
 # Numbers of a node for a program that adds up what tiles give it.
@@ -85,7 +88,8 @@ class _First(Constant):
     A program has ``edges`` of one of the ``blocks``, of which the first ``unsigned`` are of order 0, in two parts of
     ``width`` columns; for orders from 1, of m and of -m. ``numbers`` of D, ``weights`` of r, and columns of rows of y
     and s belong to an edge. ``features``: of h; 0 where it has the weights themselves, -1 where there are none.
-    ``by_edge``: whether y and s are of all edges, in the order of these.
+    ``by_edge``: whether y and s are of all edges, in the order of these. ``together``: for how many steps of ``chunk``
+    channels radial weights are made by one product, from ``span`` features at a time.
     """
 
     lmax: int
@@ -104,6 +108,7 @@ class _First(Constant):
     columns_of_s: int
     by_edge: bool
     precision: str
+    together: int
     chunk: int = _CHUNK
     span: int = _FEATURES
 
@@ -239,7 +244,7 @@ def lower(
     sources = plan.channels_in // channels
     first = _First(
         lmax, mmax, edges, tuple(blocks), unsigned, width, channels, sources, numbers, features, weights, by_order,
-        rows * one.channels_out, one.extra, keep, precision,
+        rows * one.channels_out, one.extra, keep, precision, 2 if edges >= _PAIRED_EDGES else 1,
     )  # fmt: skip
     zero, bias, *matrices = _first_of(two)
     orders = [_Order(m, n, row, matrices[m - 1] if m else zero, bias) for m, row, n in two.blocks()]
@@ -317,19 +322,40 @@ def _of_block(block, name: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def _radial(h, a, e, k, k_valid, M: tl.constexpr):
-    """[edges, chunk]: weights k of edges e."""
-    if M.features == 0:
-        at = h + (e.to(tl.int64) * M.weights)[:, None] + k[None, :]
-        return tl.load(at, mask=(e >= 0)[:, None] & k_valid[None, :], other=0).to(tl.float32)
-    total = tl.zeros([M.edges, M.chunk], tl.float32)
+def _channels(part, c, M: tl.constexpr):
+    """Channels c of a part, which is of one node of an edge: their places in z, and whether there are such."""
+    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
+    of_node = part % chunks * M.chunk + c
+    place = part // chunks * M.channels + of_node
+    return place, (of_node < M.channels) & (place < M.nodes_of_edge * M.channels)
+
+
+@triton.jit
+def _group(order, place, M: tl.constexpr):
+    """The radial weights of a degree, or of a degree and order."""
+    if M.by_order:
+        return order * (M.lmax + 1) - order * (order - 1) // 2 + place
+    else:
+        return order + place
+
+
+@triton.jit
+def _radial(h, a, e, of_group, part, M: tl.constexpr):
+    """h a of edges e, [edges, chunk] for each of the parts that are made together, of which ``part`` is the first."""
+    column = tl.arange(0, M.together * M.chunk)
+    k, there = _channels(part + column % M.together, column // M.together, M)
+    total = tl.zeros([M.edges, M.together * M.chunk], tl.float32)
     for first in tl.range(0, M.features, M.span, num_stages=_STAGES):
         f = first + tl.arange(0, M.span)
-        there = f < M.features
+        valid = f < M.features
         at = h + (e.to(tl.int64) * M.features)[:, None] + f[None, :]
-        features = tl.load(at, mask=(e >= 0)[:, None] & there[None, :], other=0).to(tl.float32)
-        total = _dot(_split(features, M), _matrix(a + f[:, None] * M.weights + k[None, :], there, k_valid, M), total, M)
-    return total
+        features = tl.load(at, mask=(e >= 0)[:, None] & valid[None, :], other=0).to(tl.float32)
+        matrix = _matrix(a + f[:, None] * M.weights + (of_group + k)[None, :], valid, there, M)
+        total = _dot(_split(features, M), matrix, total, M)
+    if M.together == 2:
+        return tl.split(tl.reshape(total, [M.edges, M.chunk, 2]))
+    else:
+        return (total,)
 
 
 @triton.jit
@@ -354,29 +380,32 @@ def _rotated(x, D, degree, order, valid, c_valid, signed: tl.constexpr, M: tl.co
 
 
 @triton.jit
-def _step(sums, x, D, h, a, conv, index, e, edges, order, half, columns, n, signed: tl.constexpr, M: tl.constexpr):
-    """``sums`` and what step n, some channels of a node of each edge and of a degree, adds to them."""
+def _step(
+    sums, x, D, h, r, conv, index, e, edges, order, place, part, half, columns, signed: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """``sums`` and what a part of the channels of a degree adds to them; ``r``: as for :func:`_steps`."""
     chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
     of_degree: tl.constexpr = M.nodes_of_edge * M.channels
-    place = n // (M.nodes_of_edge * chunks)
     degree = order + place
-    side = n // chunks % M.nodes_of_edge
-    c = n % chunks * M.chunk + tl.arange(0, M.chunk)
-    c_valid = c < M.channels
+    k, c_valid = _channels(part, tl.arange(0, M.chunk), M)
     valid = e >= 0
+    side = tl.minimum(part // chunks, M.nodes_of_edge - 1)
     node = tl.load(index + side * edges + e, mask=valid, other=0).to(tl.int64)
-    x += (node * ((M.lmax + 1) * (M.lmax + 1) * M.channels))[:, None] + degree * degree * M.channels + c[None, :]
+    of_node = degree * degree * M.channels + k - side * M.channels
+    x += (node * ((M.lmax + 1) * (M.lmax + 1) * M.channels))[:, None] + of_node[None, :]
     rows = _rotated(x, D, degree, order, valid, c_valid, signed, M)
-    k = side * M.channels + c
     if M.features >= 0:
-        group = degree
-        if M.by_order:
-            group = order * (M.lmax + 1) - order * (order - 1) // 2 + place
-        r = _radial(h, a, e, group * of_degree + k, c_valid, M)
-        if signed:
-            rows = (rows[0] * r, rows[1] * r)
+        if M.features == 0:
+            at = h + (e.to(tl.int64) * M.weights)[:, None] + (_group(order, place, M) * of_degree + k)[None, :]
+            weight = tl.load(at, mask=valid[:, None] & c_valid[None, :], other=0).to(tl.float32)
+        elif M.together == 2:
+            weight = tl.where(part % 2 == 0, r[0], r[1])
         else:
-            rows = (rows[0] * r,)
+            weight = r[0]
+        if signed:
+            rows = (rows[0] * weight, rows[1] * weight)
+        else:
+            rows = (rows[0] * weight,)
     inputs = (M.lmax + 1 - order) * of_degree
     matrix = conv + (place * of_degree + k)[:, None]
     column = tl.arange(0, M.width)
@@ -393,6 +422,23 @@ def _step(sums, x, D, h, a, conv, index, e, edges, order, half, columns, n, sign
             of = p * M.width + column
             out = out + (_dot(row, _matrix(matrix + (of * inputs)[None, :], c_valid, of < columns, M), sums[p], M),)
         return out
+
+
+@triton.jit
+def _steps(
+    sums, x, D, h, a, conv, index, e, edges, order, n, half, columns, signed: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """``sums`` and what parts of a degree add to them whose radial weights are made together."""
+    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
+    times: tl.constexpr = (parts + M.together - 1) // M.together
+    place = n // times
+    part = n % times * M.together
+    r = ()
+    if M.features > 0:
+        r = _radial(h, a, e, _group(order, place, M) * (M.nodes_of_edge * M.channels), part, M)
+    for i in range(M.together):
+        sums = _step(sums, x, D, h, r, conv, index, e, edges, order, place, part + i, half, columns, signed, M)
+    return sums
 
 
 @triton.jit
@@ -413,10 +459,10 @@ def _layer(
             bias = conv + _of_block(block, "bias", M) + p * M.width + column
             total += tl.load(bias, mask=p * M.width + column < columns, other=0).to(tl.float32)[None, :]
         sums = sums + (total,)
-    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
+    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
     matrix = conv + _of_block(block, "matrix", M)
-    for n in range((M.lmax + 1 - m) * M.nodes_of_edge * chunks):
-        sums = _step(sums, x, D, h, a, matrix, index, e, edges, m, half, columns, n, signed, M)
+    for n in range((M.lmax + 1 - m) * ((parts + M.together - 1) // M.together)):
+        sums = _steps(sums, x, D, h, a, matrix, index, e, edges, m, n, half, columns, signed, M)
     # Not from e, nor from what masks it: these would take registers beside the sums.
     row = tl.arange(0, M.edges)
     valid = first + row < end - begin
