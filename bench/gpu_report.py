@@ -107,7 +107,7 @@ GAUNTS = [(kind, str(lmax), phase) for kind in ("even", "all") for lmax in range
 GAUNT_CHANNELS, GAUNT_ROWS = 128, 2
 # Of eSCN's message with UMA-S's degrees, activation and radial weights: channels, hidden and features, and edges.
 MESSAGES = {"uma-s": (128, 256), "narrow": (32, 128)}
-MESSAGE_DEGREE, MESSAGE_TILE = 24, 128  # the tile of sm_90
+MESSAGE_DEGREE, MESSAGE_TILE = 24, (128, 2)  # as on sm_90
 TOLERANCE = 0.05
 
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
@@ -480,13 +480,13 @@ def message_rows(problem: str, directory: Path) -> list[dict]:
     operands = [torch.randn(*shape, generator=generator) for shape in (*shapes, (one.numel(),), (two.numel(),))]
     pairs = torch.randperm(nodes, generator=generator).view(2, edges)
     index = torch.cat([pairs, torch.arange(edges)[None] // MESSAGE_DEGREE])
-    edges_of_tile, kernels._edges_of_tile = kernels._edges_of_tile, lambda device: MESSAGE_TILE
+    tile, kernels._tile = kernels._tile, lambda device: MESSAGE_TILE
     try:
         with emulated(80, directory) as driver:
             driver.counts = True
             kernels._forward(*operands, index, str(plan), False)
     finally:
-        kernels._edges_of_tile = edges_of_tile
+        kernels._tile = tile
     constants = kernels.lower(str(plan), channels, len(index), channels, weights, 1, False, MESSAGE_TILE, "tf32x3")
     isolated = (nodes - len(index[2].unique())) * operands[0][0].numel()
     not_counted = one.numel() + operands[3].numel(), two.numel(), isolated

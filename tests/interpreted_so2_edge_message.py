@@ -30,8 +30,7 @@ OP = torch.ops.eqk_triton.so2_edge_message.default
 @pytest.fixture(autouse=True)
 def triton(monkeypatch):
     """In tiles of few edges, which the interpreter is faster with, but otherwise as on sm_90."""
-    monkeypatch.setattr(kernels, "_edges_of_tile", lambda device: TILE)
-    monkeypatch.setattr(kernels, "_PAIRED_EDGES", TILE)
+    monkeypatch.setattr(kernels, "_tile", lambda device: (TILE, 2))
     with dispatch.use_backend("triton"):
         yield
 
@@ -127,7 +126,7 @@ def test_what_kernels_do_not_cover(generator, float64_default):
         problem = Problem(lmax, mmax, "gate", generator, edges=3)
         _, expected = in_float32(problem)
         assert_close(problem.ours(*[t.float().to(dtype) for t in problem.operands]), expected, 1)
-    assert kernels.lower("5,5,4,2,3,gate,0,0,", 2, 2, 3, 84, 1, False, 64, "tf32x3") is None
+    assert kernels.lower("5,5,4,2,3,gate,0,0,", 2, 2, 3, 84, 1, False, (64, 1), "tf32x3") is None
 
 
 def test_precision_that_torch_allows(monkeypatch):

@@ -365,10 +365,10 @@ def check_so2_edge_message(problem, dtype, keep=False):
 
 
 MESSAGES = {
-    "gate": (64, 2, 2, "gate", {"edges": 70, "nodes": 9, "c": 17, "hidden": 20, "out": 18}, torch.float32, True),
-    "weights of degrees": (64, 2, 1, "gate", {"last": False, "by": "degree", "heads": 3}, torch.bfloat16, False),
-    "s2": (128, 1, 1, "s2", {"rescale": True, "sources": 1}, torch.float16, True),
-    "swiglu_s2": (128, 1, 1, "swiglu_s2", {"edges": 130}, torch.float32, False),
+    "gate": ((64, 1), 2, 2, "gate", {"edges": 70, "nodes": 9, "c": 17, "hidden": 20, "out": 18}, torch.float32, True),
+    "weights of degrees": ((64, 1), 2, 1, "gate", {"last": False, "by": "degree", "heads": 3}, torch.bfloat16, False),
+    "s2": ((128, 2), 1, 1, "s2", {"rescale": True, "sources": 1}, torch.float16, True),
+    "swiglu_s2": ((128, 2), 1, 1, "swiglu_s2", {"edges": 130}, torch.float32, False),
 }
 
 
@@ -377,7 +377,7 @@ def test_so2_edge_message(driver, case, generator, monkeypatch):
     """By mma.sync, which the emulator knows, in tiles as for sm_80 and sm_90 that channels and edges do not fill."""
     tile, *degrees, activation, options, dtype, keep = case
     monkeypatch.setattr(driver, "architecture", 80)
-    monkeypatch.setattr(so2_edge_message, "_edges_of_tile", lambda device: tile)
+    monkeypatch.setattr(so2_edge_message, "_tile", lambda device: tile)
     check_so2_edge_message(Problem(*degrees, activation, generator, **options), dtype, keep)
 
 

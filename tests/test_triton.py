@@ -209,10 +209,13 @@ def test_so2_edge_message_compiles_ahead_of_time(target, tmp_path, monkeypatch):
     from eqk.triton_kernels import so2_edge_message as kernels
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    edges, precision = 64 if target == "sm_80" else 128, "ieee" if target == "gfx942" else "tf32x3"
+    tile, precision = (
+        {"sm_80": (64, 1), "sm_90": (128, 2)}.get(target, (128, 1)),
+        "ieee" if target == "gfx942" else "tf32x3",
+    )
     dtype = torch.bfloat16 if target == "sm_100" else torch.float32
     keep = target == "sm_90"
-    problems = kernels.lower("2,2,256,128,128,gate,0,0,", 128, 2, 128, 1536, 1, keep, edges, precision)
+    problems = kernels.lower("2,2,256,128,128,gate,0,0,", 128, 2, 128, 1536, 1, keep, tile, precision)
     for function, problem in zip((kernels.first_kernel, kernels.second_kernel), problems, strict=True):
         kernel = compiled(function, problem, dtype, target)
         assert spills(kernel, target, tmp_path / "kernel.cubin") == 0, function

@@ -51,9 +51,6 @@ _MAX_GRID = max_grid(_WARPS)
 # Of a step: channels that are multiplied with a matrix, and features with radial weights. Twice as many would need more
 # registers than there are.
 _CHUNK, _FEATURES = 16, 16
-# Edges of a tile from which on the weights of two such steps are one product: 32 columns are what the tensor cores of
-# sm_90 need. In tiles for sm_80 it takes registers that are not there.
-_PAIRED_EDGES = 128
 # Columns of a part of the first layer's result.
 _WIDTH = 128
 # Numbers of a node for a program that adds up what tiles give it.
@@ -220,14 +217,15 @@ def lower(
     weights: int,
     heads: int,
     keep: bool,
-    edges: int,
+    tile: tuple[int, int],
     precision: str,
 ) -> tuple[_First, _Second] | None:
     """The two kernels; None for what they do not cover.
 
     ``channels``: of x; ``nodes_of_edge``: of the index, whose last is the node that the message goes to. ``features``,
-    ``weights``, ``heads``: as for the kernels.
+    ``weights``, ``heads``: as for the kernels. ``tile``: of :func:`_tile`.
     """
+    edges, together = tile
     plan = Plan.parse(text)
     one, two = plan.convolutions
     lmax, mmax, rows = plan.lmax, plan.mmax, count(plan.lmax, plan.mmax)
@@ -244,7 +242,7 @@ def lower(
     sources = plan.channels_in // channels
     first = _First(
         lmax, mmax, edges, tuple(blocks), unsigned, width, channels, sources, numbers, features, weights, by_order,
-        rows * one.channels_out, one.extra, keep, precision, 2 if edges >= _PAIRED_EDGES else 1,
+        rows * one.channels_out, one.extra, keep, precision, together,
     )  # fmt: skip
     zero, bias, *matrices = _first_of(two)
     orders = [_Order(m, n, row, matrices[m - 1] if m else zero, bias) for m, row, n in two.blocks()]
@@ -668,15 +666,18 @@ def _precision() -> str:
     return "tf32x3" if _is_exact() else "tf32"
 
 
-def _edges_of_tile(device: torch.device) -> int | None:
-    """Of the first kernel; None where its products have no instructions."""
+def _tile(device: torch.device) -> tuple[int, int] | None:
+    """Edges of a tile, and of how many steps radial weights are made together; None where no tensor cores are.
+
+    Those of sm_90 need 32 columns; other GPUs lack registers for that.
+    """
     if INTERPRETED:
-        return 64
+        return 64, 2
     with on(device):
         target = triton.runtime.driver.active.get_current_target()
-    if target.backend != "cuda" or target.arch >= 90:
-        return 128
-    return 64 if target.arch >= 80 else None
+    if target.backend != "cuda" or target.arch > 90:
+        return 128, 1
+    return (128, 2) if target.arch == 90 else (64, 1) if target.arch >= 80 else None
 
 
 def _forward(*args):
@@ -684,7 +685,7 @@ def _forward(*args):
     _check("so2_edge_message", v, None, (), index, text)
     plan, (x, q, h, a, w, conv1, conv2) = Plan.parse(text), v
     (nodes, components, channels), edges = x.shape, index.shape[1]
-    problems, tile = None, _edges_of_tile(x.device)
+    problems, tile = None, _tile(x.device)
     if tile is not None and x.dtype != torch.float64 and edges < 2**31 and (a is None or len(a)):
         last = h if a is None else a
         features, weights = (-1, 0) if last is None else (0 if a is None else len(a), last.shape[1])
@@ -692,7 +693,7 @@ def _forward(*args):
         problems = lower(text, channels, len(index), features, weights, heads, keep, tile, _precision())
     if problems is None:
         return _forward_kernel(*args)
-    first, second = problems
+    (first, second), tile = problems, tile[0]
     _check_range("so2_edge_message", index, nodes)
     order, first_end = _by_node(index[-1:], nodes)
     x, h, a, w, conv1, conv2, index = (x if t is None else t.contiguous() for t in (x, h, a, w, conv1, conv2, index))
