@@ -111,6 +111,15 @@ def test_nothing(generator):
     assert problem.ours(empty[0][:0], *empty[1:]).shape == (0, 4, 3)
 
 
+def test_many_rows(generator, float64_default):
+    """Of which a program has fewer columns."""
+    problem = Problem(5, 2, "gate", generator, edges=3, out=9)
+    operands, expected = in_float32(problem)
+    assert_close(problem.ours(*operands), expected, 1)
+    second = kernels.lower("5,2,4,2,9,gate,0,0,", 2, 2, 3, 60, 1, False, (TILE, 2), "tf32x3")[1]
+    assert (second.columns, second.blocks) == (8, 2)
+
+
 def test_nan_stays_in_its_node(generator, float64_default):
     problem = Problem(1, 1, "gate", generator, edges=12)
     operands, _ = in_float32(problem)

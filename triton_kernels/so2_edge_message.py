@@ -11,7 +11,7 @@ whose edges lie in several is added in their order by a third kernel: nothing is
 every run.
 
 float32 is three products of TF32 numbers, of x = a + b with a rounded to TF32: off by 2^-21 of a term, as a sum of many
-in float32 is. The rest of what is no finite number is no number.
+in float32 is. What is infinite makes NaN.
 """
 
 from __future__ import annotations
