@@ -24,6 +24,8 @@ Gaunt: the same of products of signals on the sphere of 128 channels, all of one
 
 Wigner: the same of matrices of degrees 0 to lmax, rows |m'| <= mmax, and of their gradient, per edge.
 
+Messages: the same of the Triton kernels of eSCN's message, of which ptxas makes the machine code when they first run.
+
 Model: the time of an edge, or row, is the largest of these, on a chip of bench/gpu_chips.json. Latency, caches and
 launches are not modelled; measured times are printed beside it where there is a GPU.
     dram        compulsory bytes from memory                           the memory floor
@@ -59,6 +61,7 @@ import triton
 
 import eqk
 from eqk.gaunt_plan import KINDS
+from eqk.so2_edge_message import Plan as MessagePlan
 from eqk.testing import CASES, depthwise
 from eqk.wigner import columns as wigner_columns
 
@@ -74,6 +77,7 @@ from emulated_cuda import (  # noqa: E402
     listed_plans,
     ptx_of,
 )
+from emulated_triton import compiled, emulated  # noqa: E402
 
 DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
 ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
@@ -81,7 +85,7 @@ MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.val
 PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
 COMMITTED = {
     name: ROOT / "bench" / f"gpu_{name}.csv"
-    for name in ("kernels", "problems", "convolutions", "radial", "gaunt", "wigner")
+    for name in ("kernels", "problems", "convolutions", "radial", "gaunt", "wigner", "messages")
 }
 
 # Duals or not, and the slots of the results.
@@ -107,6 +111,9 @@ GAUNT_CHANNELS, GAUNT_ROWS = 128, 2
 # Of Wigner matrices, whole blocks.
 WIGNERS = [(lmax, "2", phase) for lmax in ("2", "4", "6") for phase in ("forward", "backward")]
 WIGNER_ROWS = 64
+# Of eSCN's message with UMA-S's degrees, activation and radial weights: channels, hidden and features, and edges.
+MESSAGES = {"uma-s": (128, 256), "narrow": (32, 128)}
+MESSAGE_DEGREE, MESSAGE_TILE = 24, (128, 2)  # as on sm_90
 TOLERANCE = 0.05
 
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
@@ -120,9 +127,10 @@ KEYS = {
     "radial": ("problem", "precision", "degrees"),
     "gaunt": ("kind", "lmax", "phase"),
     "wigner": ("lmax", "mmax", "phase"),
+    "messages": ("problem", "kernel", "architecture"),
 }
 # Of these more is better; of all other numbers less is.
-BETTER_MORE = re.compile(r"warps_?.*|store_width")
+BETTER_MORE = re.compile(r"warps_?.*|store_width|share")
 NOT_COMPARED = ("compile_s", "threads")
 NOT_COMMITTED = ("compile_s",)  # it differs from run to run
 
@@ -477,6 +485,83 @@ def wigner_row(emulator: Emulator, codes: Mapping[str, Sequence[Code]], lmax: st
     return dict(zip(KEYS["wigner"], (lmax, mmax, phase), strict=True)) | costs(executed, moved, WIGNER_ROWS, codes)
 
 
+def message_rows(problem: str, directory: Path) -> list[dict]:
+    """What the Triton kernels of the message cost, per edge, in a graph whose edges all read two rows of their own.
+
+    registers, stack, shared: on sm_90, which the emulator does not know; the same code for sm_80, in the same tiles,
+    gives the counts. traffic: bytes of sectors that are touched, once each, but for those of the matrices, which all
+    edges share, and of nodes without edges, of which a graph has few. read, written: sectors that warps request,
+    matrices included. tensor, lanes: multiply-adds of float32 on tensor cores, three of TF32 each, and others.
+    """
+    from eqk.triton_kernels import so2_edge_message as kernels
+
+    channels, edges = MESSAGES[problem]
+    plan = message_plan(problem)
+    one, two = plan.convolutions
+    generator = torch.Generator().manual_seed(0)
+    nodes, weights = 2 * edges, sum(n for _, _, n in one.blocks()) * plan.channels_in
+    shapes = (nodes, 9, channels), (edges, 4), (edges, channels), (channels, weights), (edges, 1)
+    operands = [torch.randn(*shape, generator=generator) for shape in (*shapes, (one.numel(),), (two.numel(),))]
+    pairs = torch.randperm(nodes, generator=generator).view(2, edges)
+    index = torch.cat([pairs, torch.arange(edges)[None] // MESSAGE_DEGREE])
+    tile, kernels._tile = kernels._tile, lambda device: MESSAGE_TILE
+    try:
+        with emulated(80, directory) as driver:
+            driver.counts = True
+            kernels._forward(*operands, index, str(plan), False)
+    finally:
+        kernels._tile = tile
+    constants = kernels.lower(str(plan), channels, len(index), channels, weights, 1, False, MESSAGE_TILE, "tf32x3")
+    isolated = (nodes - len(index[2].unique())) * operands[0][0].numel()
+    not_counted = one.numel() + operands[3].numel(), two.numel(), isolated
+    rows = []
+    for (name, stats), numbers in zip(driver.launches, not_counted, strict=True):
+        of_kernel = dict(zip(("first_kernel", "second_kernel"), constants, strict=True)).get(name)
+        usage = {} if of_kernel is None else message_usage(getattr(kernels, name), of_kernel, directory)
+        tensor = stats.flops.get("mma.tf32", 0) / 2 / 3 / edges
+        lanes = stats.thread_insts["fma.fp32"] / edges
+        rows.append({
+            "problem": problem, "kernel": name, "architecture": "sm_90",
+            **{k: usage.get(k, 0) for k in ("registers", "stack", "shared")},
+            "traffic": (stats.unique_bytes["sectors32"] - 4 * numbers) / edges,
+            **{k: stats.mem[f"global.{way}"]["sectors"] / edges for k, way in (("read", "load"), ("written", "store"))},
+            "tensor": tensor, "lanes": lanes, "share": tensor / (tensor + lanes) if tensor else 0,
+        })  # fmt: skip
+    return rows
+
+
+def message_plan(problem: str) -> MessagePlan:
+    channels, _ = MESSAGES[problem]
+    return MessagePlan(2, 2, 2 * channels, channels, channels, "gate", False, False, "")
+
+
+def message_usage(kernel, constants, directory: Path) -> dict[str, int]:
+    made, path = compiled(kernel, constants, torch.float32, "sm_90"), directory / "message.cubin"
+    path.write_bytes(made.asm["cubin"])
+    found = cuobjdump("--dump-resource-usage", path)
+    used = {k: int(re.search(rf"{of}:(\d+)", found)[1]) for k, of in (("registers", "REG"), ("stack", "STACK"))}
+    return used | {"shared": made.metadata.shared}
+
+
+def unfused(plan: MessagePlan, features: int) -> int:
+    """Bytes an edge of the message as one operation after the other, each of its operands and results once.
+
+    Both nodes' rows gathered and joined, rotated, multiplied by r = h a, the layers with the activation between, rows
+    times w, rotated back and added to nodes; without what all edges share.
+    """
+    one, _ = plan.convolutions
+    rows, numbers = sum(n * (2 if m else 1) for m, _, n in one.blocks()), (plan.lmax + 1) ** 2
+    weights, dense = sum(n for _, _, n in one.blocks()) * plan.channels_in, rows * numbers
+    z, y, out = rows * plan.channels_in, rows * one.channels_out + one.extra, rows * plan.channels_out
+    gathered, back = numbers * plan.channels_in, numbers * plan.channels_out
+    active = rows * plan.hidden
+    steps = (
+        2 * gathered, gathered + dense + z, features + weights, z + weights + z, z + y, y + active, active + out,
+        2 * out + 1, out + dense + back, back,
+    )  # fmt: skip
+    return 4 * sum(steps)
+
+
 def costs(executed: Sequence[tuple], moved: int, rows: int, codes: Mapping[str, Sequence[Code]]) -> dict:
     """Of launches and their counts, per row. ``moved``: the bytes of operands and results."""
     total = functools.reduce(add, (stats for _, stats in executed))
@@ -823,6 +908,7 @@ def main() -> None:
             "radial": [radial_row(emulator, codes, *names) for names in radial],
             "gaunt": [gaunt_row(emulator, codes, *names) for names in gaunt],
             "wigner": [wigner_row(emulator, codes, *names) for names in wigner],
+            "messages": [row for problem in MESSAGES for row in message_rows(problem, directory)],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
@@ -875,6 +961,11 @@ def main() -> None:
         print_table("Wigner matrices, per edge", counted["wigner"])
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in wigner_models]
         print_table("Model of the Wigner matrices, ns an edge, and over the memory floor", floors)
+    print_table("Messages of eSCN, in Triton, per edge", counted["messages"])
+    for problem, (channels, _) in MESSAGES.items():
+        fused = sum(row["traffic"] for row in counted["messages"] if row["problem"] == problem) / 1024
+        apart = unfused(message_plan(problem), channels) / 1024
+        print(f"{problem}: {fused:.1f} KiB an edge, {apart:.0f} KiB with one operation after the other")
     if measured and not any(here(chip) for chip in CHIPS.values()):
         title = f"Measured on {torch.cuda.get_device_name()}, which bench/gpu_chips.json lacks, ns an edge"
         for of, times in (("problems", measured), ("convolutions", of_convolutions), ("radial", of_radial)):
@@ -891,7 +982,7 @@ def main() -> None:
             write_csv(args.output / f"{title}.csv", rows)
     roofline(counted["problems"], args.output / "roofline.png")
 
-    complaints = spills(counted["kernels"])
+    complaints = spills([*counted["kernels"], *counted["messages"]])
     for title, path in COMMITTED.items():
         if args.update:
             write_csv(path, counted[title], without=NOT_COMMITTED)

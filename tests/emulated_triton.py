@@ -1,17 +1,33 @@
 """Runs the Triton kernels without a GPU: the device of Triton's driver is the PTX emulator."""
 
+import contextlib
 import functools
+import importlib
+import pkgutil
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 import triton
 from emulated_cuda import spread
 from ptxemu.compile import TritonKernel
 from triton.backends.compiler import GPUTarget
 
+from eqk import triton_kernels
+from eqk.triton_kernels import so2_edge_message
 from eqk.triton_kernels import tensor_product as kernels
+
+
+def functions() -> list[triton.runtime.JITFunction]:
+    """All of Triton's functions in eqk.triton_kernels: kernels and what they are made of."""
+    modules = [
+        importlib.import_module(f"eqk.triton_kernels.{m.name}") for m in pkgutil.iter_modules(triton_kernels.__path__)
+    ]
+    return [f for m in modules for f in vars(m).values() if isinstance(f, triton.runtime.JITFunction)]
 
 
 def name_of(function: triton.runtime.JITFunction) -> str:
@@ -31,7 +47,12 @@ class Driver:
         self.architecture = architecture
         self.utils = self
         self.executed = set()
-        self.counts, self.stats = False, None  # of the last launch, if it is to count
+        self.counts, self.launches = False, []  # the name and the counts of each launch, if it is to count
+
+    @property
+    def stats(self):
+        """Of the last launch."""
+        return self.launches[-1][1]
 
     def stages(self, backend=None, stages=None, options=None, language=None, capability=None):
         """Ends compilation with the PTX and writes down what functions it is of.
@@ -84,10 +105,43 @@ class Driver:
             given = [arguments[n] for n in at_run_time]
             given = [memory(a) if isinstance(a, torch.Tensor) else a for a in given]
             options = dict(check_races=True, check_uninitialised=True)
-            self.stats = kernel_of(ptx).launch((x, y, z), given, count=self.counts, **options)
+            stats = kernel_of(ptx).launch((x, y, z), given, count=self.counts, **options)
+            if self.counts:
+                self.launches.append((source.fn.__name__, stats))
             self.executed |= {name_of(source.fn), *metadata.functions}
 
         return launch
+
+
+TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
+
+
+def compiled(kernel, constants, dtype: torch.dtype, target: str):
+    """A kernel of so2_edge_message ahead of time, for operands that torch has allocated."""
+    pointer = {torch.bfloat16: "*bf16", torch.float16: "*fp16"}.get(dtype, "*fp32")
+    types = dict.fromkeys(kernel.arg_names, pointer)
+    types |= dict.fromkeys(("D", "y", "s", "message", "partial"), "*fp32") | {"M": "constexpr"}
+    types |= dict.fromkeys(("index", "order", "first_end"), "*i64") | dict.fromkeys(("begin", "end", "edges"), "i32")
+    signature = {name: types[name] for name in kernel.arg_names}
+    aligned = {(n,): [["tt.divisibility", 16]] for n, type in enumerate(signature.values()) if type[0] == "*"}
+    source = triton.compiler.ASTSource(kernel, signature, {"M": constants}, aligned)
+    return triton.compile(source, target=TARGETS[target], options=so2_edge_message.OPTIONS)
+
+
+@contextlib.contextmanager
+def emulated(architecture: int, cache: Path) -> Iterator[Driver]:
+    """Triton's kernels run in the emulator, compiled into ``cache``."""
+    driver = Driver(architecture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.cache, "dir", str(cache))
+        patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
+        triton.runtime.driver.set_active(driver)
+        try:
+            yield driver
+        finally:
+            for function in functions():
+                function.device_caches.clear()
+            triton.runtime.driver.set_active(None)
 
 
 class Emulator:

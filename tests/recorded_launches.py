@@ -27,11 +27,12 @@ def last_program_first():
 
 
 class Launches:
-    """Instead of the kernel of a module of eqk.triton_kernels, and of the device that it makes the current one."""
+    """Instead of the kernels of a module of eqk.triton_kernels, and of the device that it makes the current one."""
 
-    def __init__(self, kernels, monkeypatch):
+    def __init__(self, kernels, monkeypatch, names=("kernel",)):
         self._grids, self._arguments, self._devices = [], [], []
-        monkeypatch.setattr(kernels, "kernel", self)
+        for name in names:
+            monkeypatch.setattr(kernels, name, self)
         monkeypatch.setattr(kernels, "on", self._on)
 
     def __getitem__(self, grid):

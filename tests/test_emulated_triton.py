@@ -2,24 +2,23 @@
 
 import contextlib
 import dataclasses
-import importlib
-import pkgutil
 
 import ptxemu
 import pytest
 import torch
-import triton
-from emulated_triton import Driver, Emulator, name_of
+from emulated_triton import Emulator, emulated, functions, name_of
 from fuzz import s2_activation_truth
 from test_cuda import ACCURACY, IR_MUL, SMALL, check, seed
 from test_rotate import KINDS, members, without
 from test_rotate import problem as rotate_problem
+from test_so2_edge_message import Problem
 
 import eqk
-from eqk import triton_kernels
 from eqk.s2_activation_plan import FUNCTIONS
+from eqk.so2_conv import pack
+from eqk.so2_edge_message import _plan as message_plan
 from eqk.testing import random_s2_activation, relative_error
-from eqk.triton_kernels import rotate, s2_activation
+from eqk.triton_kernels import rotate, s2_activation, so2_edge_message
 from eqk.triton_kernels import tensor_product as kernels
 
 # Small, because the time to compile grows with the square of a kernel's length. No path reaches 2x1e.
@@ -57,25 +56,10 @@ SLOW = ("even-parity", "degree-6", "degree-8", "degree-11-shared")
 OUT = (False, False, False, True)
 
 
-def functions():
-    """All of Triton's functions in eqk.triton_kernels: kernels and what they are made of."""
-    modules = [
-        importlib.import_module(f"eqk.triton_kernels.{m.name}") for m in pkgutil.iter_modules(triton_kernels.__path__)
-    ]
-    return [f for m in modules for f in vars(m).values() if isinstance(f, triton.runtime.JITFunction)]
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
-        driver = Driver(90)
-        patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", driver.stages)
-        triton.runtime.driver.set_active(driver)
+    with emulated(90, tmp_path_factory.mktemp("triton")) as driver:
         yield driver
-        for module in (kernels, s2_activation, rotate):
-            module.kernel.device_caches.clear()
-        triton.runtime.driver.set_active(None)
 
 
 @pytest.fixture
@@ -309,7 +293,7 @@ def planted(name, text, instead, module=kernels):
         # Triton keeps kernels by the hash of their source and of that of the functions that they call.
         for f in functions():
             f.hash = None
-        module.kernel.device_caches.clear()
+            f.device_caches.clear()
 
     become(sound.replace(text, instead))
     try:
@@ -357,6 +341,61 @@ def test_fault_in_rotate_is_found(driver, fault, generator):
     *where, (error, message) = fault
     with planted(*where, rotate), pytest.raises(error, match=message):
         check_rotate(1, 1, "order", torch.float32, generator)
+
+
+def check_so2_edge_message(problem, dtype, keep=False):
+    """Operands lie between NaN; what is kept is what the two layers make."""
+    x, vec, h, a, w, *parameters = (None if t is None else t.to(dtype) for t in problem.operands)
+    operands = x, eqk.edge_frame(vec.float()).to(dtype), h, a, w
+    layers = problem.layers(parameters)
+    sizes = problem.sources * x.shape[2], layers[1][0].shape[1] // (problem.lmax + 1), problem.out
+    grid = "gausslegendre", "component", problem.grid_rescale
+    plan = message_plan(
+        problem.lmax, problem.mmax, *sizes, problem.activation, problem.rescale, False, problem.res, grid
+    )
+    args = [None if t is None else between_nan(t) for t in (*operands, *map(pack, layers))]
+    got = so2_edge_message._forward(*args, problem.index, plan, keep)
+    wide = [None if t is None else t.double() for t in args]
+    expected = torch.ops.eqk.so2_edge_message(*wide, problem.index, plan, keep)
+    limits = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+    for name, result, truth in zip(("message", "y", "s", "the second layer"), got, expected, strict=True):
+        error = relative_error(result, truth) if truth.numel() else 0
+        limit = limits[dtype if name == "message" else torch.float32]
+        assert error < limit, f"{name} of {plan} in {dtype}: error {error:.1e}"
+
+
+MESSAGES = {
+    "gate": ((64, 1), 2, 2, "gate", {"edges": 70, "nodes": 9, "c": 17, "hidden": 20, "out": 18}, torch.float32, True),
+    "weights of degrees": ((64, 1), 2, 1, "gate", {"last": False, "by": "degree", "heads": 3}, torch.bfloat16, False),
+    "s2": ((128, 2), 1, 1, "s2", {"rescale": True, "sources": 1}, torch.float16, True),
+    "swiglu_s2": ((128, 2), 1, 1, "swiglu_s2", {"edges": 130}, torch.float32, False),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES.values(), ids=MESSAGES)
+def test_so2_edge_message(driver, case, generator, monkeypatch):
+    """By mma.sync, which the emulator knows, in tiles as for sm_80 and sm_90 that channels and edges do not fill."""
+    tile, *degrees, activation, options, dtype, keep = case
+    monkeypatch.setattr(driver, "architecture", 80)
+    monkeypatch.setattr(so2_edge_message, "_tile", lambda device: tile)
+    check_so2_edge_message(Problem(*degrees, activation, generator, **options), dtype, keep)
+
+
+MESSAGE_FAULTS = {
+    "the_smaller_part_of_a_number": ("_split", "x - rounded", "x - x", (AssertionError, r"error \d")),
+    "minus_b": ("_complex_dot", "_negative(negative)", "negative", (AssertionError, r"error \d")),
+    "edges_beyond_the_last": ("_layer", "valid = first + row < end - begin", "valid = row < M.edges", (ptxemu.MemoryFault, "out-of-bounds")),
+    "nodes_in_two_tiles": ("finish_kernel", "tiles > one + 1", "tiles > one + 2", (AssertionError, "error (\\d|inf)")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MESSAGE_FAULTS.values(), ids=MESSAGE_FAULTS)
+def test_fault_in_so2_edge_message_is_found(driver, fault, generator, monkeypatch):
+    monkeypatch.setattr(driver, "architecture", 80)
+    *where, (error, message) = fault
+    problem = Problem(1, 1, "gate", generator, edges=66, nodes=2)
+    with planted(*where, so2_edge_message), pytest.raises(error, match=message):
+        check_so2_edge_message(problem, torch.float32)
 
 
 def test_every_function_was_executed(driver):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_so2_edge_message import ACTIVATIONS, Problem
 from test_tensor_product import PROBLEMS, SMALL, cast, compare, names
 from test_tensor_product_conv import graph, operands_of
 
@@ -76,6 +77,22 @@ def test_s2_activation(function, generator):
             lambda x, plan=plan: dispatched_s2_activation(x.to(HERE), str(plan)).cpu(),
         )
         compare(plan, (x,), generator, dtypes, orders, *ops)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_so2_edge_message(activation, generator):
+    """By Triton where it can be imported: UMA-S's sizes, and channels that fill no vector, of degrees 3."""
+    for lmax, c, edges in ((2, 128, 2000), (3, 5, 300)):
+        problem = Problem(lmax, 2, activation, generator, c=c, hidden=c, out=c, edges=edges, nodes=70)
+        leaves = [t.float().to(HERE).requires_grad_() for t in problem.operands]
+        wide = [t.detach().cpu().double().requires_grad_() for t in leaves]
+        expected = problem.truth(*wide)
+        gradients = torch.autograd.grad(expected.square().sum(), wide)
+        problem.index = problem.index.to(HERE)
+        got = problem.ours(*leaves)
+        assert_close(got.cpu(), expected)
+        for a, b in zip(torch.autograd.grad(got.square().sum(), leaves), gradients, strict=True):
+            assert_close(a.cpu(), b, 1)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 15, 17, 257, 10_000])

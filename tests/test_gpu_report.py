@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,23 @@ def test_the_committed_counts_of_the_convolution(tmp_path, phase, of_peer):
     assert row["compulsory"] == pytest.approx(4 * (of_edge + sum(of_nodes) / 24) + 8 * indices)
     assert row["multiply_adds"] > 128 * len(plan.instructions)
     assert report.to_peer(row, report.PEER["convolution"]) < of_peer
+
+
+def test_the_committed_counts_of_messages(tmp_path):
+    """Of few channels, counted anew; of UMA-S's, what was asked of them."""
+    keys, committed = report.KEYS["messages"], report.read_csv(report.COMMITTED["messages"])
+    rows = report.message_rows("narrow", tmp_path)
+    assert report.spills([*rows, *[r | {"stack": int(r["stack"])} for r in committed]]) == []
+    assert report.growth(rows, committed, keys) == []
+    # A multiply-add of the layers for each of their numbers, twice for orders from 1, and for each radial weight.
+    plan = report.message_plan("narrow")
+    layers = [sum(math.prod(s) * min(m + 1, 2) for m, s in enumerate(x.shapes()[:1] + x.shapes()[2:])) for x in plan.convolutions]  # fmt: skip
+    assert rows[0]["tensor"] >= layers[0] + 32 * 6 * 64
+    assert rows[1]["tensor"] == layers[1]
+    first, second, finish = (numbers(r, keys) for r in committed if r["problem"] == "uma-s")
+    assert min(first["share"], second["share"]) > 0.9
+    assert first["traffic"] + second["traffic"] + finish["traffic"] < 24 * 1024
+    assert 115 < report.unfused(report.message_plan("uma-s"), 128) / 1024 < 125
 
 
 def numbers(row, keys):

@@ -44,7 +44,7 @@ MEMBERS = {  # results, whether on dual numbers
 }
 
 
-@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate"])
+@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate", "so2_edge_message"])
 def test_interpreted(name):
     """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]
@@ -201,6 +201,27 @@ def test_rotate_compile_time_is_bounded():
         assert all(sum(d.size**2 for d in problem.degrees) <= kernels._MOST_NUMBERS for problem in cut)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_so2_edge_message_compiles_ahead_of_time(target, tmp_path, monkeypatch):
+    """Without spills, as UMA-S has it."""
+    from emulated_triton import compiled
+
+    from eqk.triton_kernels import so2_edge_message as kernels
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    tile, precision = (
+        {"sm_80": (64, 1), "sm_90": (128, 2)}.get(target, (128, 1)),
+        "ieee" if target == "gfx942" else "tf32x3",
+    )
+    dtype = torch.bfloat16 if target == "sm_100" else torch.float32
+    keep = target == "sm_90"
+    problems = kernels.lower("2,2,256,128,128,gate,0,0,", 128, 2, 128, 1536, 1, keep, tile, precision)
+    for function, problem in zip((kernels.first_kernel, kernels.second_kernel), problems, strict=True):
+        kernel = compiled(function, problem, dtype, target)
+        assert spills(kernel, target, tmp_path / "kernel.cubin") == 0, function
+        assert kernel.metadata.shared <= 64 << 10
+
+
 def operands():
     plan = Plan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 0.7),))
     return torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), plan
@@ -294,7 +315,8 @@ def test_explain_agrees_with_what_runs():
 def test_rotate_on_every_device():
     x, D = torch.randn(2, 4, 3), torch.randn(2, 10)
     for device, chosen in (("cuda", "triton"), ("mps", "torch"), ("meta", "meta"), ("cpu", "cpu")):
-        assert dispatch.choose("rotate", torch.device(device)) == chosen
+        for op in ("rotate", "so2_edge_message"):
+            assert dispatch.choose(op, torch.device(device)) == chosen
     with (
         dispatch.use_backend("triton"),
         pytest.raises(RuntimeError, match="eqk::rotate: backend triton cannot run: the tensors are on cpu"),

@@ -471,9 +471,9 @@ def kernel(x, D, weights, z, index, first_end, out, first_program, edges, M: tl.
 # The op.
 
 
-def _check_range(index: Tensor, nodes: int) -> None:
+def _check_range(op: str, index: Tensor, nodes: int) -> None:
     """An assertion on the device, which nothing waits for."""
-    message = f"eqk::rotate: index: expected indices from 0 to {nodes - 1}"
+    message = f"eqk::{op}: index: expected indices from 0 to {nodes - 1}"
     torch._assert_async(((index >= 0) & (index < nodes)).all(), message)
 
 
@@ -492,7 +492,7 @@ def _rotate(*args) -> Tensor:
     if lmax > _MOST_DEGREE or nodes_of_edge * channels > _MOST_CHANNELS:
         return _other_devices(*args)
     if index is not None:
-        _check_range(index, nodes)
+        _check_range("rotate", index, nodes)
     like = operands[_Z] if operands[_X] is None else operands[_X]
     out = like.new_empty(_shape(operands, rest, missing))
     if not all(t is None or t.numel() for t in (*operands, out)):

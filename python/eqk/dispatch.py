@@ -78,7 +78,7 @@ def use_backend(backend: str) -> Iterator[None]:
 def _triton_ops() -> str | None:
     """Registers ``torch.ops.eqk_triton.*``; the reason why it cannot, or None."""
     try:
-        for op in ("tensor_product", "s2_activation", "rotate"):
+        for op in ("tensor_product", "s2_activation", "rotate", "so2_edge_message"):
             importlib.import_module(f"eqk.triton_kernels.{op}")
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
@@ -176,7 +176,7 @@ _BACKENDS_OF = {
     "gaunt_product": ("cpu", "cuda", "torch", "reference"),
     "rotate": ("cpu", "triton", "torch", "reference"),
     "s2_activation": ("cpu", "triton", "torch", "reference"),
-    "so2_edge_message": ("cpu", "torch", "reference"),
+    "so2_edge_message": ("cpu", "triton", "torch", "reference"),
     "so2_edge_scalars": ("cpu", "torch", "reference"),
     "wigner": ("cpu", "cuda", "torch", "reference"),
 }

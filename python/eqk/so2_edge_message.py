@@ -8,9 +8,10 @@
 
 with r = h a, the last layer of the radial network (Passaro and Zitnick 2023, arXiv:2302.03655; Liao et al. 2023,
 arXiv:2306.12059; Fu et al. 2025, arXiv:2502.12147). Edges are run through in tiles whose intermediate results stay in
-the caches: on the CPU by csrc/so2_edge_message, whose threads run whole tiles, elsewhere by operations of torch. Its
-gradients are one op more, ``so2_edge_message_backward``, and the derivatives of that are made tile by tile from the
-functions below, which consist of differentiable ops: every order.
+the caches: on the CPU by csrc/so2_edge_message, whose threads run whole tiles, on GPUs by the kernels of
+triton_kernels/so2_edge_message.py, elsewhere by operations of torch. Its gradients are one op more,
+``so2_edge_message_backward``, and the derivatives of that are made tile by tile from the functions below, which consist
+of differentiable ops: every order.
 
 ``keep`` has the op return y, s and conv2's result too, by which the backward pass is spared the products that made
 them: n_m (hidden + channels) numbers an edge. Derivatives of gradients make them again.
@@ -726,6 +727,10 @@ def so2_edge_message(
     without a matrix's derivative: the torque on the edge. The same bits in every run; of the value and of gradients on
     the CPU for any number of threads.
 
+    On GPUs Triton's kernels make the value in 16-bit types and float32, of up to 29 rows of an edge, such as those of
+    lmax 6 and mmax 2. Their products are of three pairs of TF32 numbers, which is float32 (error 5e-7), or of one after
+    ``torch.set_float32_matmul_precision("high")``; what is infinite makes NaN.
+
     Returns:
         [nodes, (lmax + 1)^2, channels out]; zeros for a node without edges.
 
@@ -757,9 +762,11 @@ def so2_edge_message(
     plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), bool(recompute), res, grid)
     w = w[:, None] if w is not None and w.dim() == 1 else w
     layers = [pack(layer) for layer in (conv1, conv2)]
-    if dispatch.choose(op, x.device) == "reference":
+    backend = dispatch.choose(op, x.device)
+    if backend == "reference":
         _check(op, (x, q, h, a, w, *layers), None, (), edge_index, plan)
         parsed = Plan.parse(plan)
         unpacked = [sizes.unpack(flat) for sizes, flat in zip(parsed.convolutions, layers, strict=True)]
         return reference.so2_edge_message(x, q, h, a, w, *unpacked, edge_index, parsed)
-    return torch.ops.eqk.so2_edge_message(x, q, h, a, w, *layers, edge_index, plan, False)[0]
+    ops = torch.ops.eqk_triton if backend == "triton" else torch.ops.eqk
+    return ops.so2_edge_message(x, q, h, a, w, *layers, edge_index, plan, False)[0]
