@@ -28,6 +28,7 @@ LONG = (
     "test_emulated_triton.py",
     "test_tensor_product.py",
     "test_symmetric_contraction.py",
+    "test_instruction_sets.py",
     "test_cuda_host.py",
     "test_gpu_report.py",
     "test_examples.py",

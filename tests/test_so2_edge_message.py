@@ -1,766 +1,585 @@
-"""The message of eSCN along each edge, from the nodes to the nodes, without any tensor [edges, components, channels].
+"""eqk.so2_edge_message against dense matrices of e3nn, one step after the other, and what makes it a message."""
 
-``torch.ops.eqk.so2_edge_message(x, q, h, a, w, conv1, conv2, index, plan, keep)`` is the op: for each edge,
-
-    z = r * D(q) [x[source] | x[target]]                  the frame of the edge, rows |m| <= mmax
-    y, s = conv1(z)                                        SO(2) linear, s of order 0 alone
-    out[target] += D(q)^T w conv2(activation(y, s))
-
-with r = h a, the last layer of the radial network (Passaro and Zitnick 2023, arXiv:2302.03655; Liao et al. 2023,
-arXiv:2306.12059; Fu et al. 2025, arXiv:2502.12147). Edges are run through in tiles whose intermediate results stay in
-the caches: on the CPU by csrc/so2_edge_message, whose threads run whole tiles, elsewhere by operations of torch. Its
-gradients are one op more, ``so2_edge_message_backward``, and the derivatives of that are made tile by tile from the
-functions below, which consist of differentiable ops: every order.
-
-``keep`` has the op return y, s and conv2's result too, by which the backward pass is spared the products that made
-them: n_m (hidden + channels) numbers an edge. Derivatives of gradients make them again.
-"""
-
-from __future__ import annotations
-
-import contextlib
 import functools
-import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import json
+import math
+import sys
 
+import e3nn.o3
+import numpy
+import pytest
 import torch
-from torch import Tensor
+import torch._dynamo.testing
+from test_rotate import dense, m_primary, of_rows
+from test_so2_conv import layer
+from test_so2_conv import truth as conv_truth
+from test_tensor_product import assert_same_bits, compare, run_python
+from torch.nn.functional import silu
 
-from eqk import dispatch, reference
-from eqk._edge_tiles import EDGE, NODE, SHARED, ops_of, over_tiles, widened
-from eqk._signals import check_dense, count
-from eqk.irreps import MAX_DEGREE
-from eqk.register import MaybeTensor, _needed, _sum, jvp_rule, loop_over_samples, register
-from eqk.s2_activation import _plan as s2_plan
-from eqk.s2_activation import _product as s2_product
-from eqk.s2_quadrature import Resolution
-from eqk.so2_conv import (
-    Matrices,
-    Sizes,
-    check_degrees,
-    linear,
-    linear_transposed,
-    linear_weight_gradient,
-    pack,
-    sizes_of,
-)
-from eqk.wigner import _gradient as wigner_gradient
-from eqk.wigner import wigner
+import eqk
+from eqk.testing import assert_close, derivatives, random_directions, seed
 
+BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
+DEGREES = [(2, 2), (3, 2), (4, 2), (6, 2), (6, 3), (6, 4)]
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
-
-_PLAN = re.compile(
-    rf"(\d{{1,3}}),(\d{{1,3}}),(\d{{1,9}}),(\d{{1,9}}),(\d{{1,9}}),({'|'.join(ACTIVATIONS)}),([01]),([01]),(.*)"
-)
+SIZES = {"gate": (1, lambda lmax: lmax), "s2": (1, lambda lmax: 1), "swiglu_s2": (2, lambda lmax: 3)}
 
 
-class Plan(NamedTuple):
-    """What a call has beside tensors; as a string, its fields with commas between them.
+class Problem:
+    """Operands in float64, and the message of them by eqk and by dense steps."""
 
-    channels_in: of z, so of source and target together. s2: the plan of the activation on a grid, or nothing.
-    """
+    def __init__(
+        self, lmax, mmax, activation, generator, *, edges=7, nodes=5, c=2, hidden=2, out=3, heads=1, sources=2,
+        by="order", rescale=False, last=True, grid_rescale=False,
+    ):  # fmt: skip
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    lmax: int
-    mmax: int
-    channels_in: int
-    hidden: int
-    channels_out: int
-    activation: str
-    rescale: bool
-    recompute: bool
-    s2: str
+        self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
+        self.rescale, self.grid_rescale, self.sources, self.out = rescale, grid_rescale, sources, out
+        width, extra = SIZES[activation]
+        self.width, self.extra = width * hidden, extra(lmax) * hidden
+        self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
+        self.res = None if activation == "gate" else ((3 * lmax + 2) // 2, 3 * mmax + 1)
+        groups = lmax + 1 if by == "degree" else sum(lmax + 1 - m for m in range(mmax + 1))
+        weights = groups * sources * c
+        one = layer(lmax, mmax, sources * c, self.width, self.extra, generator)
+        two = layer(lmax, mmax, hidden, out, 0, generator)
+        vec = normal(edges, 3)
+        vec[:2] = torch.tensor([[0.0, 1.7, 0.0], [1e-9, -0.4, 0.0]])[: len(vec)]
+        self.count = len(one)
+        self.operands = [
+            normal(nodes, (lmax + 1) ** 2, c),
+            vec,
+            normal(edges, 3 if last else weights) / 2,
+            normal(3, weights) if last else None,
+            normal(edges, heads),
+            *[p / p.shape[-1] ** 0.5 for p in (*one, *two)],
+        ]
 
-    def __str__(self) -> str:
-        return ",".join(map(str, (*self[:6], int(self.rescale), int(self.recompute), self.s2)))
+    def layers(self, parameters):
+        return parameters[: self.count], parameters[self.count :]
 
-    @classmethod
-    @functools.lru_cache(maxsize=4096)
-    def parse(cls, text: str) -> Plan:
-        match = _PLAN.fullmatch(text)
-        if match:
-            *sizes, activation, rescale, recompute, s2 = match.groups()
-            plan = cls(*map(int, sizes), activation, rescale == "1", recompute == "1", s2)
-            has_grid = (activation != "gate") == bool(s2)
-            if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0 and has_grid:
-                return plan
-        raise ValueError(
-            "plan: expected 'LMAX,MMAX,CHANNELS_IN,HIDDEN,CHANNELS_OUT,ACTIVATION,RESCALE,RECOMPUTE,S2PLAN' with one "
-            f"of {', '.join(ACTIVATIONS)}, got {text[:200]!r}"
+    def ours(self, x, vec, *others, **options):
+        return self.in_frames(x, eqk.edge_frame(vec), *others, **options)
+
+    def in_frames(self, x, q, h, a, w, *parameters, **options):
+        return eqk.so2_edge_message(
+            x, q, self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
+            activation=self.activation, rescale=self.rescale, res=self.res, grid_rescale=self.grid_rescale, **options,
+        )  # fmt: skip
+
+    def truth(self, x, vec, h, a, w, *parameters):
+        one, two = self.layers(parameters)
+        lmax, mmax = self.lmax, self.mmax
+        d = dense(eqk.reference.wigner(eqk.edge_frame(vec), lmax, mmax), lmax, mmax, False)
+        src, dst = self.index
+        z = d @ (torch.cat([x[src], x[dst]], 2) if self.sources == 2 else x[src])
+        r = (h if a is None else h @ a).unflatten(1, (-1, z.shape[2]))
+        z = z * of_rows(r, lmax, mmax, self.by, z.shape[2])
+        y, s = conv_truth(lmax, mmax, self.width, self.extra)(z, *one)
+        message, _ = conv_truth(lmax, mmax, self.out, 0)(self.active(y, s), *two)
+        message = message * of_rows(w[:, None], lmax, mmax, "edge", self.out)
+        if self.rescale:
+            scale = [math.sqrt(max(1, (2 * l + 1) / (2 * mmax + 1))) for l, _ in m_primary(lmax, mmax)]
+            message = message * torch.tensor(scale, dtype=x.dtype)[:, None]
+        out = x.new_zeros(len(x), (lmax + 1) ** 2, self.out)
+        return out.index_add(0, dst, d.mT @ message)
+
+    def active(self, y, s):
+        rows = m_primary(self.lmax, self.mmax)
+        if self.activation == "gate":
+            gates = s.sigmoid().unflatten(1, (self.lmax, -1))
+            return torch.stack([y[:, n] * gates[:, l - 1] if l else silu(y[:, n]) for n, (l, _) in enumerate(rows)], 1)
+        beta, weights = (torch.from_numpy(t) for t in numpy.polynomial.legendre.leggauss(self.res[0]))
+        alpha = torch.arange(self.res[1], dtype=torch.float64) * 2 * math.pi / self.res[1]
+        sin = (1 - beta**2).sqrt()
+        points = torch.stack(
+            [sin[:, None] * alpha.sin(), beta[:, None].expand(-1, len(alpha)), sin[:, None] * alpha.cos()]
         )
-
-    @property
-    def numbers(self) -> int:
-        """Of the wider of both sides of an edge's message, in its frame."""
-        return count(self.lmax, self.mmax) * max(self.channels_in, self.channels_out)
-
-    @property
-    def convolutions(self) -> tuple[Sizes, Sizes]:
-        width, extra = {
-            "gate": (self.hidden, self.lmax * self.hidden),
-            "s2": (self.hidden, self.hidden),
-            "swiglu_s2": (2 * self.hidden, 3 * self.hidden),
-        }[self.activation]
-        return (
-            Sizes(self.lmax, self.mmax, self.channels_in, width, extra),
-            Sizes(self.lmax, self.mmax, self.hidden, self.channels_out),
+        harmonics = e3nn.o3.spherical_harmonics(
+            list(range(self.lmax + 1)), points.flatten(1).T, True, normalization="integral"
+        )[:, [l * l + l + m for l, m in rows]]
+        scale = torch.tensor(
+            [math.sqrt(max(1, (2 * l + 1) / (2 * self.mmax + 1))) for l, _ in rows], dtype=torch.float64
         )
+        harmonics = harmonics * (scale if self.grid_rescale else 1)
+        factor = [math.sqrt(4 * math.pi / ((2 * l + 1) * (self.lmax + 1))) for l, _ in rows]  # component
+        to = harmonics * torch.tensor(factor, dtype=torch.float64)
+        weights = weights * 2 * math.pi / len(alpha)
+        back = (harmonics / torch.tensor(factor, dtype=torch.float64)).T * weights.repeat_interleave(len(alpha))
+        grid = torch.einsum("gi,eic->egc", to, y)
+        if self.activation == "s2":
+            z = torch.einsum("ig,egc->eic", back, silu(grid))
+            return torch.cat([silu(s)[:, None], z[:, 1:]], 1)
+        u, v = grid.chunk(2, 2)
+        p, t, gate = s.chunk(3, 1)
+        z = torch.einsum("ig,egc->eic", back, u * v) * gate.sigmoid()[:, None]
+        return torch.cat([z[:, :1] + (silu(p) * t)[:, None], z[:, 1:]], 1)
 
 
-# The activations and their gradients, of y [edges, components, channels] and s [edges, extra].
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("lmax", "mmax"), DEGREES)
+def test_values_and_gradients(lmax, mmax, activation, generator, float64_default):
+    """To second order, with edges on and within 1e-8 of the y axis."""
+    problem = Problem(lmax, mmax, activation, generator)
+    operands = [t.float() for t in problem.operands]
+    for dtypes, recompute in (((torch.float64, torch.float32), False), ((torch.float64,), True)):
+        what = lmax, mmax, activation, recompute
+        op = functools.partial(problem.ours, recompute=recompute)
+        compare(what, operands, generator, dtypes, 2, problem.truth, op)
 
 
-def _gates(y: Tensor, s: Tensor, plan: Plan) -> Tensor:
-    """[edges, lmax + 1, hidden]: SiLU is its argument times the sigmoid of it."""
-    return torch.cat([y[:, :1], s.unflatten(1, (plan.lmax, plan.hidden))], 1).sigmoid() if plan.lmax else y.sigmoid()
-
-
-def _row_blocks(plan: Plan) -> list[tuple[slice, int]]:
-    """The rows of each m and -m, of degrees m to lmax."""
-    blocks = plan.convolutions[0].blocks()
-    return [(slice(i, i + n), m) for m, first, n in blocks for i in ((first, first + n) if m else (first,))]
-
-
-def _times(t: Tensor, gates: Tensor, plan: Plan, in_place: bool) -> Tensor:
-    """Each row times the gate of its degree; ``in_place``: where nothing is differentiated."""
-    if not in_place:
-        return torch.cat([t[:, rows] * gates[:, m:] for rows, m in _row_blocks(plan)], 1)
-    out = torch.empty_like(t)
-    for rows, m in _row_blocks(plan):
-        torch.mul(t[:, rows], gates[:, m:], out=out[:, rows])
-    return out
-
-
-def _gate(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
-    return _times(y, _gates(y, s, plan), plan, in_place)
-
-
-def _gate_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) -> tuple[Tensor, Tensor]:
-    gates = _gates(y, s, plan)
-    of_y, of_gates = _times(g, gates, plan, in_place), torch.zeros_like(gates)
-    for rows, m in _row_blocks(plan):
-        of_gates[:, m:].addcmul_(g[:, rows], y[:, rows])
-    of_gates = of_gates * (gates * (1 - gates))
-    of_y[:, 0] += of_gates[:, 0]
-    return of_y, of_gates[:, 1:].flatten(1)
-
-
-def _s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
-    z = ops_of("s2_activation", y).s2_activation(y.flatten(1), plan.s2).unflatten(1, y.shape[1:])
-    return torch.cat([torch.nn.functional.silu(s)[:, None], z[:, 1:]], 1)
-
-
-def _silu_gradient(x: Tensor) -> Tensor:
-    gate = x.sigmoid()
-    return gate * (1 + x * (1 - gate))
-
-
-def _s2_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) -> tuple[Tensor, Tensor]:
-    above = torch.cat([torch.zeros_like(g[:, :1]), g[:, 1:]], 1).flatten(1)
-    of_y = s2_product(ops_of("s2_activation", y), y.flatten(1), [above], plan.s2, 1, "z", "x")
-    return of_y.unflatten(1, y.shape[1:]), g[:, 0] * _silu_gradient(s)
-
-
-def _swiglu_s2(y: Tensor, s: Tensor, plan: Plan, in_place: bool) -> Tensor:
-    u, v = (half.flatten(1) for half in y.chunk(2, 2))
-    p, t, gate = s.chunk(3, 1)
-    z = s2_product(ops_of("s2_activation", y), u, [v], plan.s2, 0, "x", "z").unflatten(1, (-1, plan.hidden))
-    z = z * gate.sigmoid()[:, None]
-    return torch.cat([z[:, :1] + (torch.nn.functional.silu(p) * t)[:, None], z[:, 1:]], 1)
-
-
-def _swiglu_s2_gradient(y: Tensor, s: Tensor, g: Tensor, plan: Plan, in_place: bool) -> tuple[Tensor, Tensor]:
-    u, v = (half.flatten(1) for half in y.chunk(2, 2))
-    p, t, gate = s.chunk(3, 1)
-    gate, ops = gate.sigmoid(), ops_of("s2_activation", y)
-    z = s2_product(ops, u, [v], plan.s2, 0, "x", "z").unflatten(1, (-1, plan.hidden))
-    of_z = (g * gate[:, None]).flatten(1)
-    halves = [s2_product(ops, one, [of_z], plan.s2, 0, "z", "x").unflatten(1, (-1, plan.hidden)) for one in (v, u)]
-    of_p = g[:, 0] * t * _silu_gradient(p)
-    of_t = g[:, 0] * torch.nn.functional.silu(p)
-    return torch.cat(halves, 2), torch.cat([of_p, of_t, (g * z).sum(1) * gate * (1 - gate)], 1)
-
-
-_ACTIVATION: dict[str, tuple[Callable, Callable]] = {
-    "gate": (_gate, _gate_gradient),
-    "s2": (_s2, _s2_gradient),
-    "swiglu_s2": (_swiglu_s2, _swiglu_s2_gradient),
+OPTIONS = {
+    "heads": {"heads": 3},
+    "source alone": {"sources": 1},
+    "weights of degrees": {"by": "degree"},
+    "weights themselves": {"last": False},
+    "rescale": {"rescale": True, "grid_rescale": True},
+    "two channels out a head": {"heads": 2, "out": 4},
 }
 
 
-# One tile. Operands are (x, q, h, a, w, conv1, conv2), of which h, a and w may be None; x and the cotangent g of the
-# result are those of the tile's nodes, which ``index`` [2, edges] counts.
-
-_ROLES = (NODE, EDGE, EDGE, SHARED, EDGE, SHARED, SHARED)
-_NAMES = ("x", "q", "h", "a", "w", "conv1", "conv2")
-
-
-def _matrices(v: Sequence[MaybeTensor], plan: Plan) -> list[Matrices]:
-    parameters = zip(plan.convolutions, v[5:7], strict=True)
-    return [Matrices.of(zero, bias, ms) for zero, bias, *ms in (s.unpack(flat) for s, flat in parameters)]
-
-
-def _weights(h: MaybeTensor, a: MaybeTensor, plan: Plan) -> MaybeTensor:
-    """[edges, groups, channels in]: those of the input of the first layer."""
-    if h is None:
-        return None
-    return (h if a is None else h @ a).unflatten(1, (-1, plan.channels_in))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_options_to_third_order(activation, options, generator, float64_default):
+    problem = Problem(3, 1, activation, generator, edges=4, nodes=4, **options)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 3, generator)
+    results = [derivatives(f, problem.operands, directions) for f in (problem.ours, problem.truth)]
+    for order, (ours, theirs) in enumerate(zip(*results, strict=True)):
+        for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(a, b, order, what=(order, n))
 
 
-def _sources(x: Tensor, index: Tensor, plan: Plan) -> Tensor:
-    return index[: plan.channels_in // x.shape[2]]
+def test_many_tiles(generator, monkeypatch, float64_default):
+    """Of second derivatives, 64 edges each, of nodes of which all and of which some are in a tile; their bits, on a given
+    number of threads."""
+    monkeypatch.setattr(eqk._edge_tiles, "_EDGES_OF_TILE", 64)
+    for nodes in (20, 300):
+        problem = Problem(2, 2, "gate", generator, edges=200, nodes=nodes)
+        directions = random_directions(problem.operands, problem.truth(*problem.operands), 2, generator)
+        results = [derivatives(f, problem.operands, directions) for f in (problem.ours, problem.truth)]
+        for order, (ours, theirs) in enumerate(zip(*results, strict=True)):
+            for a, b in zip(ours, theirs, strict=True):
+                assert_close(a, b, order)
+        assert_same_bits(*[lambda p=problem: [p.ours(*p.operands)]] * 3)
+        leaves = [t.float().requires_grad_() for t in problem.operands]
+
+        def second(leaves=leaves, problem=problem):
+            gradients = torch.autograd.grad(problem.ours(*leaves).sin().sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+
+        for threads in (1, 3):
+            assert_same_bits(second, second, second, threads=[threads] * 3)
+        problem.index[1, 150] = nodes
+        with pytest.raises(RuntimeError, match=rf"index\[1\]: expected indices from 0 to {nodes - 1}, got {nodes} at"):
+            problem.ours(*problem.operands)
 
 
-def _per_head(w: MaybeTensor) -> MaybeTensor:
-    return None if w is None else w[:, None]
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("nodes", [4, 900])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_parts_of_vectors_and_many_tiles(activation, nodes, recompute, generator, float64_default):
+    """Channels that no vector of lanes divides; ten tiles, whose sums of parameters are in two parts."""
+    sizes = {"edges": 600, "nodes": nodes, "c": 3, "hidden": 17, "out": 10, "heads": 2}
+    problem = Problem(3, 2, activation, generator, **sizes)
+    directions = random_directions(problem.operands, problem.truth(*problem.operands), 1, generator)
+    expected = derivatives(problem.truth, problem.operands, directions)
+    for dtype in (torch.float64, torch.float32):
+        operands, along = [t.to(dtype) for t in problem.operands], [[t.to(dtype) for t in d] for d in directions]
+        got = derivatives(lambda *v: problem.ours(*v, recompute=recompute), operands, along)
+        for order, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+            for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                assert_close(a, b, order, dtype, (order, n))
+    leaves = [t.float().requires_grad_() for t in problem.operands]
+
+    def everything():
+        out = problem.ours(*leaves, recompute=recompute)
+        return [out, *torch.autograd.grad(out, leaves, directions[0][-1].float())]
+
+    assert_same_bits(everything, everything, everything)
 
 
-def _rotate(
-    missing: str, x: MaybeTensor, rotation: MaybeTensor, r: MaybeTensor, z: MaybeTensor, index: Tensor, plan: Plan,
-    nodes: int = 0, rescale: bool = False,
-) -> Tensor:  # fmt: skip
-    """:func:`eqk.rotate` or a gradient of it: what stands at the ``missing`` slot, of x, D, r and z."""
-    groups, columns = r.shape[1:] if r is not None else (0, 0)
-    r = None if missing == "r" else r
-    sizes = nodes, groups, columns, plan.lmax, plan.mmax
-    op = ops_of("rotate", index).rotate
-    return op(x, rotation, r, z, index, *sizes, rescale, "xDrz".index(missing))
+def test_more_rows_of_nodes_than_a_round_has(generator, float64_default):
+    """Each edge has nodes of its own, and some have them in common with edges far away."""
+    nodes = 2500
+    problem = Problem(2, 0, "gate", generator, edges=nodes, nodes=nodes, c=400, hidden=1, out=1)
+    problem.index = torch.stack([torch.arange(nodes), torch.arange(nodes).roll(nodes // 2) // 2])
+    leaves = [problem.operands[0].requires_grad_(), *problem.operands[1:]]
+    direction = torch.randn(nodes, 9, 1, generator=generator)
+    results = [f(*leaves) for f in (problem.ours, problem.truth)]
+    assert_close(*results)
+    assert_close(*[torch.autograd.grad(r, leaves[0], direction)[0] for r in results], 1)
 
 
-class _Kernel(NamedTuple):
-    """What a tile has of the kernel that it is part of: the matrices of both layers, and where results may be written.
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """The calls of this file's ops, as (op, arguments)."""
 
-    Without one, a tile consists of operations that are differentiable.
-    """
+    def __init__(self):
+        super().__init__()
+        self.calls = []
 
-    matrices: list[Matrices]
-    y: MaybeTensor = None
-    s: MaybeTensor = None
-    message: MaybeTensor = None
-
-    def at(self, edges: slice) -> _Kernel:
-        return self._replace(**{name: t[edges] for name, t in self._asdict().items() if isinstance(t, Tensor)})
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "eqk" and "so2_edge_message" in op.name():
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
 
 
-def _empty(x: Tensor, edges: int, layer: Sizes) -> tuple[Tensor, Tensor]:
-    """For both results of a layer."""
-    return x.new_empty(edges, count(*layer[:2]), layer.channels_out), x.new_empty(edges, layer.extra)
+def arguments_of_backward(problem, recompute):
+    """All but what is wanted: the 7 operands, g, the results that were kept or None, index and plan."""
+    leaves = [t.clone().requires_grad_() for t in problem.operands]
+    with Recorder() as recorder:
+        problem.ours(*leaves, recompute=recompute).sin().sum().backward()
+    ((*args, _),) = [args for op, args in recorder.calls if op is BACKWARD]
+    return args
 
 
-def _forward_tile(v: Sequence[MaybeTensor], kernel: _Kernel | None, index: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-    """The result, and what backward is spared by: y, s and the result of the second layer."""
-    x, q, h, a, w = v[:5]
-    rotation, layers = wigner(q, plan.lmax, plan.mmax), plan.convolutions
-    first, second = kernel.matrices if kernel else _matrices(v, plan)
-    into = [None, None]
-    if kernel:
-        into = [_empty(x, len(q), layer) for layer in layers]
-        if kernel.y is not None:
-            into = [(kernel.y, kernel.s), (kernel.message, into[1][1])]
-    z = _rotate("z", x, rotation, _weights(h, a, plan), None, _sources(x, index, plan), plan)
-    y, s = linear(z, first, layers[0], into[0])
-    active = _ACTIVATION[plan.activation][0](y, s, plan, kernel is not None)
-    message, _ = linear(active, second, layers[1], into[1])
-    out = _rotate("x", None, rotation, _per_head(w), message, index[-1:], plan, len(x), plan.rescale)
-    return out, y, s, message
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_each_gradient_alone(activation, keep, generator, float64_default):
+    """As it is among all; of others nothing comes."""
+    args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), not keep)
+    assert (args[8] is not None) == keep
+    everything = BACKWARD(*args, [True] * 7)
+    for n in range(7):
+        alone = BACKWARD(*args, [m == n for m in range(7)])
+        assert torch.equal(alone[n], everything[n])
+        assert everything[n].abs().max() > 1e-6
+        assert all(t.shape == (0,) for m, t in enumerate(alone) if m != n)
 
 
-def _like_input(q: Tensor, layer: Sizes, kernel: _Kernel | None) -> MaybeTensor:
-    return q.new_empty(len(q), count(*layer[:2]), layer.channels_in) if kernel else None
+OF_AN_INSTRUCTION_SET = """
+import sys, torch
+from eqk.testing import assert_close
+torch.use_deterministic_algorithms(True)  # results start as NaN
+for arguments, expected in torch.load(sys.argv[1]):
+    for dtype in (torch.float64, torch.float32):
+        floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in arguments]
+        at = [t.to(dtype) if f else t for t, f in zip(arguments, floating, strict=True)]
+        keep, rest = at[8] is not None, at[11:]
+        out, *kept = torch.ops.eqk.so2_edge_message(*at[:7], *rest, keep)
+        args = *at[:8], *(kept if keep else at[8:11]), *rest
+        everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
+        for n, (a, b) in enumerate(zip((out, *everything), expected, strict=True)):
+            assert_close(a, b, 1, what=(rest[1], dtype, n))
+        for n in range(7):
+            alone = torch.ops.eqk.so2_edge_message_backward(*args, [m == n for m in range(7)])
+            assert torch.equal(alone[n], everything[n])
+"""
 
 
-def _backward_tile(
-    v: Sequence[MaybeTensor],
-    g: Tensor,
-    kept: Sequence[MaybeTensor],
-    kernel: _Kernel | None,
-    index: Tensor,
-    plan: Plan,
-    wanted: Sequence[bool],
-) -> list[MaybeTensor]:
-    """The gradients of <g, result> that are wanted, None for others."""
-    x, q, h, a, w = v[:5]
-    activation, activation_gradient = _ACTIVATION[plan.activation]
-    layers, (first, second) = plan.convolutions, kernel.matrices if kernel else _matrices(v, plan)
-    rotation, r, per_head = wigner(q, plan.lmax, plan.mmax), _weights(h, a, plan), _per_head(w)
-    sources, targets = _sources(x, index, plan), index[-1:]
-    results: list[MaybeTensor] = [None] * 7
-
-    y, s, message = kept
-    z = None
-    if y is None or wanted[5]:
-        z = _rotate("z", x, rotation, r, None, sources, plan)
-    if y is None:
-        y, s = linear(z, first, layers[0])
-    active = activation(y, s, plan, kernel is not None) if wanted[6] or message is None else None
-    if message is None and (wanted[1] or wanted[4]):
-        message, _ = linear(active, second, layers[1])
-
-    of_message = _rotate("z", g, rotation, per_head, None, targets, plan, rescale=plan.rescale)
-    of_rotation = None
-    if wanted[1]:
-        of_rotation = _rotate("D", g, None, per_head, message, targets, plan, rescale=plan.rescale)
-    if wanted[4]:
-        results[4] = _rotate("r", g, rotation, per_head, message, targets, plan, rescale=plan.rescale)[:, 0]
-    if wanted[6]:
-        results[6] = linear_weight_gradient(active, of_message, None, layers[1])
-    if any(wanted[:4]) or wanted[5]:
-        of_active = linear_transposed(of_message, None, second, layers[1], _like_input(q, layers[1], kernel))
-        of_y, of_s = activation_gradient(y, s, of_active, plan, kernel is not None)
-        if wanted[5]:
-            results[5] = linear_weight_gradient(z, of_y, of_s, layers[0])
-    if any(wanted[:4]):
-        of_z = linear_transposed(of_y, of_s, first, layers[0], _like_input(q, layers[0], kernel))
-        if wanted[0]:
-            results[0] = _rotate("x", None, rotation, r, of_z, sources, plan, len(x))
-        if wanted[1]:
-            of_rotation = of_rotation + _rotate("D", x, None, r, of_z, sources, plan)
-        if wanted[2] or wanted[3]:
-            of_r = _rotate("r", x, rotation, r, of_z, sources, plan).flatten(1)
-            results[2] = (of_r if a is None else of_r @ a.mT) if wanted[2] else None
-            results[3] = h.mT @ of_r if wanted[3] else None
-    if wanted[1]:
-        results[1] = wigner_gradient(q, of_rotation, plan.lmax, plan.mmax)
-    return results
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_instruction_sets(isa, generator, tmp_path, float64_default):
+    """As the machine's widest, which all other tests are for; one that it lacks is refused by name."""
+    cases = []
+    for activation in ACTIVATIONS:
+        problem = Problem(3, 2, activation, generator, edges=600, nodes=4, c=3, hidden=17, out=10, heads=2)
+        for recompute in (False, True):
+            args = arguments_of_backward(problem, recompute)
+            out = torch.ops.eqk.so2_edge_message(*args[:7], *args[11:], False)[0]
+            cases.append((args, [out, *BACKWARD(*args, [True] * 7)]))
+    torch.save(cases, tmp_path / "cases.pt")
+    try:
+        run_python(OF_AN_INSTRUCTION_SET, str(tmp_path / "cases.pt"), EQK_CPU_ISA=isa, EQK_SEED=str(seed()))
+    except AssertionError as error:
+        if f"expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'" not in str(error):
+            raise
 
 
-def _forward_kernel(*args):
-    *v, index, text, keep = args
-    _check("so2_edge_message", v, None, (), index, text)
-    plan, dtype = Plan.parse(text), v[0].dtype
-    v = widened(v)
-    y, s, message = (None,) * 3
-    if keep:
-        (y, s), (message, _) = (_empty(v[0], index.shape[1], layer) for layer in plan.convolutions)
-    kernel = _Kernel(_matrices(v, plan), y, s, message)
-
-    def tile(local, nodes, edges):
-        return _forward_tile(local, kernel.at(edges), nodes, plan)[:1]
-
-    (out,) = over_tiles(tile, v, _ROLES, (NODE,), index, plan.numbers)
-    return out.to(dtype), *(v[0].new_empty(0) if k is None else k for k in (y, s, message))
-
-
-def _backward_kernel(*args):
-    *v, g, y, s, message, index, text, wanted = args
-    _check("so2_edge_message_backward", v, g, (y, s, message), index, text)
-    _check_wanted("so2_edge_message_backward", v, wanted)
-    plan, dtype = Plan.parse(text), v[0].dtype
-    operands = widened([*v, g, y, s, message])
-    kernel = _Kernel(_matrices(operands, plan))
-    wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
-
-    def tile(local, nodes, _):
-        return _backward_tile(local[:7], local[7], local[8:], kernel, nodes, plan, wanted)
-
-    roles = (*_ROLES, NODE, EDGE, EDGE, EDGE)
-    results = over_tiles(tile, operands, roles, _ROLES, index, plan.numbers)
-    return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
+@pytest.mark.parametrize("activation", ["gate", "swiglu_s2"])
+@pytest.mark.parametrize(("lmax", "mmax"), [(2, 2), (4, 2), (6, 3)])
+def test_equivariance(lmax, mmax, activation, generator, float64_default):
+    """Under rotations, and whatever the angle about the edge; edges along all axes included."""
+    problem = Problem(lmax, mmax, activation, generator, edges=12, hidden=3)
+    x, vec, *rest = problem.operands
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])
+    vec[:6], vec[6:12] = axes, axes + 1e-8 * torch.randn(6, 3, generator=generator)
+    out = problem.ours(x, vec, *rest)
+    rotation = e3nn.o3.rand_matrix()
+    d = torch.block_diag(*[e3nn.o3.Irrep(l, 1).D_from_matrix(rotation) for l in range(lmax + 1)])
+    assert_close(problem.ours(d @ x, vec @ rotation.T, *rest), d @ out, what="rotated")
+    q = eqk.edge_frame(vec, torch.rand(12, generator=generator, dtype=torch.float64) * 6)
+    assert_close(problem.in_frames(x, q, *rest), out, what="turned about the edge")
 
 
-def _double_backward_kernel(*args):
-    *tensors, index, text, wanted = args
-    v = tensors[:8]
-    _check("so2_edge_message_double_backward", v[:7], v[7], (), index, text)
-    _check_wanted("so2_edge_message_double_backward", v, wanted)
-    plan, dtype = Plan.parse(text), v[0].dtype
-    wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
-
-    def tile(local, nodes, _):
-        # Kernels run beneath autograd; this one is made by it.
-        autograd = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther)
-        with contextlib.ExitStack() as stack:
-            for key in autograd:
-                stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(key, False))
-            stack.enter_context(torch.enable_grad())
-            at = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(local[:8], wanted, strict=True)]
-            made = _gradients_tile(at, local[8:], nodes, plan)
-            pairs = [(r, t) for r, t in zip(made, local[8:], strict=True) if t is not None]
-            moving = [t for t, w in zip(at, wanted, strict=True) if w]
-            found = iter(
-                torch.autograd.grad([r for r, _ in pairs], moving, [t for _, t in pairs], materialize_grads=True)
-            )
-            return [next(found) if w else None for w in wanted]
-
-    roles = (*_ROLES, NODE)
-    results = over_tiles(tile, widened(tensors), (*roles, *_ROLES), roles, index, plan.numbers)
-    return tuple(v[0].new_empty(0) if r is None else r.to(dtype) for r in results)
+def test_torque(generator, float64_default):
+    """What turns edges and features turns messages; the gradient of an edge has no part along it."""
+    problem = Problem(3, 2, "gate", generator)
+    x, vec, *rest = (t.requires_grad_() for t in problem.operands)
+    out = problem.ours(x, vec, *rest)
+    g = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    of_x, of_vec = torch.autograd.grad(out, (x, vec), g)
+    assert (of_vec * vec).sum(1).abs().max() < 1e-12 * of_vec.abs().max() * vec.abs().max()
+    omega = torch.randn(3, generator=generator, dtype=torch.float64)
+    one = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    turn = torch.cat([torch.zeros(1), omega / 2])[None]
+    d = torch.func.jvp(lambda q: eqk.wigner(q, 3), (one,), (turn,))[1][0]
+    blocks = d.split([(2 * l + 1) ** 2 for l in range(4)])
+    generators = torch.block_diag(*[b.view(2 * l + 1, 2 * l + 1) for l, b in enumerate(blocks)])
+    turned = (of_vec * torch.linalg.cross(omega.expand_as(vec), vec)).sum() + (of_x * (generators @ x)).sum()
+    assert_close(turned, (g * (generators @ out)).sum(), 1)
 
 
-def _gradients_tile(v: Sequence[MaybeTensor], c: Sequence[MaybeTensor], index: Tensor, plan: Plan):
-    """The gradients that have a cotangent in c; v: the operands and g."""
-    return _backward_tile(v[:7], v[7], (None, None, None), None, index, plan, [t is not None for t in c])
+def test_hessian(generator, float64_default):
+    """Of positions, by torch.func and by differences of forces."""
+    problem = Problem(2, 2, "gate", generator, edges=8, nodes=4)
+    x, _, h, *rest = problem.operands
+    positions = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    src, dst = problem.index
+    keep = src != dst
+    problem.index, src, dst = problem.index[:, keep], src[keep], dst[keep]
+    h, rest[1] = h[keep], rest[1][keep]
+
+    def energy(positions):
+        vec = positions[src] - positions[dst]
+        smooth = torch.exp(-(vec**2).sum(1, keepdim=True) / 4)
+        return problem.ours(x, vec, h * smooth, rest[0], rest[1] * smooth, *rest[2:]).square().sum()
+
+    forces = torch.func.grad(energy)
+    hessian = torch.func.hessian(energy)(positions)
+    direction = torch.randn(positions.shape, generator=generator, dtype=torch.float64)
+    step = 1e-5
+    difference = (forces(positions + step * direction) - forces(positions - step * direction)) / (2 * step)
+    along = torch.einsum("aibj,bj->ai", hessian, direction)
+    assert (difference - along).abs().max() < 1e-7 * along.abs().max()
+    leaf = positions.clone().requires_grad_()
+    (force,) = torch.autograd.grad(energy(leaf), leaf, create_graph=True)
+    assert_close(torch.autograd.grad(force, leaf, direction)[0], along, 2)
 
 
-def _third(
-    tensors: Sequence[MaybeTensor], cotangents: Sequence[MaybeTensor], needed, index: Tensor, plan: Plan
-) -> list:
-    """The gradients to v, g and c of <cotangents, double backward>, from the differentiable ops of a tile."""
-    roles, dtype = (*_ROLES, NODE), tensors[0].dtype
-    moving = [n for n, need in enumerate(needed) if need]
-
-    def tile(local, nodes, _):
-        outer, c = local[15:], local[8:15]
-
-        def second(*values):
-            at = list(local[:15])
-            for n, value in zip(moving, values, strict=True):
-                at[n] = value
-            inner = [n for n, t in enumerate(outer) if t is not None]
-
-            def first(*moved):
-                v = list(at[:8])
-                for n, value in zip(inner, moved, strict=True):
-                    v[n] = value
-                return tuple(r for r in _gradients_tile(v, c, nodes, plan) if r is not None)
-
-            return torch.func.vjp(first, *[at[n] for n in inner])[1](tuple(t for t in at[8:] if t is not None))
-
-        pull = torch.func.vjp(second, *[local[n] for n in moving])[1]
-        found = iter(pull(tuple(t for t in outer if t is not None)))
-        return [next(found) if need else None for need in needed]
-
-    operands = widened([*tensors, *cotangents])
-    results = over_tiles(tile, operands, (*roles, *_ROLES, *roles), (*roles, *_ROLES), index, plan.numbers)
-    return [None if r is None else r.to(dtype) for r in results]
+def test_forward_mode(generator, float64_default):
+    problem = Problem(2, 1, "s2", generator, edges=5)
+    tangents = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in problem.operands]
+    for transform in (lambda f: f, lambda f: torch.func.grad(lambda *v: f(*v).pow(3).sum(), (0, 1, 2))):
+        results = [
+            torch.func.jvp(transform(f), tuple(problem.operands), tuple(tangents))[1]
+            for f in (problem.ours, problem.truth)
+        ]
+        for a, b in zip(*([r] if isinstance(r, torch.Tensor) else r for r in results), strict=True):
+            assert_close(a, b, 2)
 
 
-def _backward(v, g, kept, index, text: str, wanted: Sequence[bool]) -> list[MaybeTensor]:
-    wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
-    results = _BACKWARD(*v, g, *kept, index, text, wanted) if any(wanted) else v
-    return [r if w else None for r, w in zip(results, wanted, strict=True)]
+def test_vmap(generator, float64_default):
+    """Over features, and over the cotangents of a Jacobian."""
+    problem = Problem(2, 2, "gate", generator, edges=4, nodes=3)
+    x, *rest = problem.operands
+    batch = torch.stack([x, 2 * x, x.flip(0)])
+    got = torch.vmap(lambda x: problem.ours(x, *rest))(batch)
+    assert_close(got, torch.stack([problem.truth(x, *rest) for x in batch]))
+    jacobians = [torch.func.jacrev(f)(rest[0]) for f in (lambda v: problem.ours(x, v, *rest[1:]), lambda v: problem.truth(x, v, *rest[1:]))]  # fmt: skip
+    assert_close(*jacobians, 1)
 
 
-def _double_backward(v, c, index, text: str, wanted: Sequence[bool]) -> list[MaybeTensor]:
-    """The gradients to v, the operands and g, of <c, backward>, where c has None for zeros."""
-    wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
-    if not any(wanted) or all(t is None for t in c):
-        return [None] * 8
-    results = _DOUBLE_BACKWARD(*v, *c, index, text, wanted)
-    return [r if w else None for r, w in zip(results, wanted, strict=True)]
+def test_gradcheck_and_opcheck(generator, float64_default):
+    problem = Problem(1, 1, "gate", generator, edges=3, nodes=3, c=1, hidden=1, out=1)
+    leaves = [t.clone().requires_grad_() for t in problem.operands]
+    assert torch.autograd.gradcheck(problem.ours, leaves, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(problem.ours, leaves, fast_mode=True)
+    with Recorder() as recorder:
+        out = problem.ours(*leaves)
+        gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+    assert len({op for op, _ in recorder.calls}) == 3
+    for op, args in recorder.calls:
+        args = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args]
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
-# The two ops.
+def test_16_bit_and_autocast(generator):
+    problem = Problem(2, 2, "gate", generator, edges=9)
+    for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+        x, vec, *rest = problem.operands
+        operands = [t.to(dtype) for t in (x, eqk.edge_frame(vec), *rest)]
+        got = problem.in_frames(*operands)
+        assert got.dtype == dtype
+        want = problem.in_frames(*[t.double() for t in operands])
+        assert (got - want).abs().max() < tolerance * want.abs().max()
+    operands = [t.float() for t in problem.operands]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = problem.ours(operands[0].bfloat16(), *operands[1:])
+    assert mixed.dtype == torch.float32
+    assert_close(mixed, problem.ours(operands[0].bfloat16().float(), *operands[1:]))
 
-_LIBRARY = torch.library.Library("eqk", "IMPL")
-_FORWARD = torch.ops.eqk.so2_edge_message.default
-_BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
-_DOUBLE_BACKWARD = torch.ops.eqk.so2_edge_message_double_backward.default
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+def test_no_edges_and_isolated_nodes(generator, float64_default):
+    for activation in ACTIVATIONS:
+        problem = Problem(2, 2, activation, generator)
+        assert not problem.ours(*problem.operands)[-1].any()  # nothing leads to the last node
+        problem.index = problem.index[:, :0]
+        operands = [t[:0] if n in (1, 2, 4) else t for n, t in enumerate(problem.operands)]
+        leaves = [t.requires_grad_() for t in operands]
+        out = problem.ours(*leaves)
+        assert out.shape == (5, 9, 3)
+        assert not out.any()
+        gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+        assert all(not g.any() for g in gradients)
+        assert all(not g.any() for g in torch.autograd.grad(sum(g.sum() for g in gradients), leaves, allow_unused=True) if g is not None)  # fmt: skip
 
 
-def _check(
-    op: str, v: Sequence[MaybeTensor], g: MaybeTensor, kept: Sequence[MaybeTensor], index: Tensor, text: str
-) -> None:
-    plan, (x, q, h, a, w, *_) = Plan.parse(text), v
-
-    def require(ok, name: str, expected: object, got: object) -> None:
-        torch._check(ok, lambda: f"eqk::{op}: {name}: expected {expected}, got {got}")
-
-    of_kept = list(zip(("y", "s", "message"), kept, strict=False))
-    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), *of_kept, ("index", index)):
-        if t is not None:
-            require(t.layout == torch.strided, name, "a dense tensor", f"layout {t.layout}")
-    require(x.dtype in _DTYPES, "x", "dtype float32, float64, float16 or bfloat16", x.dtype)
-    components = (plan.lmax + 1) ** 2
-    channels = [n for n in (1, 2) if x.dim() == 3 and n * x.shape[2] == plan.channels_in]
-    either = f"[nodes, {components}, {plan.channels_in} or {plan.channels_in / 2:g}]"
-    require(x.dim() == 3 and x.shape[1] == components and bool(channels), "x", f"shape {either}", list(x.shape))
-    require(index.dim() == 2 and index.shape[0] in (2, 3), "index", "shape [2 or 3, edges]", list(index.shape))
-    require(index.dtype in (torch.int32, torch.int64), "index", "dtype int32 or int64", index.dtype)
-    require(index.device == x.device, "index", f"device {x.device} as x has", index.device)
-    edges, rows = index.shape[1], count(plan.lmax, plan.mmax)
-    first, second = plan.convolutions
-    groups = (plan.lmax + 1) * plan.channels_in, sum(n for _, _, n in first.blocks()) * plan.channels_in
-    last = h if a is None else a
-    if h is not None:
-        require(last.dim() == 2 and last.shape[1] in groups, "h" if a is None else "a",
-                f"2 dimensions, the last of {groups[0]} (degrees) or {groups[1]} (degrees and orders) weights",
-                f"shape {list(last.shape)}")  # fmt: skip
-    require(h is not None or a is None, "h", "features that a is to be multiplied with", None)
-    if w is not None:
-        divides = w.dim() == 2 and (plan.channels_out % w.shape[1] == 0 if w.shape[1] > 0 else False)
-        require(divides, "w", f"shape [{edges}, a divisor of {plan.channels_out}]", list(w.shape))
-    shapes = {
-        "q": (q, (edges, 4)),
-        "h": (h, (edges, last.shape[0] if a is not None else last.shape[1]) if h is not None else ()),
-        "w": (w, (edges, w.shape[1]) if w is not None else ()),
-        "conv1": (v[5], (first.numel(),)),
-        "conv2": (v[6], (second.numel(),)),
-        "g": (g, (x.shape[0], components, plan.channels_out)),
+MEMORY = """
+import json, torch, eqk
+from eqk.so2_edge_message import Plan
+rows, nodes, edges, channels = 9, 20, 18_000, 64
+def memory(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+def normal(*shape):
+    return torch.randn(shape).requires_grad_()
+x, q, h, a, w = normal(nodes, rows, channels), normal(edges, 4), normal(edges, 4), normal(4, 12 * channels), normal(edges)
+index, of_z, grown = torch.randint(nodes, (2, edges)), 4 * edges * rows * 2 * channels, {}
+for activation, narrow in (("gate", 24), ("s2", 24), ("swiglu_s2", 16)):
+    sizes = Plan(2, 2, 2 * channels, narrow, narrow, activation, False, False, "").convolutions
+    layers = [[normal(*shape) for shape in layer.shapes()] for layer in sizes]
+    leaves = [x, q, h, a, w, *layers[0], *layers[1]]
+    def message(n, **options):
+        shared = {"h": h[:n], "a": a, "w": w[:n], "activation": activation}
+        return eqk.so2_edge_message(x, q[:n], index[:, :n], *layers, 2, 2, **shared, **options)
+    def backward(n, **options):
+        return torch.autograd.grad(message(n, **options).sum(), leaves)
+    def double_backward(n):
+        gradients = torch.autograd.grad(message(n, recompute=True).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)
+    def dense(n):
+        with eqk.dispatch.use_backend("reference"):
+            return message(n)
+    calls = {
+        "value alone": torch.no_grad()(message),
+        "forward": message,
+        "backward": backward,
+        "forward, recompute": lambda n: message(n, recompute=True),
+        "backward, recompute": lambda n: backward(n, recompute=True),
     }
-    if kept:
-        shapes["y"] = kept[0], (edges, rows, first.channels_out)
-        shapes["s"] = kept[1], (edges, first.extra)
-        shapes["message"] = kept[2], (edges, rows, plan.channels_out)
-    for name, (t, shape) in shapes.items():
-        if t is None:
-            continue
-        require(t.dim() == len(shape), name, f"shape {list(shape)}", list(t.shape))
-        for n, m in zip(t.shape, shape, strict=True):
-            require(n == m, name, f"shape {list(shape)}", list(t.shape))
-    for name, t in (*zip(_NAMES, v, strict=True), ("g", g)):
-        if t is not None:
-            require(t.dtype == x.dtype, name, f"dtype {x.dtype} as x has", t.dtype)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for name, t in of_kept:
-        if t is not None:
-            require(t.dtype == wide, name, f"dtype {wide} that is computed in", t.dtype)
-    for name, t in (*zip(_NAMES, v, strict=True), ("g", g), *of_kept):
-        if t is not None:
-            require(t.device == x.device, name, f"device {x.device} as x has", t.device)
+    if activation == "gate":
+        calls |= {"double backward": double_backward, "dense": dense}
+    for name, call in calls.items():
+        call(100)
+        open("/proc/self/clear_refs", "w").write("5")
+        before = memory("VmRSS:")
+        result = call(edges)
+        grown[f"{activation}: {name}"] = (memory("VmHWM:") - before) / of_z
+        del result
+    grown[f"{activation}: kept"] = 4 * edges * (rows * (sizes[0].channels_out + narrow) + sizes[0].extra) / of_z
+print(json.dumps(grown))
+"""
 
 
-def _check_wanted(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> None:
-    torch._check(len(wanted) == len(v), lambda: f"eqk::{op}: wanted: expected {len(v)} flags, got {len(wanted)}")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of resident memory is read where Linux has it"
+)
+def test_memory():
+    """Over that of z, [edges, rows, channels in]: no call has it, and none keeps a layer's result that need not.
 
-
-def _fake_forward(*args):
-    *v, index, text, keep = args
-    _check("so2_edge_message", v, None, (), index, text)
-    plan, x, edges = Plan.parse(text), v[0], index.shape[1]
-    wide, rows = torch.promote_types(x.dtype, torch.float32), count(plan.lmax, plan.mmax)
-    first = plan.convolutions[0]
-    shapes = (edges, rows, first.channels_out), (edges, first.extra), (edges, rows, plan.channels_out)
-    out = x.new_empty(*x.shape[:2], plan.channels_out)
-    return out, *(x.new_empty(shape if keep else (0,), dtype=wide) for shape in shapes)
-
-
-def _fake_gradients(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    _check_wanted(op, v, wanted)
-    return tuple(v[0].new_empty(t.shape if w and t is not None else (0,)) for t, w in zip(v, wanted, strict=True))
-
-
-def _fake_backward(*args):
-    *v, g, y, s, message, index, text, wanted = args
-    _check("so2_edge_message_backward", v, g, (y, s, message), index, text)
-    return _fake_gradients("so2_edge_message_backward", v, wanted)
-
-
-def _fake_double_backward(*args):
-    *tensors, index, text, wanted = args
-    _check("so2_edge_message_double_backward", tensors[:7], tensors[7], (), index, text)
-    return _fake_gradients("so2_edge_message_double_backward", tensors[:8], wanted)
-
-
-def _save(ctx, tensors: Sequence[MaybeTensor], *kept: Tensor) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.shapes = [None if t is None else t.shape for t in tensors]  # for _needed
-    ctx.save_for_backward(*tensors, *kept)
-    ctx.save_for_forward(*tensors, *kept)
-
-
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, *args):
-        *v, index, ctx.plan, _ = args
-        out, *kept = below(*v, index, ctx.plan, not Plan.parse(ctx.plan).recompute)
-        _save(ctx, v, index, *kept)
-        ctx.mark_non_differentiable(*kept)
-        return out, *kept
-
-    @staticmethod
-    def backward(ctx, g, *_):
-        gradients = [None] * 7
-        if g is not None:
-            *v, index, y, s, message = ctx.saved_tensors
-            kept = (None,) * 3 if Plan.parse(ctx.plan).recompute else (y, s, message)
-            gradients = _backward(v, g, kept, index, ctx.plan, _needed(ctx))
-        return None, *gradients, None, None, None
-
-    @staticmethod
-    @jvp_rule
-    def jvp(ctx, _, *tangents):
-        # <t, gradients of <g, out>> is <g, derivative along t>, whatever g.
-        *v, index, _, _, _ = ctx.saved_tensors
-        g = v[0].new_zeros(*v[0].shape[:2], Plan.parse(ctx.plan).channels_out)
-        along = _double_backward((*v, g), tangents[:7], index, ctx.plan, [False] * 7 + [True])[7]
-        return along, None, None, None
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, *args):
-        *v, g, _, _, _, index, ctx.plan, wanted = args
-        _check_wanted("so2_edge_message_backward", v, wanted)
-        ctx.wanted = [w and t is not None for w, t in zip(wanted, v, strict=True)]
-        _save(ctx, (*v, g), index)
-        return below(*args)
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        c = [t if w else None for t, w in zip(cotangents, ctx.wanted, strict=True)]
-        *v, index = ctx.saved_tensors
-        return None, *_double_backward(v, c, index, ctx.plan, _needed(ctx)), *(None,) * 6
-
-    @staticmethod
-    @jvp_rule
-    def jvp(ctx, _, *tangents):
-        # Second derivatives are symmetric: the derivative of the gradients along t is the gradient of <t, gradients>.
-        *v, index = ctx.saved_tensors
-        terms = _double_backward(v, tangents[:7], index, ctx.plan, (*ctx.wanted, False))[:7]
-        if tangents[7] is not None:
-            along = _backward(v[:7], tangents[7], (None,) * 3, index, ctx.plan, ctx.wanted)
-            terms = [_sum(pair) for pair in zip(terms, along, strict=True)]
-        return tuple(
-            v[0].new_zeros(t.shape if w else (0,)) if term is None else term
-            for term, t, w in zip(terms, v, ctx.wanted, strict=False)
-        )
-
-
-class _DoubleBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, below, *args):
-        *tensors, index, ctx.plan, wanted = args
-        ctx.wanted = [w and t is not None for w, t in zip(wanted, tensors, strict=False)]
-        _save(ctx, tensors, index)
-        return below(*args)
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        c = [t if w else None for t, w in zip(cotangents, ctx.wanted, strict=True)]
-        gradients, needed = [None] * 15, _needed(ctx)
-        if any(t is not None for t in c) and any(needed):
-            *tensors, index = ctx.saved_tensors
-            gradients = _third(tensors, c, needed, index, Plan.parse(ctx.plan))
-        return None, *gradients, None, None, None
-
-    @staticmethod
-    def jvp(ctx, *_):
-        raise NotImplementedError(
-            "eqk::so2_edge_message: expected forward mode of the op or of its gradients, asked for that of second "
-            "derivatives: take these in reverse mode"
-        )
-
-
-for _op, _function, _fake, _kernel in (
-    (_FORWARD, _Forward, _fake_forward, _forward_kernel),
-    (_BACKWARD, _Backward, _fake_backward, _backward_kernel),
-    (_DOUBLE_BACKWARD, _DoubleBackward, _fake_double_backward, _double_backward_kernel),
-):
-    # A kernel of the device's own, where one is registered, goes before this.
-    _LIBRARY.impl(_op, _kernel, "CompositeExplicitAutograd")
-    register(_LIBRARY, _op, _function, _fake, loop_over_samples(_op))
-
-
-@dispatch._cached_constant
-def _plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, recompute, res, grid) -> str:
-    s2 = ""
-    if activation != "gate":
-        function, fields = {"s2": ("silu", 1), "swiglu_s2": ("identity", 2)}[activation]
-        quadrature, normalization, grid_rescale = grid
-        options = res, quadrature, normalization, mmax, "m_primary", grid_rescale
-        s2 = s2_plan(lmax, lmax, hidden, function, fields, *options)
-    return str(Plan(lmax, mmax, channels_in, hidden, channels_out, activation, rescale, recompute, s2))
-
-
-def with_bias(op: str, h: MaybeTensor, a: MaybeTensor, bias: MaybeTensor) -> tuple[MaybeTensor, MaybeTensor]:
-    """h' and a' with h' a' = h a + bias."""
-    if bias is None:
-        return h, a
-    if a is None or h is None:
-        raise RuntimeError(f"eqk.{op}: bias: expected None without a matrix a, got a tensor")
-    if a.dim() != 2 or bias.shape != a.shape[1:]:
-        raise RuntimeError(f"eqk.{op}: bias: expected shape {list(a.shape[1:])}, got {list(bias.shape)}")
-    return torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
-
-
-def so2_edge_message(
-    x: Tensor,
-    q: Tensor,
-    edge_index: Tensor,
-    conv1: Sequence[Tensor | None],
-    conv2: Sequence[Tensor | None],
-    lmax: int,
-    mmax: int,
-    *,
-    h: Tensor | None = None,
-    a: Tensor | None = None,
-    bias: Tensor | None = None,
-    w: Tensor | None = None,
-    activation: str = "gate",
-    rescale: bool = False,
-    res: Resolution | None = None,
-    quadrature: str = "gausslegendre",
-    normalization: str = "component",
-    grid_rescale: bool = False,
-    recompute: bool = False,
-) -> Tensor:
-    """The message of eSCN and its descendants along each edge, from gathering nodes to the sum into nodes.
-
-    For each edge from j to i, in the frame q of the edge,
-
-        y, s = conv1(r * D(q) [x_j | x_i]),    out_i += D(q)^T (w conv2(activation(y, s)))
-
-    where D are Wigner matrices of which rows |m| <= mmax are kept, the radial weights r = h a + bias are the last layer
-    of a radial network, and the layers those of :func:`eqk.so2_conv`: eSCN (Passaro and Zitnick 2023,
-    arXiv:2302.03655), EquiformerV2 (Liao et al. 2023, arXiv:2306.12059, with attention for w), eSEN (Fu et al. 2025,
-    arXiv:2502.12147) and UMA (with the envelope for w). Edges are run through in tiles that stay in the caches.
-
-    Args:
-        x: [nodes, (lmax + 1)^2, channels], components l^2 + l + m.
-        q: [edges, 4], quaternions of any length but zero, of the rotations that take edges to the y axis:
-            :func:`eqk.edge_frame`. What is equivariant does not hang on the angle about the edge.
-        edge_index: [2, edges], int32 or int64: j and i; or [3, edges], with the node that the message goes to last.
-        conv1: parameters of the first layer, as for :func:`eqk.so2_conv`, of both nodes' channels, j's first (or, with
-            half as many inputs, of j's alone), with extra scalars s as the activation has them.
-        conv2: those of the second layer, without extra scalars.
-        lmax, mmax: largest degree, and largest order in the frames of edges.
-        h: [edges, hidden], the radial network up to its last layer, activation included; None for no radial weights.
-        a: [hidden, weights], that layer's matrix: a weight for each channel in and each (l, m), in the order [m = 0:
-            l = 0 .. lmax | m = 1: l = 1 .. lmax | ..], or for each channel in and l. None: h are the weights.
-        bias: [weights], or None.
-        w: [edges], or [edges, heads] for each head of adjacent channels out; None for ones.
-        activation: of the first layer's H channels out:
-            ``"gate"``, SiLU of degree 0, the others times the sigmoid of s, lmax H extra scalars by degree (eSEN, UMA);
-            ``"s2"``, SiLU on a grid, and SiLU of s, H of them, for degree 0 (EquiformerV2's separable S2 activation);
-            ``"swiglu_s2"``, the product of both halves of the channels, with gates and a SwiGLU of s, 3 for each pair
-            (EquiformerV3's).
-        rescale: as for :func:`eqk.rotate_back` (EquiformerV2).
-        res, quadrature, normalization, grid_rescale: the grid, as for :func:`eqk.s2_activation` with that ``rescale``.
-        recompute: whether the backward pass makes the results of both layers again. By default they are kept, as much
-            as edges times rows times channels of both; nothing else of that size ever is.
-
-    All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
-    Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
-    forward mode to the second, under torch.func and torch.compile. The gradient of q is that of what is computed,
-    without a matrix's derivative: the torque on the edge. The same bits in every run; on the
-    CPU those of the value and of its gradients for any number of threads.
-
-    Returns:
-        [nodes, (lmax + 1)^2, channels out]; zeros for a node without edges.
-
-    Raises:
-        TypeError: naming the argument that is no tensor or no layer.
-        RuntimeError: naming the operand whose shape, dtype or device does not fit, or the index that is out of range.
-        ValueError: naming the option that does not fit.
+    Blocks of a megabyte go back to the system when they are freed, so that a peak is of those that live at a time.
     """
-    op = "so2_edge_message"
-    check_degrees(op, lmax, mmax)
-    optional = {"h": h, "a": a, "bias": bias, "w": w}
-    for name, t in {"x": x, "q": q, "edge_index": edge_index, **optional}.items():
-        if t is not None or name not in optional:
-            check_dense(op, name, t, 1)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"eqk.{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    second = sizes_of(op, "conv2", conv2, lmax, mmax, 0)
-    extra = {"gate": lmax, "s2": 1, "swiglu_s2": 3}[activation] * second.channels_in
-    first = sizes_of(op, "conv1", conv1, lmax, mmax, extra)
-    expected = (2 if activation == "swiglu_s2" else 1) * second.channels_in
-    if first.channels_out != expected:
-        raise RuntimeError(
-            f"eqk.{op}: conv1[0]: expected {expected} channels out, for the {second.channels_in} channels in of conv2, "
-            f"got {first.channels_out}"
-        )
-    h, a = with_bias(op, h, a, bias)
-    grid = quadrature, normalization, bool(grid_rescale)
-    sizes = first.channels_in, second.channels_in, second.channels_out
-    plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), bool(recompute), res, grid)
-    w = w[:, None] if w is not None and w.dim() == 1 else w
-    layers = [pack(layer) for layer in (conv1, conv2)]
-    if dispatch.choose(op, x.device) == "reference":
-        _check(op, (x, q, h, a, w, *layers), None, (), edge_index, plan)
-        parsed = Plan.parse(plan)
-        unpacked = [sizes.unpack(flat) for sizes, flat in zip(parsed.convolutions, layers, strict=True)]
-        return reference.so2_edge_message(x, q, h, a, w, *unpacked, edge_index, parsed)
-    return torch.ops.eqk.so2_edge_message(x, q, h, a, w, *layers, edge_index, plan, False)[0]
+    grown = json.loads(run_python(MEMORY, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1048576"))
+    assert grown.pop("gate: dense") > 1
+    assert grown.pop("gate: double backward") < 0.6  # of which a tile has more
+    for activation in ACTIVATIONS:
+        kept = grown.pop(f"{activation}: kept")
+        assert 0.35 < kept < 0.45
+        for name in ("forward", "backward"):
+            grown[f"{activation}: {name}"] -= kept
+    assert max(grown.values()) < 0.3, grown
+
+
+def test_message_to_other_rows(generator, float64_default):
+    """A third row of the index has the nodes that messages go to."""
+    problem = Problem(2, 1, "gate", generator)
+    expected = problem.ours(*problem.operands)
+    target = problem.index[1]
+    problem.index = torch.cat([problem.index, (4 - target)[None]])
+    assert_close(problem.ours(*problem.operands), expected.flip(0))
+
+
+def test_compile(generator):
+    """One graph for any number of edges and nodes."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def energy(index, x, vec, h, a, w, *parameters):
+        layers = parameters[:4], parameters[4:]
+        q = eqk.edge_frame(vec)
+        return eqk.so2_edge_message(x, q, index, *layers, 2, 2, h=h, a=a, w=w, activation="gate").square().sum()
+
+    compiled = torch.compile(energy, fullgraph=True, backend=counter, dynamic=True)
+    for edges, nodes in ((7, 5), (12, 9), (31, 4)):
+        problem = Problem(2, 2, "gate", generator, edges=edges, nodes=nodes)
+        leaves = [t.float().requires_grad_() for t in problem.operands]
+        values = [f(problem.index, *leaves) for f in (compiled, energy)]
+        assert_close(values[0], values[1])
+        for got, want in zip(*(torch.autograd.grad(v, leaves) for v in values), strict=True):
+            assert_close(got, want, 1)
+    assert counter.frame_count == 1
+
+
+def test_reference_backend(generator, float64_default):
+    for activation in ACTIVATIONS:
+        problem = Problem(3, 2, activation, generator, rescale=True)
+        with eqk.dispatch.use_backend("reference"):
+            got = problem.ours(*problem.operands)
+        assert_close(got, problem.ours(*problem.operands))
+
+
+def test_bad_input(generator):
+    problem = Problem(2, 2, "gate", generator)
+    x, vec, h, a, w, *parameters = (t.float() for t in problem.operands)
+    q, (conv1, conv2) = eqk.edge_frame(vec), problem.layers(parameters)
+    good = {"x": x, "q": q, "edge_index": problem.index, "conv1": conv1, "conv2": conv2, "lmax": 2, "mmax": 2}
+    good |= {"h": h, "a": a, "w": w}
+    wider = [t.float() for t in layer(2, 2, 4, 3, 4, generator)]
+    for change, error, message in (
+        ({"x": x[:, :8]}, RuntimeError, r"x: expected shape \[nodes, 9, 4 or 2\], got \[5, 8, 2\]"),
+        ({"x": x.double()}, RuntimeError, "q: expected dtype torch.float64 as x has, got torch.float32"),
+        ({"x": [1]}, TypeError, r"x: expected a tensor, got \[1\]"),
+        ({"q": q[:, :3]}, RuntimeError, r"q: expected shape \[7, 4\], got \[7, 3\]"),
+        ({"edge_index": problem.index[:1]}, RuntimeError, r"index: expected shape \[2 or 3, edges\], got \[1, 7\]"),
+        ({"edge_index": problem.index.float()}, RuntimeError, "index: expected dtype int32 or int64"),
+        ({"edge_index": problem.index + 4}, RuntimeError, "expected indices from 0 to 4"),
+        ({"edge_index": problem.index - 1}, RuntimeError, "expected indices from 0 to 4"),
+        ({"h": h[:, :2]}, RuntimeError, r"h: expected shape \[7, 3\], got \[7, 2\]"),
+        ({"a": a[:, :7]}, RuntimeError, r"a: expected 2 dimensions, the last of 12 \(degrees\) or 24"),
+        ({"h": None}, RuntimeError, "h: expected features that a is to be multiplied with, got None"),
+        ({"bias": torch.ones(3)}, RuntimeError, r"bias: expected shape \[24\], got \[3\]"),
+        ({"w": torch.ones(7, 2)}, RuntimeError, r"w: expected shape \[7, a divisor of 3\], got \[7, 2\]"),
+        ({"conv1": conv1[:3]}, TypeError, r"conv1: expected mmax \+ 2 = 4 parameters"),
+        ({"conv2": [*conv2[:3], conv2[3][:, 1:]]}, RuntimeError, r"conv2\[3\]: expected shape"),
+        ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape \[3 channels out \+ 2, 3 channels in\]"),
+        ({"conv1": wider}, RuntimeError, r"conv1\[0\]: expected 2 channels out, for the 2 channels in of conv2, got 3"),
+        ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
+        ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
+        ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),
+    ):
+        with pytest.raises(error, match=message):
+            eqk.so2_edge_message(**good | change)
+    with pytest.raises(ValueError, match="plan: expected 'LMAX,MMAX"):
+        torch.ops.eqk.so2_edge_message(x, q, h, a, w, x, x, problem.index, "2,2,gate", False)
+
+
+def test_bad_input_to_ops(generator):
+    problem = Problem(2, 2, "gate", generator)
+    x, vec, h, a, w, *parameters = (t.float() for t in problem.operands)
+    layers = [torch.cat([t.flatten() for t in layer]) for layer in problem.layers(parameters)]
+    plan, g = "2,2,4,2,3,gate,0,0,", torch.ones(5, 9, 3)
+    v, y, s, message = (x, eqk.edge_frame(vec), h, a, w, *layers), *(torch.ones(7, n) for n in (18, 4, 27))
+    forward, backward = (getattr(torch.ops.eqk, f"so2_edge_message{name}") for name in ("", "_backward"))
+    kept, moving = (y.view(7, 9, 2), s, message.view(7, 9, 3)), [t.clone().requires_grad_() for t in v]
+    assert backward(*v, g, *kept, problem.index, plan, [True] * 7)[0].shape == x.shape
+    for call, message in (
+        (lambda: forward(*v[:5], layers[0][1:], layers[1], problem.index, plan, True), r"conv1: expected shape \["),
+        (lambda: forward(*v[:6], layers[1].double(), problem.index, plan, True), "conv2: expected dtype torch.float32"),
+        (lambda: backward(*v, g[1:], *kept, problem.index, plan, [True] * 7), r"g: expected shape \[5, 9, 3\], got \[4"),
+        (lambda: backward(*v, g, y, s, None, problem.index, plan, [True] * 7), r"y: expected shape \[7, 9, 2\]"),
+        (lambda: backward(*v, g, None, s[:, 1:], None, problem.index, plan, [True] * 7), r"s: expected shape \[7, 4\]"),
+        (lambda: backward(*v, g, *kept, problem.index, plan, [True] * 6), "wanted: expected 7 flags, got 6"),
+        (lambda: backward(*moving, g, *kept, problem.index, plan, [True] * 8), "wanted: expected 7 flags, got 8"),
+        (lambda: backward(*v, g, kept[0].cfloat(), *kept[1:], problem.index, plan, [True] * 7), "y: expected dtype torch"),
+        (lambda: backward(*v, g, kept[0].to("meta"), *kept[1:], problem.index, plan, [True] * 7), "y: expected device cpu"),
+        (lambda: backward(*v, g, *kept, problem.index, "2,2,4,2,3,s2,0,0,", [True] * 7), "plan: expected"),
+        (lambda: backward(*v, g, *kept, problem.index + 9, plan, [True] * 7), r"index\[0\]: expected indices from 0 to 4"),
+    ):  # fmt: skip
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            call()
+
+
+def test_no_features_are_zero_weights(generator, float64_default):
+    problem = Problem(2, 2, "gate", generator)
+    problem.operands[2], problem.operands[3] = problem.operands[2][:, :0], problem.operands[3][:0]
+    assert_close(problem.ours(*problem.operands), problem.truth(*problem.operands))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -935,38 +934,6 @@ def run_python(code, *args, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_instruction_sets(isa):
-    """Every case, as on the machine's widest, which all other tests are for; one that it lacks is refused by name."""
-    available = run_python(
-        "import torch, eqk\n"
-        "try:\n"
-        "    eqk.tensor_product(torch.ones(1, 1), torch.ones(1, 1), None, '1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] none {0 0 0 uuu - 1}')\n"
-        "    print('yes')\n"
-        "except RuntimeError as error: print(error)",
-        EQK_CPU_ISA=isa,
-    )
-    if available.strip() != "yes":
-        assert (
-            f"EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'"
-            in available
-        )
-        return
-    convolution = Path(__file__).with_name("test_tensor_product_conv.py")
-    selected = [f"{__file__}::{n}" for n in ("test_cases", "test_row_counts", "test_16_bit", "test_strided_inputs")]
-    selected += [f"{convolution}::{n}" for n in ("test_cases", "test_graphs", "test_16_bit", "test_long_sums")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *selected]
-    environment = {**os.environ, "EQK_CPU_ISA": isa, "EQK_SEED": str(testing.seed())}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stdout[-4000:]
-
-
-def test_unknown_instruction_set():
-    code = "import torch, eqk; eqk.tensor_product(torch.ones(1, 0), torch.ones(1, 0), None, '- * - -> - [mul_ir,mul_ir,mul_ir] none {}')"
-    with pytest.raises(AssertionError, match="EQK_CPU_ISA: expected an instruction set of this machine"):
-        run_python(code, EQK_CPU_ISA="mmx")
 
 
 def test_outputs_start_as_nan(generator):

@@ -724,8 +724,8 @@ def so2_edge_message(
     All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
     Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
     forward mode to the second, under torch.func and torch.compile. The gradient of q is that of what is computed,
-    without a matrix's derivative: the torque on the edge. The same bits in every run; of the value and of gradients on
-    the CPU for any number of threads.
+    without a matrix's derivative: the torque on the edge. The same bits in every run; on the
+    CPU those of the value and of its gradients for any number of threads.
 
     On GPUs Triton's kernels make the value in 16-bit types and float32, of up to 29 rows of an edge, such as those of
     lmax 6 and mmax 2. Their products are of three pairs of TF32 numbers, which is float32 (error 5e-7), or of one after
