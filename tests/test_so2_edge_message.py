@@ -17,6 +17,7 @@ from test_tensor_product import assert_same_bits, compare, run_python
 from torch.nn.functional import silu
 
 import eqk
+from eqk.so2_edge_message import RECOMPUTE
 from eqk.testing import assert_close, derivatives, random_directions, seed
 
 BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
@@ -124,7 +125,8 @@ def test_values_and_gradients(lmax, mmax, activation, generator, float64_default
     """To second order, with edges on and within 1e-8 of the y axis."""
     problem = Problem(lmax, mmax, activation, generator)
     operands = [t.float() for t in problem.operands]
-    for dtypes, recompute in (((torch.float64, torch.float32), False), ((torch.float64,), True)):
+    both = torch.float64, torch.float32
+    for dtypes, recompute in ((both, False), ((torch.float64,), True), ((torch.float64,), "second")):
         what = lmax, mmax, activation, recompute
         op = functools.partial(problem.ours, recompute=recompute)
         compare(what, operands, generator, dtypes, 2, problem.truth, op)
@@ -176,7 +178,7 @@ def test_many_tiles(generator, monkeypatch, float64_default):
             problem.ours(*problem.operands)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("nodes", [4, 900])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_parts_of_vectors_and_many_tiles(activation, nodes, recompute, generator, float64_default):
@@ -234,12 +236,13 @@ def arguments_of_backward(problem, recompute):
     return args
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_each_gradient_alone(activation, keep, generator, float64_default):
+def test_each_gradient_alone(activation, recompute, generator, float64_default):
     """As it is among all; of others nothing comes."""
-    args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), not keep)
-    assert (args[8] is not None) == keep
+    args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), recompute)
+    kept = {False: [True] * 3, True: [False] * 3, "second": [True, True, False]}[recompute]
+    assert [t is not None for t in args[8:11]] == kept
     everything = BACKWARD(*args, [True] * 7)
     for n in range(7):
         alone = BACKWARD(*args, [m == n for m in range(7)])
@@ -274,7 +277,7 @@ def test_instruction_sets(isa, generator, tmp_path, float64_default):
     cases = []
     for activation in ACTIVATIONS:
         problem = Problem(3, 2, activation, generator, edges=600, nodes=4, c=3, hidden=17, out=10, heads=2)
-        for recompute in (False, True):
+        for recompute in RECOMPUTE:
             args = arguments_of_backward(problem, recompute)
             out = torch.ops.eqk.so2_edge_message(*args[:7], *args[11:], False)[0]
             cases.append((args, [out, *BACKWARD(*args, [True] * 7)]))
@@ -544,6 +547,7 @@ def test_bad_input(generator):
         ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape \[3 channels out \+ 2, 3 channels in\]"),
         ({"conv1": wider}, RuntimeError, r"conv1\[0\]: expected 2 channels out, for the 2 channels in of conv2, got 3"),
         ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
+        ({"recompute": "first"}, ValueError, "recompute: expected False, True or 'second', got 'first'"),
         ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
         ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),
     ):

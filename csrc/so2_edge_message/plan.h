@@ -82,7 +82,7 @@ class PlanParser : private PlanReader {
     expect(",");
     plan.rescale = read(1, 0);
     // RECOMPUTE is autograd's.
-    read(1, 0);
+    read(2, 0);
     for (const Layer& layer : {plan.first(), plan.second()})  // no product of sizes overflows
       product(product(4 * plan.components(), layer.in), product(plan.components(), layer.out + layer.extra));
     if (plan.activation == Activation::gate) {

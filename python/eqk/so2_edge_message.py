@@ -14,7 +14,8 @@ triton_kernels/so2_edge_message.py, elsewhere by operations of torch. Its gradie
 of differentiable ops: every order.
 
 ``keep`` has the op return y, s and conv2's result too, by which the backward pass is spared the products that made
-them: n_m (hidden + channels) numbers an edge. Derivatives of gradients make them again.
+them: n_m (hidden + channels) numbers an edge. The plan says which of them the backward pass has. Derivatives of
+gradients make them again.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ from eqk.so2_conv import (
 from eqk.wigner import wigner
 
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
+# What the backward pass makes again: nothing, the results of both layers, or that of the second.
+RECOMPUTE = (False, True, "second")
 
 _PLAN = re.compile(
-    rf"(\d{{1,3}}),(\d{{1,3}}),(\d{{1,9}}),(\d{{1,9}}),(\d{{1,9}}),({'|'.join(ACTIVATIONS)}),([01]),([01]),(.*)"
+    rf"(\d{{1,3}}),(\d{{1,3}}),(\d{{1,9}}),(\d{{1,9}}),(\d{{1,9}}),({'|'.join(ACTIVATIONS)}),([01]),([012]),(.*)"
 )
 
 
@@ -68,11 +71,11 @@ class Plan(NamedTuple):
     channels_out: int
     activation: str
     rescale: bool
-    recompute: bool
+    recompute: bool | str
     s2: str
 
     def __str__(self) -> str:
-        return ",".join(map(str, (*self[:6], int(self.rescale), int(self.recompute), self.s2)))
+        return ",".join(map(str, (*self[:6], int(self.rescale), RECOMPUTE.index(self.recompute), self.s2)))
 
     @classmethod
     @functools.lru_cache(maxsize=4096)
@@ -80,7 +83,7 @@ class Plan(NamedTuple):
         match = _PLAN.fullmatch(text)
         if match:
             *sizes, activation, rescale, recompute, s2 = match.groups()
-            plan = cls(*map(int, sizes), activation, rescale == "1", recompute == "1", s2)
+            plan = cls(*map(int, sizes), activation, rescale == "1", RECOMPUTE[int(recompute)], s2)
             has_grid = (activation != "gate") == bool(s2)
             if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0 and has_grid:
                 return plan
@@ -554,8 +557,10 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, below, *args):
         *v, index, ctx.plan, _ = args
-        out, *kept = below(*v, index, ctx.plan, not Plan.parse(ctx.plan).recompute)
-        _save(ctx, v, index, *kept)
+        recompute = Plan.parse(ctx.plan).recompute
+        out, *kept = below(*v, index, ctx.plan, recompute is not True)
+        y, s, message = kept
+        _save(ctx, v, index, y, s, message if recompute is False else message.new_empty(0))
         ctx.mark_non_differentiable(*kept)
         return out, *kept
 
@@ -564,7 +569,7 @@ class _Forward(torch.autograd.Function):
         gradients = [None] * 7
         if g is not None:
             *v, index, y, s, message = ctx.saved_tensors
-            kept = (None,) * 3 if Plan.parse(ctx.plan).recompute else (y, s, message)
+            kept = {False: (y, s, message), "second": (y, s, None), True: (None,) * 3}[Plan.parse(ctx.plan).recompute]
             gradients = _backward(v, g, kept, index, ctx.plan, _needed(ctx))
         return None, *gradients, None, None, None
 
@@ -684,7 +689,7 @@ def so2_edge_message(
     quadrature: str = "gausslegendre",
     normalization: str = "component",
     grid_rescale: bool = False,
-    recompute: bool = False,
+    recompute: bool | str = False,
 ) -> Tensor:
     """The message of eSCN and its descendants along each edge, from gathering nodes to the sum into nodes.
 
@@ -718,8 +723,9 @@ def so2_edge_message(
             (EquiformerV3's).
         rescale: as for :func:`eqk.rotate_back` (EquiformerV2).
         res, quadrature, normalization, grid_rescale: the grid, as for :func:`eqk.s2_activation` with that ``rescale``.
-        recompute: whether the backward pass makes the results of both layers again. By default they are kept, as much
-            as edges times rows times channels of both; nothing else of that size ever is.
+        recompute: whether the backward pass makes the results of both layers again, or with ``"second"`` that of the
+            second alone. By default they are kept, as much as edges times rows times channels of both; nothing else of
+            that size ever is.
 
     All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
     Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
@@ -747,6 +753,8 @@ def so2_edge_message(
             check_dense(op, name, t, 1)
     if activation not in ACTIVATIONS:
         raise ValueError(f"eqk.{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"eqk.{op}: recompute: expected False, True or 'second', got {recompute!r}")
     second = sizes_of(op, "conv2", conv2, lmax, mmax, 0)
     extra = {"gate": lmax, "s2": 1, "swiglu_s2": 3}[activation] * second.channels_in
     first = sizes_of(op, "conv1", conv1, lmax, mmax, extra)
@@ -759,7 +767,7 @@ def so2_edge_message(
     h, a = with_bias(op, h, a, bias)
     grid = quadrature, normalization, bool(grid_rescale)
     sizes = first.channels_in, second.channels_in, second.channels_out
-    plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), bool(recompute), res, grid)
+    plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), RECOMPUTE[RECOMPUTE.index(recompute)], res, grid)
     w = w[:, None] if w is not None and w.dim() == 1 else w
     layers = [pack(layer) for layer in (conv1, conv2)]
     backend = dispatch.choose(op, x.device)

@@ -127,6 +127,7 @@ class FusedGraphAttention(SO2EquivariantGraphAttention):
             bias=last.bias,
             w=alpha,
             rescale=True,
+            recompute="second",  # of twice as many channels as the first: two thirds of what would be kept
             **self._eqk_activation,
         )
         return self.proj(_embedding(message, self.lmax_list))
