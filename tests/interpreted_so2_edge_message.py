@@ -20,6 +20,7 @@ from test_triton import Seen
 
 import eqk
 from eqk import dispatch
+from eqk.so2_edge_message import RECOMPUTE
 from eqk.testing import assert_close
 from eqk.triton_kernels import so2_edge_message as kernels
 
@@ -55,7 +56,7 @@ def test_random_problems(activation, rng, generator, float64_default):
         assert_close(problem.ours(*operands), expected, 1, what=(lmax, mmax, sizes, options))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients(activation, recompute, generator, float64_default):
     """Of results that the Triton kernels keep, and of those that are made again."""

@@ -243,6 +243,8 @@ def test_each_gradient_alone(activation, recompute, generator, float64_default):
     args = arguments_of_backward(Problem(2, 1, activation, generator, edges=70), recompute)
     kept = {False: [True] * 3, True: [False] * 3, "second": [True, True, False]}[recompute]
     assert [t is not None for t in args[8:11]] == kept
+    made = torch.ops.eqk.so2_edge_message(*args[:7], *args[11:], recompute is not True)[1:]
+    assert [t.numel() > 0 for t in made] == kept
     everything = BACKWARD(*args, [True] * 7)
     for n in range(7):
         alone = BACKWARD(*args, [m == n for m in range(7)])
@@ -259,9 +261,9 @@ for arguments, expected in torch.load(sys.argv[1]):
     for dtype in (torch.float64, torch.float32):
         floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in arguments]
         at = [t.to(dtype) if f else t for t, f in zip(arguments, floating, strict=True)]
-        keep, rest = at[8] is not None, at[11:]
-        out, *kept = torch.ops.eqk.so2_edge_message(*at[:7], *rest, keep)
-        args = *at[:8], *(kept if keep else at[8:11]), *rest
+        rest = at[11:]
+        out, *kept = torch.ops.eqk.so2_edge_message(*at[:7], *rest, at[8] is not None)
+        args = *at[:8], *(k if t is not None else None for k, t in zip(kept, at[8:11], strict=True)), *rest
         everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
         for n, (a, b) in enumerate(zip((out, *everything), expected, strict=True)):
             assert_close(a, b, 1, what=(rest[1], dtype, n))
@@ -379,6 +381,7 @@ def test_gradcheck_and_opcheck(generator, float64_default):
     assert torch.autograd.gradcheck(problem.ours, leaves, fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(problem.ours, leaves, fast_mode=True)
     with Recorder() as recorder:
+        problem.ours(*leaves, recompute="second")
         out = problem.ours(*leaves)
         gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
         torch.autograd.grad(sum(g.sin().sum() for g in gradients), leaves)

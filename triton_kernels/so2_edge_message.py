@@ -248,7 +248,8 @@ def lower(
     orders = [_Order(m, n, row, matrices[m - 1] if m else zero, bias) for m, row, n in two.blocks()]
     second = _Second(
         tuple(_degrees(lmax, mmax, plan.rescale)), tuple(orders), (lmax + 1) ** 2, edges, columns, plan.hidden,
-        plan.channels_out, nodes_of_edge, numbers, gate, heads, one.extra, keep and gate, keep, precision,
+        plan.channels_out, nodes_of_edge, numbers, gate, heads, one.extra, keep and gate, keep and plan.keeps_message,
+        precision,
     )  # fmt: skip
     return first, second
 
@@ -702,7 +703,7 @@ def _forward(*args):
     tiles = min(_BYTES_OF_TILE_ELSEWHERE // row // tile, _MAX_GRID // max(len(first.blocks), second.blocks))
     size = min(max(edges, 1), max(tiles, 1) * tile)
     y, s = _empty(wide, edges if keep else size, layers[0])
-    message = _empty(wide, edges, layers[1])[0] if keep else wide
+    message = _empty(wide, edges, layers[1])[0] if second.keep else wide
     out = x.new_empty(nodes, components, plan.channels_out)
     partial = wide.new_empty(-(-edges // tile), 2, *out.shape[1:])
     for begin in range(0, edges, size):
@@ -729,7 +730,7 @@ def _forward(*args):
             finish_kernel[(min(_MAX_GRID, programs - begin),)](
                 partial, first_end, out, begin, tile, numbers, _LANES, **OPTIONS
             )  # fmt: skip
-    return out, *(t if keep else wide.new_empty(0) for t in (y, s, message))
+    return out, *(t if keep else wide.new_empty(0) for t in (y, s)), message
 
 
 def _register() -> torch.library.Library:

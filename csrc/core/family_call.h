@@ -2,6 +2,7 @@
 // A call of a member of a multilinear family of ops (python/eqk/register.py), its arguments checked.
 #include <array>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -135,11 +136,8 @@ class FamilyCall {
   const Tensor& accept(std::size_t slot, const Tensor& t, const char* what) {
     const auto& [shape_name, rows, columns, absent] = shapes_[slot];
     const std::string name = std::string(what) + shape_name;
-    const bool fits =
-        rows < 0 ? t.dim() == 1 && t.size(0) == columns : t.dim() == 2 && t.size(0) == rows && t.size(1) == columns;
-    if (!fits)
-      fail("eqk::", op_, ": ", name, ": expected shape [", rows < 0 ? "" : std::to_string(rows) + ", ", columns,
-           "], got ", shape_string(t));
+    const std::array sizes{rows, columns};
+    check_shape(op_, name, t, std::span(sizes).last(rows < 0 ? 1 : 2));
     check_like(op_, name, t, first_);
     kept_.push_back(with_adjacent_columns(t));
     return kept_.back();

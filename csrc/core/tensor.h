@@ -10,7 +10,6 @@
 #include <array>
 #include <exception>
 #include <initializer_list>
-#include <iterator>
 #include <mutex>
 #include <optional>
 #include <sstream>
@@ -52,12 +51,6 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_string(const Tensor& t) {
-  std::string s = "[";
-  for (int d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
-  return s + "]";
-}
-
 template <class Sizes>
 std::string sizes_string(const Sizes& sizes) {
   std::string s;
@@ -65,11 +58,12 @@ std::string sizes_string(const Sizes& sizes) {
   return "[" + s + "]";
 }
 
+inline std::string shape_string(const Tensor& t) { return sizes_string(t.sizes()); }
+
 template <class Sizes>
 void check_shape(const char* op, const std::string& name, const Tensor& t, const Sizes& sizes) {
-  bool fits = t.dim() == static_cast<int64_t>(std::size(sizes));
-  for (int d = 0; fits && d < t.dim(); ++d) fits = t.size(d) == std::data(sizes)[d];
-  if (!fits) fail("eqk::", op, ": ", name, ": expected shape ", sizes_string(sizes), ", got ", shape_string(t));
+  if (!std::ranges::equal(t.sizes(), sizes))
+    fail("eqk::", op, ": ", name, ": expected shape ", sizes_string(sizes), ", got ", shape_string(t));
 }
 
 inline Dtype kernel_dtype(const char* op, const Tensor& x, const char* name = "x") {

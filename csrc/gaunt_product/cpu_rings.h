@@ -444,12 +444,12 @@ class Rings {
     }
   }
 
-  // The same of degrees that are known: no loops.
-  template <bool product, bool bracket, bool add, int F, int G, int H>
+  // The product of degrees that are known: no loops.
+  template <bool add, int F, int G, int H>
   __attribute__((noinline)) static void multiply_few(const Field<V>& f, int, const Field<V>& g, int, int, int rings,
                                                      V* h) {
     for (int k = 0; k < rings; ++k, h += 2 * (H + 1)) {
-      const Pair<product, bracket> pair = pair_of<product, bracket>(f, g, k);
+      const Pair<true, false> pair = pair_of<true, false>(f, g, k);
       unroll<H + 1>([&](auto m) EQK_LAMBDA {
         V re{}, im{}, re0{};
         unroll<2 * F + 1>([&](auto i) EQK_LAMBDA {
@@ -472,12 +472,12 @@ class Rings {
   // multiply, or multiply_few where loops would take longer than what they do.
   template <bool product, bool bracket, bool add>
   Multiply multiplication(int s) const {
-    const std::array<int, 3> degrees{plan_.of[(s + 1) % 3].lmax, plan_.of[(s + 2) % 3].lmax, plan_.of[s].lmax};
     Multiply chosen = &multiply<product, bracket, add>;
-    const auto offer = [&]<int F, int G, int H>() {
-      if (degrees == std::array{F, G, H}) chosen = &multiply_few<product, bracket, add, F, G, H>;
-    };
     if constexpr (!bracket) {
+      const std::array<int, 3> degrees{plan_.of[(s + 1) % 3].lmax, plan_.of[(s + 2) % 3].lmax, plan_.of[s].lmax};
+      const auto offer = [&]<int F, int G, int H>() {
+        if (degrees == std::array{F, G, H}) chosen = &multiply_few<add, F, G, H>;
+      };
       unroll<8>([&](auto n) { offer.template operator()<1 + n % 2, 1 + n / 2 % 2, 1 + n / 4>(); });
       offer.template operator()<2, 2, 4>();
       offer.template operator()<2, 4, 2>();

@@ -57,9 +57,7 @@ class Call {
   std::vector<Tensor> kept_;
 
   Operand accept(const std::string& name, const Tensor& t, Kind kind) {
-    if (t.dim() != 2 || t.size(0) != problem_.rows || t.size(1) != plan_->dim[kind])
-      fail("eqk::", op_, ": ", name, ": expected shape [", problem_.rows, ", ", plan_->dim[kind], "], got ",
-           shape_string(t));
+    check_shape(op_, name, t, std::array{problem_.rows, plan_->dim[kind]});
     check_like(op_, name, t, x_);
     kept_.push_back(with_adjacent_columns(t));
     return {kept_.back().const_data_ptr(), kept_.back().stride(0), kind};

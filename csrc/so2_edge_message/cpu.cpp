@@ -216,10 +216,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Problem& p = call.problem();
   const Graph graph(kOp, index, p);
   const Layer first = p.plan->first();
-  const auto kept = [&](std::initializer_list<std::int64_t> shape) { return keep ? call.make(shape) : call.make({0}); };
-  Tensor y = kept({p.edges, p.plan->rows(), first.out}), s = kept({p.edges, first.extra}),
-         message = kept({p.edges, p.plan->rows(), p.plan->channels_out});
-  if (keep) p.y = y.mutable_data_ptr(), p.s = s.mutable_data_ptr(), p.message = message.mutable_data_ptr();
+  const bool keep_message = keep && p.plan->keeps_message;
+  const auto kept = [&](bool wanted, std::initializer_list<std::int64_t> shape) {
+    return wanted ? call.make(shape) : call.make({0});
+  };
+  Tensor y = kept(keep, {p.edges, p.plan->rows(), first.out}), s = kept(keep, {p.edges, first.extra}),
+         message = kept(keep_message, {p.edges, p.plan->rows(), p.plan->channels_out});
+  if (keep) p.y = y.mutable_data_ptr(), p.s = s.mutable_data_ptr();
+  if (keep_message) p.message = message.mutable_data_ptr();
   Tensor out = torch::stable::new_zeros(call.like(), {p.nodes, p.plan->components(), p.plan->channels_out});
   Tiles(p, kernels(), call.like(), graph, out.mutable_data_ptr(), p.plan->channels_out).run({});
   return {call.result(out), y, s, message};

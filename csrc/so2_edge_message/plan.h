@@ -46,7 +46,7 @@ struct Plan {
   int lmax, mmax;
   std::int64_t channels_in, hidden, channels_out;
   Activation activation;
-  bool rescale;
+  bool rescale, keeps_message;
   std::shared_ptr<const s2_activation::Plan> s2;
 
   EQK_HD int rows() const { return second().rows(); }
@@ -81,8 +81,7 @@ class PlanParser : private PlanReader {
     expect(name);
     expect(",");
     plan.rescale = read(1, 0);
-    // RECOMPUTE is autograd's.
-    read(2, 0);
+    plan.keeps_message = read(2, 0) < 2;                      // the rest of RECOMPUTE is autograd's
     for (const Layer& layer : {plan.first(), plan.second()})  // no product of sizes overflows
       product(product(4 * plan.components(), layer.in), product(plan.components(), layer.out + layer.extra));
     if (plan.activation == Activation::gate) {

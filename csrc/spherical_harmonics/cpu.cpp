@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 
 #include "core/cpu_dispatch.h"
 #include "spherical_harmonics/plan.h"
@@ -31,8 +32,7 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   problem.x_stride = kept_x.stride(0);
   Tensor kept_g;
   if (g) {
-    if (g->dim() != 2 || g->size(0) != problem.rows || g->size(1) != columns)
-      fail("eqk::", op, ": g: expected shape [", problem.rows, ", ", columns, "], got ", shape_string(*g));
+    check_shape(op, "g", *g, std::array{problem.rows, columns});
     check_like(op, "g", *g, x);
     kept_g = with_adjacent_columns(*g);
     problem.g = kept_g.const_data_ptr();

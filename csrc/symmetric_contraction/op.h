@@ -1,5 +1,6 @@
 #pragma once
 // Arguments of the two ops, checked and turned into a Problem. A backend registers register_impls with its launcher.
+#include <array>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -78,8 +79,7 @@ class Call {
   std::int64_t paths() const { return static_cast<std::int64_t>(plan_->paths.size()); }
 
   void check_species(const Tensor& t) {
-    if (t.dim() != 1 || t.size(0) != problem_.nodes)
-      fail("eqk::", op_, ": species: expected shape [", problem_.nodes, "], got ", shape_string(t));
+    check_shape(op_, "species", t, std::array{problem_.nodes});
     if (t.scalar_type() != ScalarType::Int && t.scalar_type() != ScalarType::Long)
       fail("eqk::", op_, ": species: expected dtype int32 or int64, got ", t.scalar_type());
     check_device(op_, "species", t, x_);

@@ -1,6 +1,5 @@
 #pragma once
 // The launch of a problem, free of CUDA, so that tests obtain it without a device.
-#include <algorithm>
 #include <string>
 
 #include "wigner/cuda_kernels.h"

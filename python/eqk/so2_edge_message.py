@@ -14,7 +14,7 @@ triton_kernels/so2_edge_message.py, elsewhere by operations of torch. Its gradie
 of differentiable ops: every order.
 
 ``keep`` has the op return y, s and conv2's result too, by which the backward pass is spared the products that made
-them: n_m (hidden + channels) numbers an edge. The plan says which of them the backward pass has. Derivatives of
+them: n_m (hidden + channels) numbers an edge; where the plan's recompute is "second", y and s alone. Derivatives of
 gradients make them again.
 """
 
@@ -96,6 +96,11 @@ class Plan(NamedTuple):
     def numbers(self) -> int:
         """Of the wider of both sides of an edge's message, in its frame."""
         return count(self.lmax, self.mmax) * max(self.channels_in, self.channels_out)
+
+    @property
+    def keeps_message(self) -> bool:
+        """Of what the op may keep: conv2's result too."""
+        return self.recompute != "second"
 
     @property
     def convolutions(self) -> tuple[Sizes, Sizes]:
@@ -259,7 +264,9 @@ def _forward_tile(v: Sequence[MaybeTensor], kernel: _Kernel | None, index: Tenso
     if kernel:
         into = [_empty(x, len(q), layer) for layer in layers]
         if kernel.y is not None:
-            into = [(kernel.y, kernel.s), (kernel.message, into[1][1])]
+            into[0] = kernel.y, kernel.s
+        if kernel.message is not None:
+            into[1] = kernel.message, into[1][1]
     z = _rotate("z", x, rotation, _weights(h, a, plan), None, _sources(x, index, plan), plan)
     y, s = linear(z, first, layers[0], into[0])
     active = _ACTIVATION[plan.activation][0](y, s, plan, kernel is not None)
@@ -334,7 +341,9 @@ def _forward_kernel(*args):
     v = widened(v)
     y, s, message = (None,) * 3
     if keep:
-        (y, s), (message, _) = (_empty(v[0], index.shape[1], layer) for layer in plan.convolutions)
+        y, s = _empty(v[0], index.shape[1], plan.convolutions[0])
+        if plan.keeps_message:
+            message, _ = _empty(v[0], index.shape[1], plan.convolutions[1])
     kernel = _Kernel(_matrices(v, plan), y, s, message)
 
     def tile(local, nodes, edges):
@@ -526,7 +535,8 @@ def _fake_forward(*args):
     first = plan.convolutions[0]
     shapes = (edges, rows, first.channels_out), (edges, first.extra), (edges, rows, plan.channels_out)
     out = x.new_empty(*x.shape[:2], plan.channels_out)
-    return out, *(x.new_empty(shape if keep else (0,), dtype=wide) for shape in shapes)
+    kept = keep, keep, keep and plan.keeps_message
+    return out, *(x.new_empty(shape if k else (0,), dtype=wide) for shape, k in zip(shapes, kept, strict=True))
 
 
 def _fake_gradients(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -557,10 +567,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, below, *args):
         *v, index, ctx.plan, _ = args
-        recompute = Plan.parse(ctx.plan).recompute
-        out, *kept = below(*v, index, ctx.plan, recompute is not True)
-        y, s, message = kept
-        _save(ctx, v, index, y, s, message if recompute is False else message.new_empty(0))
+        out, *kept = below(*v, index, ctx.plan, Plan.parse(ctx.plan).recompute is not True)
+        _save(ctx, v, index, *kept)
         ctx.mark_non_differentiable(*kept)
         return out, *kept
 
