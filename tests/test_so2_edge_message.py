@@ -17,6 +17,7 @@ from test_tensor_product import assert_same_bits, compare, run_python
 from torch.nn.functional import silu
 
 import eqk
+from eqk import testing
 from eqk.so2_edge_message import RECOMPUTE
 from eqk.testing import assert_close, derivatives, random_directions, seed
 
@@ -298,9 +299,13 @@ def test_equivariance(lmax, mmax, activation, generator, float64_default):
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     vec[:6], vec[6:12] = axes, axes + 1e-8 * torch.randn(6, 3, generator=generator)
     out = problem.ours(x, vec, *rest)
-    rotation = e3nn.o3.rand_matrix()
-    d = torch.block_diag(*[e3nn.o3.Irrep(l, 1).D_from_matrix(rotation) for l in range(lmax + 1)])
-    assert_close(problem.ours(d @ x, vec @ rotation.T, *rest), d @ out, what="rotated")
+    angle = torch.randn(3, generator=generator)
+
+    def turned(t):
+        irreps = [(t.shape[2], (l, 1)) for l in range(lmax + 1)]
+        return testing.rotate(t.flatten(1), irreps, angle, "ir_mul").view_as(t)
+
+    assert_close(problem.ours(turned(x), testing.rotate(vec, "1o", angle), *rest), turned(out), what="rotated")
     q = eqk.edge_frame(vec, torch.rand(12, generator=generator, dtype=torch.float64) * 6)
     assert_close(problem.in_frames(x, q, *rest), out, what="turned about the edge")
 
