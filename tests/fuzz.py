@@ -15,6 +15,7 @@ from eqk._signals import count
 from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 from eqk.so2_edge_message import ACTIVATIONS
 from eqk.so2_edge_message import Plan as MessagePlan
+from eqk.wigner import columns as wigner_columns
 
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
@@ -571,12 +572,12 @@ def one_rotation(rng, generator):
     mmax, edges, nodes = rng.randint(0, lmax), rng.choice((0, 1, 2, 17)), rng.choice((1, 5))
     fan, c, rescale, missing = rng.choice((0, 1, 2)), rng.choice((1, 3, 8)), rng.random() < 0.5, rng.randrange(4)
     dtype = rng.choice(FLOATS)
-    of_edge, numbers = max(1, fan) * c, sum((2 * l + 1) * (2 * min(l, mmax) + 1) for l in range(lmax + 1))
+    of_edge = max(1, fan) * c
     groups = rng.choice((1, lmax + 1, sum(lmax + 1 - m for m in range(mmax + 1))))
     columns = rng.choice((1, of_edge))
     shapes = [
         (nodes if fan else edges, (lmax + 1) ** 2, c),
-        (edges, numbers),
+        (edges, wigner_columns(lmax, mmax)),
         (edges, groups, columns),
         (edges, count(lmax, mmax), of_edge),
     ]
