@@ -19,12 +19,11 @@ from torch.nn.functional import silu
 
 import eqk
 from eqk import testing
-from eqk.so2_edge_message import RECOMPUTE
+from eqk.so2_edge_message import ACTIVATIONS, RECOMPUTE
 from eqk.testing import assert_close, derivatives, random_directions, seed
 
 BACKWARD = torch.ops.eqk.so2_edge_message_backward.default
 DEGREES = [(2, 2), (3, 2), (4, 2), (6, 2), (6, 3), (6, 4)]
-ACTIVATIONS = ("gate", "s2", "swiglu_s2")
 SIZES = {"gate": (1, lambda lmax: lmax), "s2": (1, lambda lmax: 1), "swiglu_s2": (2, lambda lmax: 3)}
 
 
