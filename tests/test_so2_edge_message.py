@@ -262,7 +262,7 @@ for arguments, expected in torch.load(sys.argv[1]):
         at = [t.to(dtype) if f else t for t, f in zip(arguments, floating, strict=True)]
         keep, rest = at[8] is not None, at[11:]
         out, *kept = torch.ops.eqk.so2_edge_message(*at[:7], *rest, keep)
-        args = *at[:8], *(kept if keep else at[8:11]), *rest
+        args = *at[:8], *[None if t is None else k for t, k in zip(at[8:11], kept, strict=True)], *rest
         everything = torch.ops.eqk.so2_edge_message_backward(*args, [True] * 7)
         for n, (a, b) in enumerate(zip((out, *everything), expected, strict=True)):
             assert_close(a, b, 1, what=(rest[1], dtype, n))
