@@ -983,7 +983,7 @@ def test_wigner(runtime, dtype, lmax, mmax, generator):
 
 
 def test_launches_of_wigner(runtime, generator):
-    """Each byte of them, on the current stream of the tensors' device; rows and columns that are apart."""
+    """Each byte of them, on the current stream of the tensors' device; rows that are apart."""
     OPS.set_stream(1, stream(1, 1))
     wide, of_matrices = (torch.randn(7, n, generator=generator).to("cuda:1") for n in (9, 80))
     for q in (wide[:, :4], wide[:, 5:]):
