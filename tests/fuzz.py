@@ -15,6 +15,7 @@ from eqk._signals import count
 from eqk.reference.s2_activation import FUNCTIONS, dense, merge, split
 from eqk.so2_edge_message import ACTIVATIONS
 from eqk.so2_edge_message import Plan as MessagePlan
+from eqk.wigner import columns as wigner_columns
 
 OPS = torch.ops.eqk
 NAMES = ("x", "y", "w", "g", "tangent of x", "tangent of y", "tangent of w", "tangent of g")
@@ -40,10 +41,13 @@ DTYPES = (
     torch.bfloat16,
     torch.uint8,
 )
+FLOATS = torch.float32, torch.float32, torch.float64, torch.bfloat16  # the commonest twice
 _ALPHABET = "0123456789 xeo+-*>[],;{}.uvw<_mulirshadnpeclf\x00\n\té"
 
 
 def mutate_plan(text, rng):
+    if not text:
+        return "*"
     kind = rng.randrange(8)
     at = rng.randrange(len(text) + 1)
     if kind == 0:
@@ -85,6 +89,10 @@ def mutate_plan(text, rng):
             "- * - -> - [mul_ir,mul_ir,mul_ir] none {}",
         )
     )
+
+
+def mutate_wanted(wanted, rng):
+    return rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
 
 
 def mutate_tensor(t, rng, generator):
@@ -136,13 +144,18 @@ def mutate_tensor(t, rng, generator):
     )
 
 
+def with_another(index, size, rng):
+    """One of the indices is another below ``size``, or none."""
+    index = index.contiguous().clone()
+    index.view(-1)[rng.randrange(index.numel())] = rng.choice((-1, size, 2**31 - 1, -(2**31), 2**40, 0))
+    return index
+
+
 def mutate_index(t, rng, generator, size):
     """Of a tensor of indices below ``size``."""
     kind = rng.randrange(6)
     if kind == 0 and t.numel():
-        t = t.clone()
-        t[rng.randrange(t.numel())] = rng.choice((-1, size, 2**31 - 1, -(2**31), 0))
-        return t
+        return with_another(t, size, rng)
     if kind == 1:
         return t[torch.randperm(t.numel(), generator=generator)]
     if kind == 2:
@@ -217,6 +230,18 @@ def right(got, expected):
     return bool(((got - expected).abs() <= 1e-2 * largest).all()) or largest > 1e30
 
 
+def forms(arguments):
+    return [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+ERRORS = RuntimeError, ValueError, TypeError
+
+
+def refused(error, what, names=NAMED):
+    named = names.search(str(error))
+    return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+
+
 MEMBERS = ("", "_jvp", "_backward", "_double_backward", "public")
 
 
@@ -229,7 +254,7 @@ def one_call(cases, rng, generator):
     radial = radial and rng.random() < 0.5
     operands = 3 + radial
     num_src, num_dst = (rng.randint(1, 5), rng.randint(1, 5)) if convolution else (edges, edges)
-    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    dtype = rng.choice(FLOATS)
 
     def slots():
         x, y, w = testing.random_operands(plan, edges, dtype, generator)
@@ -254,10 +279,10 @@ def one_call(cases, rng, generator):
     mutation = []
     for _ in range(rng.choice((1, 1, 1, 2))):
         if rng.random() < 0.3:
-            text = mutate_plan(text, rng) if text else "*"
+            text = mutate_plan(text, rng)
             mutation.append("plan")
         elif rng.random() < 0.1 and "backward" in member:
-            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            wanted = mutate_wanted(wanted, rng)
             mutation.append("wanted")
         else:
             if convolution and rng.random() < 0.4:
@@ -283,13 +308,11 @@ def one_call(cases, rng, generator):
     bias = [None] if radial and member == "public" else []
     args = [*tensors, *graph, text, *bias, *orders, *([wanted] if "backward" in member else [])]
     name = "tensor_product" + "_conv" * convolution + "_radial" * radial
-    what = f"{name}{member} {mutation} {[tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]}"
+    what = f"{name}{member} {mutation} {forms(args)}"
     try:
         result = (getattr(eqk, name) if member == "public" else getattr(OPS, name + member))(*args)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        return "refused", None if NAMED.search(
-            str(error)
-        ) else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what)
     results = [result] if isinstance(result, torch.Tensor) else list(result)
     if member == "public" and not convolution:
         leading = torch.broadcast_shapes(
@@ -330,7 +353,7 @@ def one_contraction(rng, generator):
     plan = rng.choice([p for name, p in testing.CONTRACTIONS.items() if not name.startswith("mace")])
     nodes, channels = rng.choice((0, 1, 2, 5, 9)), rng.choice((1, 3, 9))
     num_species, text, species = rng.choice((None, 1, 3)), str(plan), None
-    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    dtype = rng.choice(FLOATS)
     groups, mutation = [], []
     for _ in range(rng.choice((1, 1, 2, 3))):
         x, w, index = testing.random_contraction_operands(plan, nodes, channels, num_species, dtype, generator)
@@ -342,10 +365,10 @@ def one_contraction(rng, generator):
     for _ in range(rng.choice((1, 1, 1, 2))):
         kind = rng.random()
         if kind < 0.3:
-            text = mutate_plan(text, rng) if text else "*"
+            text = mutate_plan(text, rng)
             mutation.append("plan")
         elif kind < 0.4:
-            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            wanted = mutate_wanted(wanted, rng)
             mutation.append("wanted")
         else:
             n, slot = rng.randrange(len(groups)), rng.randrange(2 if public else 3)
@@ -358,17 +381,15 @@ def one_contraction(rng, generator):
                 continue
             mutation.append((n, slot))
     flat = [t for group in groups for t in group]
-    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in (*flat, species)]
-    what = f"symmetric_contraction {mutation} {shapes} {text} {wanted}"
+    what = f"symmetric_contraction {mutation} {forms((*flat, species))} {text} {wanted}"
     try:
         if public:
             results, wanted = [eqk.symmetric_contraction(*groups[0][:2], species, text)], [False, False, True]
         else:
             padding = [None] * (18 - len(flat))
             results = OPS.symmetric_contraction_derivative(*flat, *padding, species, text, wanted)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED.search(str(error))
-        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what)
     if any(r.device.type == "meta" for r in results):
         return "accepted", None
     parsed = eqk.SymmetricContractionPlan.parse(text)
@@ -425,7 +446,7 @@ def gaunt_truth(member, v, t, text, wanted):
 def one_gaunt(rng, generator):
     """As :func:`one_call`, of products of signals."""
     plan, rows, member = testing.random_gaunt_plan(rng, 3), rng.choice((0, 1, 2, 17)), rng.choice(MEMBERS[:-1])
-    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    dtype = rng.choice(FLOATS)
     weighted = [rng.random() < 0.5 for _ in range(3)]
 
     def slots():
@@ -438,20 +459,18 @@ def one_gaunt(rng, generator):
     mutation = []
     for _ in range(rng.choice((1, 1, 1, 2))):
         if rng.random() < 0.3:
-            text = mutate_plan(text, rng) if text else "*"
+            text = mutate_plan(text, rng)
             mutation.append("plan")
         elif rng.random() < 0.1 and "backward" in member:
-            wanted = rng.choice(([], wanted[:-1], [*wanted, True], [True] * 9))
+            wanted = mutate_wanted(wanted, rng)
             mutation.append("wanted")
         else:
             mutation += mutate_one(tensors, rng, generator)
-    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
-    what = f"gaunt_product{member} {mutation} {shapes} {text} {wanted}"
+    what = f"gaunt_product{member} {mutation} {forms(tensors)} {text} {wanted}"
     try:
         result = getattr(OPS, f"gaunt_product{member}")(*tensors, text, *([wanted] if "backward" in member else []))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED.search(str(error))
-        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what)
     results = [result] if isinstance(result, torch.Tensor) else list(result)
     if any(r.device.type == "meta" for r in results):
         return "accepted", None
@@ -498,7 +517,7 @@ def s2_activation_truth(x, factors, text, kinds):
 def one_s2_activation(rng, generator):
     """As :func:`one_call`, of functions of signals."""
     plan, rows, count = testing.random_s2_activation(rng, 3), rng.choice((0, 1, 2, 17)), rng.randint(0, 4)
-    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    dtype = rng.choice(FLOATS)
     letters = [rng.choice("xz") for _ in range(count + 1)]
     text, kinds = str(plan), f"{rng.randint(0, 4)}{''.join(letters[:-1])}>{letters[-1]}"
     tensors = [
@@ -508,7 +527,7 @@ def one_s2_activation(rng, generator):
     for _ in range(rng.choice((1, 1, 1, 2))):
         kind = rng.random()
         if kind < 0.3:
-            text = mutate_plan(text, rng) if text else "*"
+            text = mutate_plan(text, rng)
             mutation.append("plan")
         elif kind < 0.4:
             kinds = rng.choice(
@@ -518,16 +537,14 @@ def one_s2_activation(rng, generator):
         else:
             mutation += mutate_one(tensors, rng, generator)
     padding = [None] * (5 - len(tensors))
-    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in tensors]
-    what = f"s2_activation {mutation} {shapes} {text} {kinds}"
+    what = f"s2_activation {mutation} {forms(tensors)} {text} {kinds}"
     try:
         if len(tensors) == 1 and rng.random() < 0.5:
             result, kinds = OPS.s2_activation(tensors[0], text), "0>z"
         else:
             result = OPS.s2_activation_product(*tensors, *padding, text, kinds)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED.search(str(error))
-        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what)
     if result.device.type == "meta":
         return "accepted", None
     while tensors[-1] is None:
@@ -549,25 +566,18 @@ def holds_numbers(index):
     return isinstance(index, torch.Tensor) and index.dtype == torch.int64 and index.is_cpu and index.numel() > 0
 
 
-def with_another(index, nodes, rng):
-    """One of its nodes is another, or none."""
-    index = index.contiguous().clone()
-    index.view(-1)[rng.randrange(index.numel())] = rng.choice((-1, nodes, 2**40, 0))
-    return index
-
-
 def one_rotation(rng, generator):
     """As :func:`one_call`, of eqk::rotate with any slot missing, and of eqk::wigner and its gradient."""
     lmax = rng.randint(0, 4)
     mmax, edges, nodes = rng.randint(0, lmax), rng.choice((0, 1, 2, 17)), rng.choice((1, 5))
     fan, c, rescale, missing = rng.choice((0, 1, 2)), rng.choice((1, 3, 8)), rng.random() < 0.5, rng.randrange(4)
-    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
-    of_edge, numbers = max(1, fan) * c, sum((2 * l + 1) * (2 * min(l, mmax) + 1) for l in range(lmax + 1))
+    dtype = rng.choice(FLOATS)
+    of_edge = max(1, fan) * c
     groups = rng.choice((1, lmax + 1, sum(lmax + 1 - m for m in range(mmax + 1))))
     columns = rng.choice((1, of_edge))
     shapes = [
         (nodes if fan else edges, (lmax + 1) ** 2, c),
-        (edges, numbers),
+        (edges, wigner_columns(lmax, mmax)),
         (edges, groups, columns),
         (edges, count(lmax, mmax), of_edge),
     ]
@@ -600,14 +610,12 @@ def one_rotation(rng, generator):
             mutation.append("missing")
         else:
             mutation += mutate_one(operands, rng, generator)
-    what = f"{name} {mutation} {[tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in (*operands, index)]} "
-    what += f"{numbers} {rescale} {missing}"
+    what = f"{name} {mutation} {forms((*operands, index))} {numbers} {rescale} {missing}"
     try:
         rest = (index, *numbers, rescale, missing) if name == "rotate" else numbers[3:]
         result = getattr(OPS, name)(*operands, *rest)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED_OF_ROTATION.search(str(error))
-        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what, NAMED_OF_ROTATION)
     tensors = [t.detach().double() if isinstance(t, torch.Tensor) else t for t in operands]
     if result.device.type == "meta" or any(not bool(t.abs().lt(1e3).all()) for t in tensors if t is not None):
         return "accepted", None
@@ -641,10 +649,7 @@ def one_message(rng, generator):
     s2 = "" if activation == "gate" else eqk.S2ActivationPlan.normalized(*grid, mmax=mmax, order="m_primary")
     rescale = rng.random() < 0.5
     plan = MessagePlan(lmax, mmax, sources * c, hidden, out, activation, rescale, False, str(s2))
-    dtype, (first, second) = (
-        rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16)),
-        plan.convolutions,
-    )
+    dtype, (first, second) = rng.choice(FLOATS), plan.convolutions
     weights = rng.choice((lmax + 1, sum(lmax + 1 - m for m in range(mmax + 1)))) * sources * c
     rows, has_last = count(lmax, mmax), rng.random() < 0.5
     shapes = [
@@ -669,10 +674,10 @@ def one_message(rng, generator):
     for _ in range(rng.choice((0, 1, 1, 2))):
         kind = rng.random()
         if kind < 0.2:
-            text = mutate_plan(text, rng) if text else "*"
+            text = mutate_plan(text, rng)
             mutation.append("plan")
         elif kind < 0.3:
-            wanted = wanted[:-1] if rng.random() < 0.5 else [*wanted, True]
+            wanted = mutate_wanted(wanted, rng)
             mutation.append("wanted")
         elif kind < 0.5 and holds_numbers(tensors[11]):
             tensors[11] = with_another(tensors[11], nodes, rng)
@@ -680,16 +685,14 @@ def one_message(rng, generator):
         else:
             mutation += [MESSAGE_NAMES[n] for n in mutate_one(tensors, rng, generator)]
     *v, g, y, s, message, index = tensors
-    described = [tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tensors]
-    what = f"so2_edge_message {mutation} {described} {text} {keep} {wanted}"
+    what = f"so2_edge_message {mutation} {forms(tensors)} {text} {keep} {wanted}"
     try:
         if is_backward:
             results = OPS.so2_edge_message_backward(*v, g, y, s, message, index, text, wanted)
         else:
             results = OPS.so2_edge_message(*v, index, text, keep)[:1]
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        named = NAMED_OF_MESSAGE.search(str(error))
-        return "refused", None if named else f"{what}: the error names no argument: {type(error).__name__}: {error}"
+    except ERRORS as error:
+        return refused(error, what, NAMED_OF_MESSAGE)
     numbers = [t.detach().double() for t in tensors[:11] if t is not None]
     if results[0].device.type == "meta" or not all(bool(t.abs().lt(1e3).all()) for t in numbers):
         return "accepted", None

@@ -30,6 +30,8 @@ from eqk.testing import (
     random_gaunt_operands,
     random_operands,
 )
+from eqk.wigner import _generators
+from eqk.wigner import columns as wigner_columns
 
 EQK = torch.ops.eqk
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -964,30 +966,24 @@ def test_errors_of_products_of_signals(runtime, generator):
     assert dispatch.choose("gaunt_product", x.device) == "cuda"
 
 
-def wigner_plan(lmax, mmax):
-    """That of the tensor products which its derivatives are made of."""
-    return sys.modules["eqk.wigner"]._generators(lmax, mmax)
-
-
 @pytest.mark.parametrize(("lmax", "mmax"), [(0, 0), (3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
 def test_wigner(runtime, dtype, lmax, mmax, generator):
     """The whole chain to third order: kernels of the op and its gradient, around them tensor products."""
     runtime.execute = True
     q = torch.randn(5, 4, generator=generator).to("cuda:1", dtype)
-    width = sum((2 * min(l, mmax) + 1) * (2 * l + 1) for l in range(lmax + 1))
     ops = (eqk.wigner, reference.wigner)
     ours, truth = (lambda q, op=op: op(q, lmax, mmax) for op in ops)
-    calls = check_chain(
-        runtime, wigner_plan(lmax, mmax), ours, truth, [q], (5, width), 1 if dtype == torch.bfloat16 else 3, generator
-    )
+    # The plan is that of the tensor products which its derivatives are made of.
+    plan, shape, order = _generators(lmax, mmax), (5, wigner_columns(lmax, mmax)), 1 if dtype == torch.bfloat16 else 3
+    calls = check_chain(runtime, plan, ours, truth, [q], shape, order, generator)
     names = {launch["name"] for launch in launches(calls)}
     suffix = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     assert {f"eqk_wigner_{member}_{suffix}" for member in ("forward", "backward")} <= names
 
 
 def test_launches_of_wigner(runtime, generator):
-    """Each byte of them, on the current stream of the tensors' device; rows and columns that are apart."""
+    """Each byte of them, on the current stream of the tensors' device; rows that are apart."""
     OPS.set_stream(1, stream(1, 1))
     wide, of_matrices = (torch.randn(7, n, generator=generator).to("cuda:1") for n in (9, 80))
     for q in (wide[:, :4], wide[:, 5:]):

@@ -19,6 +19,7 @@ from eqk.reference import gaunt_product, wigner
 from eqk.reference import tensor_product_conv as reference_conv
 from eqk.reference.tensor_product import tensor_product as reference
 from eqk.testing import CASES, depthwise, relative_error
+from eqk.wigner import columns as wigner_columns
 
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 # Tighter than eqk.testing.TOLERANCES, which are for sums of any length.
@@ -792,7 +793,7 @@ def check_wigner(emulator, lmax, mmax, dtype, rows, pad=3):
     generator = torch.Generator().manual_seed(seed())
     q, g = (
         torch.randn(max(rows, ROWS_OF_SCALE), n, generator=generator, dtype=torch.float64).to(getattr(torch, dtype))
-        for n in (4, sum((2 * min(l, mmax) + 1) * (2 * l + 1) for l in range(lmax + 1)))
+        for n in (4, wigner_columns(lmax, mmax))
     )
     leaf = q.double().clone().requires_grad_()
     matrices = wigner(leaf, lmax, mmax)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_so2_edge_message import ACTIVATIONS, Problem
+from test_so2_edge_message import Problem
 from test_tensor_product import PROBLEMS, SMALL, cast, compare, names
 from test_tensor_product_conv import graph, operands_of
 
@@ -10,6 +10,7 @@ import eqk
 from eqk import dispatch, reference
 from eqk.s2_activation import dispatched_s2_activation
 from eqk.s2_activation_plan import FUNCTIONS
+from eqk.so2_edge_message import ACTIVATIONS
 from eqk.testing import CASES, assert_close, random_operands
 
 pytestmark = pytest.mark.gpu

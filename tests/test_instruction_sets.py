@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_tensor_product import run_python
 
 from eqk import testing
 
@@ -31,19 +32,13 @@ except RuntimeError as error:
 """
 
 
-def refusal(isa: str) -> str:
-    environment = {**os.environ, "EQK_CPU_ISA": isa}
-    command = [sys.executable, "-c", CALL]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def expected_refusal(isa: str) -> str:
     return f"EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'"
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_narrower(isa):
-    if refused := refusal(isa):
+    if refused := run_python(CALL, EQK_CPU_ISA=isa):
         assert expected_refusal(isa) in refused
         return
     selected = [f"{HERE / file}::{name}" for file, names in TESTS.items() for name in names]
@@ -54,4 +49,4 @@ def test_narrower(isa):
 
 
 def test_unknown():
-    assert expected_refusal("mmx") in refusal("mmx")
+    assert expected_refusal("mmx") in run_python(CALL, EQK_CPU_ISA="mmx")
