@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from eqk._edge_tiles import _BYTES_OF_TILE_ELSEWHERE
-from eqk._signals import component_index, count
+from eqk._signals import count
 from eqk.reference.rotate import scales
 from eqk.register import loop_over_samples, register
 from eqk.rotate import _numbers
@@ -41,7 +41,7 @@ from eqk.so2_edge_message import (
 )
 from eqk.tensor_product_conv_radial import _is_exact
 from eqk.triton_kernels.common import INTERPRETED, KEYS, Constant, count_of, lane_sum, max_grid, on, pick, power_of_2
-from eqk.triton_kernels.rotate import _by_node, _check_range
+from eqk.triton_kernels.rotate import _by_node, _check_range, _Row, rows_of_edge
 from eqk.wigner import wigner
 
 _WARPS = 8
@@ -108,14 +108,6 @@ class _First(Constant):
     together: int
     chunk: int = _CHUNK
     span: int = _FEATURES
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class _Row(Constant):
-    """Of an edge: its place in m-primary order, and the first of its numbers in D."""
-
-    place: int
-    number: int
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -199,12 +191,11 @@ def _blocks(layer: Sizes, width: int) -> list[_Block]:
 
 
 def _degrees(lmax: int, mmax: int, rescale: bool) -> list[_Degree]:
-    place = {i: n for n, i in enumerate(component_index(lmax, mmax, "m_primary"))}
-    degrees = []
+    row, degrees = rows_of_edge(lmax, mmax), []
     for l, scale in enumerate(scales(lmax, mmax)):
-        k, size = min(l, mmax), 2 * l + 1
-        rows = [_Row(place[l * l + l + m], _numbers(l - 1, mmax) + (k + m) * size) for m in range(-k, k + 1)]
-        degrees.append(_Degree(l * l, size, scale if rescale else 1.0, tuple(rows)))
+        k = min(l, mmax)
+        rows = tuple(row[l, m] for m in range(-k, k + 1))
+        degrees.append(_Degree(l * l, 2 * l + 1, scale if rescale else 1.0, rows))
     return degrees
 
 
