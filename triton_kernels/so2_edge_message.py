@@ -83,8 +83,9 @@ class _First(Constant):
     """What the first kernel knows at compile time.
 
     A program has ``edges`` of one of the ``blocks``, of which the first ``unsigned`` are of order 0, in two parts of
-    ``width`` columns; for orders from 1, of m and of -m. ``numbers`` of D, ``weights`` of r, and columns of rows of y
-    and s belong to an edge. ``features``: of h; 0 where it has the weights themselves, -1 where there are none.
+    ``width`` columns; for orders from 1, of m and of -m. ``sources``: nodes whose ``channels`` an edge has. ``numbers``
+    of D, ``weights`` of r, and columns of rows of y and s belong to an edge. ``features``: of h; 0 where it has the
+    weights themselves, -1 where there are none.
     ``by_edge``: whether y and s are of all edges, in the order of these. ``together``: for how many steps of ``chunk``
     channels radial weights are made by one product, from ``span`` features at a time.
     """
@@ -96,7 +97,7 @@ class _First(Constant):
     unsigned: int
     width: int
     channels: int
-    nodes_of_edge: int
+    sources: int
     numbers: int
     features: int
     weights: int
@@ -108,6 +109,20 @@ class _First(Constant):
     together: int
     chunk: int = _CHUNK
     span: int = _FEATURES
+
+    @property
+    def chunks(self) -> int:
+        """Of a source."""
+        return -(-self.channels // self.chunk)
+
+    @property
+    def channels_in(self) -> int:
+        return self.sources * self.channels
+
+    @property
+    def times(self) -> int:
+        """That :func:`_steps` runs for a degree."""
+        return -(-self.sources * self.chunks // self.together)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -153,6 +168,10 @@ class _Second(Constant):
     keep: bool
     precision: str
     chunk: int = _CHUNK
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.hidden // self.chunk)
 
     @property
     def rows(self) -> int:
@@ -313,10 +332,9 @@ def _of_block(block, name: tl.constexpr, M: tl.constexpr):
 @triton.jit
 def _channels(part, c, M: tl.constexpr):
     """Channels c of a part, which is of one node of an edge: their places in z, and whether there are such."""
-    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
-    of_node = part % chunks * M.chunk + c
-    place = part // chunks * M.channels + of_node
-    return place, (of_node < M.channels) & (place < M.nodes_of_edge * M.channels)
+    of_node = part % M.chunks * M.chunk + c
+    place = part // M.chunks * M.channels + of_node
+    return place, (of_node < M.channels) & (place < M.channels_in)
 
 
 @triton.jit
@@ -373,19 +391,17 @@ def _step(
     sums, x, D, h, r, conv, index, e, edges, order, place, part, half, columns, signed: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """``sums`` and what a part of the channels of a degree adds to them; ``r``: as for :func:`_steps`."""
-    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
-    of_degree: tl.constexpr = M.nodes_of_edge * M.channels
     degree = order + place
     k, c_valid = _channels(part, tl.arange(0, M.chunk), M)
     valid = e >= 0
-    side = tl.minimum(part // chunks, M.nodes_of_edge - 1)
+    side = tl.minimum(part // M.chunks, M.sources - 1)
     node = tl.load(index + side * edges + e, mask=valid, other=0).to(tl.int64)
     of_node = degree * degree * M.channels + k - side * M.channels
     x += (node * ((M.lmax + 1) * (M.lmax + 1) * M.channels))[:, None] + of_node[None, :]
     rows = _rotated(x, D, degree, order, valid, c_valid, signed, M)
     if M.features >= 0:
         if M.features == 0:
-            at = h + (e.to(tl.int64) * M.weights)[:, None] + (_group(order, place, M) * of_degree + k)[None, :]
+            at = h + (e.to(tl.int64) * M.weights)[:, None] + (_group(order, place, M) * M.channels_in + k)[None, :]
             weight = tl.load(at, mask=valid[:, None] & c_valid[None, :], other=0).to(tl.float32)
         elif M.together == 2:
             weight = tl.where(part % 2 == 0, r[0], r[1])
@@ -395,8 +411,8 @@ def _step(
             rows = (rows[0] * weight, rows[1] * weight)
         else:
             rows = (rows[0] * weight,)
-    inputs = (M.lmax + 1 - order) * of_degree
-    matrix = conv + (place * of_degree + k)[:, None]
+    inputs = (M.lmax + 1 - order) * M.channels_in
+    matrix = conv + (place * M.channels_in + k)[:, None]
     column = tl.arange(0, M.width)
     if signed:
         positive = _split(rows[0], M)
@@ -418,13 +434,11 @@ def _steps(
     sums, x, D, h, a, conv, index, e, edges, order, n, half, columns, signed: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """``sums`` and what parts of a degree add to them whose radial weights are made together."""
-    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
-    times: tl.constexpr = (parts + M.together - 1) // M.together
-    place = n // times
-    part = n % times * M.together
+    place = n // M.times
+    part = n % M.times * M.together
     r = ()
     if M.features > 0:
-        r = _radial(h, a, e, _group(order, place, M) * (M.nodes_of_edge * M.channels), part, M)
+        r = _radial(h, a, e, _group(order, place, M) * M.channels_in, part, M)
     for i in range(M.together):
         sums = _step(sums, x, D, h, r, conv, index, e, edges, order, place, part + i, half, columns, signed, M)
     return sums
@@ -448,9 +462,8 @@ def _layer(
             bias = conv + _of_block(block, "bias", M) + p * M.width + column
             total += tl.load(bias, mask=p * M.width + column < columns, other=0).to(tl.float32)[None, :]
         sums = sums + (total,)
-    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
     matrix = conv + _of_block(block, "matrix", M)
-    for n in range((M.lmax + 1 - m) * ((parts + M.together - 1) // M.together)):
+    for n in range((M.lmax + 1 - m) * M.times):
         sums = _steps(sums, x, D, h, a, matrix, index, e, edges, m, n, half, columns, signed, M)
     # Not from e, nor from what masks it: these would take registers beside the sums.
     row = tl.arange(0, M.edges)
@@ -505,11 +518,10 @@ def _active(y, s, row, place, degree, channel, mask, M: tl.constexpr):
 
 @triton.jit
 def _second_step(sums, y, s, conv, row, valid, c, c_valid, n, O: tl.constexpr, M: tl.constexpr):
-    chunks: tl.constexpr = (M.hidden + M.chunk - 1) // M.chunk
     size: tl.constexpr = O.size
     of_degree: tl.constexpr = M.channels * size * M.hidden
-    place = n // chunks
-    channel = n % chunks * M.chunk + tl.arange(0, M.chunk)
+    place = n // M.chunks
+    channel = n % M.chunks * M.chunk + tl.arange(0, M.chunk)
     there = channel < M.hidden
     mask = valid[:, None] & there[None, :]
     at = conv + O.matrix + (place * M.hidden + channel)[:, None] + (c * (size * M.hidden))[None, :]
@@ -542,8 +554,7 @@ def _second_layer(y, s, conv, row, valid, c, c_valid, O: tl.constexpr, M: tl.con
         else:
             bias = tl.load(conv + O.bias + l * M.channels + c, mask=c_valid, other=0).to(tl.float32)
             sums = sums + (zero + bias[None, :],)
-    chunks: tl.constexpr = (M.hidden + M.chunk - 1) // M.chunk
-    for n in range(size * chunks):
+    for n in range(size * M.chunks):
         sums = _second_step(sums, y, s, conv, row, valid, c, c_valid, n, O, M)
     return sums
 
