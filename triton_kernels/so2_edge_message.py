@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from eqk._edge_tiles import _BYTES_OF_TILE_ELSEWHERE
 from eqk._signals import count
@@ -233,7 +234,7 @@ def lower(
     """The two kernels; None for what they do not cover.
 
     ``channels``: of x; ``nodes_of_edge``: of the index, whose last is the node that the message goes to. ``features``,
-    ``weights``, ``heads``: as for the kernels. ``tile``: of :func:`_tile`.
+    ``weights``, ``heads``: as for the kernels. ``tile``: of :func:`tile_of`.
     """
     edges, together = tile
     plan = Plan.parse(text)
@@ -248,7 +249,7 @@ def lower(
     width = power_of_2(max(one.channels_out, 16), _WIDTH)
     blocks = _blocks(one, width)
     unsigned = sum(b.order == 0 for b in blocks)
-    by_order = weights != (lmax + 1) * plan.channels_in
+    by_order = weights != plan.weights[0]
     sources = plan.channels_in // channels
     first = _First(
         lmax, mmax, edges, tuple(blocks), unsigned, width, channels, sources, numbers, features, weights, by_order,
@@ -669,14 +670,18 @@ def _precision() -> str:
 
 
 def _tile(device: torch.device) -> tuple[int, int] | None:
+    """:func:`tile_of` the GPU that a device is."""
+    if INTERPRETED:
+        return 64, 2
+    with on(device):
+        return tile_of(triton.runtime.driver.active.get_current_target())
+
+
+def tile_of(target: GPUTarget) -> tuple[int, int] | None:
     """Edges of a tile, and of how many steps radial weights are made together; None where no tensor cores are.
 
     Those of sm_90 need 32 columns; other GPUs lack registers for that.
     """
-    if INTERPRETED:
-        return 64, 2
-    with on(device):
-        target = triton.runtime.driver.active.get_current_target()
     if target.backend != "cuda" or target.arch > 90:
         return 128, 1
     return (128, 2) if target.arch == 90 else (64, 1) if target.arch >= 80 else None

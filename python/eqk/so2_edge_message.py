@@ -98,6 +98,12 @@ class Plan(NamedTuple):
         return count(self.lmax, self.mmax) * max(self.channels_in, self.channels_out)
 
     @property
+    def weights(self) -> tuple[int, int]:
+        """Radial ones of an edge: for each degree, or for each degree and order."""
+        groups = sum(n for _, _, n in self.convolutions[0].blocks())
+        return (self.lmax + 1) * self.channels_in, groups * self.channels_in
+
+    @property
     def convolutions(self) -> tuple[Sizes, Sizes]:
         width, extra = {
             "gate": (self.hidden, self.lmax * self.hidden),
@@ -474,7 +480,7 @@ def _check(
     require(index.device == x.device, "index", f"device {x.device} as x has", index.device)
     edges, rows = index.shape[1], count(plan.lmax, plan.mmax)
     first, second = plan.convolutions
-    groups = (plan.lmax + 1) * plan.channels_in, sum(n for _, _, n in first.blocks()) * plan.channels_in
+    groups = plan.weights
     last = h if a is None else a
     if h is not None:
         require(last.dim() == 2 and last.shape[1] in groups, "h" if a is None else "a",
