@@ -527,12 +527,11 @@ def _check_wanted(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> 
 def _fake_forward(*args):
     *v, index, text, keep = args
     _check("so2_edge_message", v, None, (), index, text)
-    plan, x, edges = Plan.parse(text), v[0], index.shape[1]
-    wide, rows = torch.promote_types(x.dtype, torch.float32), count(plan.lmax, plan.mmax)
-    first = plan.convolutions[0]
-    shapes = (edges, rows, first.channels_out), (edges, first.extra), (edges, rows, plan.channels_out)
+    plan, x = Plan.parse(text), v[0]
+    wide = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    (y, s), (message, _) = (_empty(wide, index.shape[1], layer) for layer in plan.convolutions)
     out = x.new_empty(*x.shape[:2], plan.channels_out)
-    return out, *(x.new_empty(shape if keep else (0,), dtype=wide) for shape in shapes)
+    return out, *(t if keep else t.new_empty(0) for t in (y, s, message))
 
 
 def _fake_gradients(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -736,8 +735,8 @@ def so2_edge_message(
     All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
     Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
     forward mode to the second, under torch.func and torch.compile. The gradient of q is that of what is computed,
-    without a matrix's derivative: the torque on the edge. The same bits in every run; on the
-    CPU those of the value and of its gradients for any number of threads.
+    without a matrix's derivative: the torque on the edge. The same bits in every run; on the CPU those of the value and
+    of its gradients for any number of threads.
 
     On GPUs Triton's kernels make the value in 16-bit types and float32, of up to 29 rows of an edge, such as those of
     lmax 6 and mmax 2. Their products are of three pairs of TF32 numbers, which is float32 (error 5e-7), or of one after
