@@ -897,6 +897,7 @@ def main() -> None:
         needed |= {l["name"] for key in gaunt for l in gaunt_launches(bindings, *key)}
         wigner = [key for key in WIGNERS if key[2] in args.phases]
         needed |= {wigner_launch(bindings, *key)["name"] for key in wigner}
+        messages = MESSAGES if "forward" in args.phases else {}
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
             "kernels": kernel_rows(codes, bindings),
@@ -905,7 +906,7 @@ def main() -> None:
             "radial": [radial_row(emulator, codes, *names) for names in radial],
             "gaunt": [gaunt_row(emulator, codes, *names) for names in gaunt],
             "wigner": [wigner_row(emulator, codes, *names) for names in wigner],
-            "messages": [row for problem in MESSAGES for row in message_rows(problem, directory)],
+            "messages": [row for problem in messages for row in message_rows(problem, directory)],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
@@ -958,8 +959,9 @@ def main() -> None:
         print_table("Wigner matrices, per edge", counted["wigner"])
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in wigner_models]
         print_table("Model of the Wigner matrices, ns an edge, and over the memory floor", floors)
-    print_table("Messages of eSCN, in Triton, per edge", counted["messages"])
-    for problem, (channels, _) in MESSAGES.items():
+    if messages:
+        print_table("Messages of eSCN, in Triton, per edge", counted["messages"])
+    for problem, (channels, _) in messages.items():
         fused = sum(row["traffic"] for row in counted["messages"] if row["problem"] == problem) / 1024
         apart = unfused(message_plan(problem), channels) / 1024
         print(f"{problem}: {fused:.1f} KiB an edge, {apart:.0f} KiB with one operation after the other")
