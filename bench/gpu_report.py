@@ -55,14 +55,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 
 import eqk
+from eqk._signals import count
 from eqk.gaunt_plan import KINDS
 from eqk.so2_edge_message import Plan as MessagePlan
 from eqk.testing import CASES, depthwise
+from eqk.triton_kernels import so2_edge_message
 from eqk.wigner import columns as wigner_columns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +81,7 @@ from emulated_cuda import (  # noqa: E402
     listed_plans,
     ptx_of,
 )
-from emulated_triton import compiled, emulated  # noqa: E402
+from emulated_triton import emulated  # noqa: E402
 
 DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
 ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
@@ -113,7 +117,7 @@ WIGNERS = [(lmax, "2", phase) for lmax in ("2", "4", "6") for phase in ("forward
 WIGNER_ROWS = 64
 # Of eSCN's message with UMA-S's degrees, activation and radial weights: channels, hidden and features, and edges.
 MESSAGES = {"uma-s": (128, 256), "narrow": (32, 128)}
-MESSAGE_DEGREE, MESSAGE_TILE = 24, (128, 2)  # as on sm_90
+MESSAGE_DEGREE, MESSAGE_TARGET = 24, GPUTarget("cuda", 90, 32)
 TOLERANCE = 0.05
 
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
@@ -493,36 +497,28 @@ def message_rows(problem: str, directory: Path) -> list[dict]:
     edges share, and of nodes without edges, of which a graph has few. read, written: sectors that warps request,
     matrices included. tensor, lanes: multiply-adds of float32 on tensor cores, three of TF32 each, and others.
     """
-    from eqk.triton_kernels import so2_edge_message as kernels
-
     channels, edges = MESSAGES[problem]
     plan = message_plan(problem)
     one, two = plan.convolutions
     generator = torch.Generator().manual_seed(0)
-    nodes, weights = 2 * edges, sum(n for _, _, n in one.blocks()) * plan.channels_in
-    shapes = (nodes, 9, channels), (edges, 4), (edges, channels), (channels, weights), (edges, 1)
+    nodes = 2 * edges
+    shapes = (nodes, 9, channels), (edges, 4), (edges, channels), (channels, plan.weights[1]), (edges, 1)
     operands = [torch.randn(*shape, generator=generator) for shape in (*shapes, (one.numel(),), (two.numel(),))]
     pairs = torch.randperm(nodes, generator=generator).view(2, edges)
     index = torch.cat([pairs, torch.arange(edges)[None] // MESSAGE_DEGREE])
-    tile, kernels._tile = kernels._tile, lambda device: MESSAGE_TILE
-    try:
-        with emulated(80, directory) as driver:
-            driver.counts = True
-            kernels._forward(*operands, index, str(plan), False)
-    finally:
-        kernels._tile = tile
-    constants = kernels.lower(str(plan), channels, len(index), channels, weights, 1, False, MESSAGE_TILE, "tf32x3")
+    tile = so2_edge_message.tile_of(MESSAGE_TARGET)
+    with mock.patch.object(so2_edge_message, "_tile", return_value=tile), emulated(80, directory) as driver:
+        driver.counts = True
+        so2_edge_message._forward(*operands, index, str(plan), False)
     isolated = (nodes - len(index[2].unique())) * operands[0][0].numel()
     not_counted = one.numel() + operands[3].numel(), two.numel(), isolated
     rows = []
-    for (name, stats), numbers in zip(driver.launches, not_counted, strict=True):
-        of_kernel = dict(zip(("first_kernel", "second_kernel"), constants, strict=True)).get(name)
-        usage = {} if of_kernel is None else message_usage(getattr(kernels, name), of_kernel, directory)
+    for (source, stats), numbers in zip(driver.launches, not_counted, strict=True):
         tensor = stats.flops.get("mma.tf32", 0) / 2 / 3 / edges
         lanes = stats.thread_insts["fma.fp32"] / edges
         rows.append({
-            "problem": problem, "kernel": name, "architecture": "sm_90",
-            **{k: usage.get(k, 0) for k in ("registers", "stack", "shared")},
+            "problem": problem, "kernel": source.fn.__name__, "architecture": f"sm_{MESSAGE_TARGET.arch}",
+            **message_usage(source, directory),
             "traffic": (stats.unique_bytes["sectors32"] - 4 * numbers) / edges,
             **{k: stats.mem[f"global.{way}"]["sectors"] / edges for k, way in (("read", "load"), ("written", "store"))},
             "tensor": tensor, "lanes": lanes, "share": tensor / (tensor + lanes) if tensor else 0,
@@ -535,8 +531,9 @@ def message_plan(problem: str) -> MessagePlan:
     return MessagePlan(2, 2, 2 * channels, channels, channels, "gate", False, False, "")
 
 
-def message_usage(kernel, constants, directory: Path) -> dict[str, int]:
-    made, path = compiled(kernel, constants, torch.float32, "sm_90"), directory / "message.cubin"
+def message_usage(source, directory: Path) -> dict[str, int]:
+    made = triton.compile(source, target=MESSAGE_TARGET, options=so2_edge_message.OPTIONS)
+    path = directory / "message.cubin"
     path.write_bytes(made.asm["cubin"])
     found = cuobjdump("--dump-resource-usage", path)
     used = {k: int(re.search(rf"{of}:(\d+)", found)[1]) for k, of in (("registers", "REG"), ("stack", "STACK"))}
@@ -550,8 +547,8 @@ def unfused(plan: MessagePlan, features: int) -> int:
     times w, rotated back and added to nodes; without what all edges share.
     """
     one, _ = plan.convolutions
-    rows, numbers = sum(n * (2 if m else 1) for m, _, n in one.blocks()), (plan.lmax + 1) ** 2
-    weights, dense = sum(n for _, _, n in one.blocks()) * plan.channels_in, rows * numbers
+    rows, numbers = count(plan.lmax, plan.mmax), count(plan.lmax)
+    weights, dense = plan.weights[1], rows * numbers
     z, y, out = rows * plan.channels_in, rows * one.channels_out + one.extra, rows * plan.channels_out
     gathered, back = numbers * plan.channels_in, numbers * plan.channels_out
     active = rows * plan.hidden
@@ -900,6 +897,7 @@ def main() -> None:
         needed |= {l["name"] for key in gaunt for l in gaunt_launches(bindings, *key)}
         wigner = [key for key in WIGNERS if key[2] in args.phases]
         needed |= {wigner_launch(bindings, *key)["name"] for key in wigner}
+        messages = MESSAGES if "forward" in args.phases else {}
         emulator = Emulator([text for text in texts if needed & set(kernels_of(text))], bindings)
         counted = {
             "kernels": kernel_rows(codes, bindings),
@@ -908,7 +906,7 @@ def main() -> None:
             "radial": [radial_row(emulator, codes, *names) for names in radial],
             "gaunt": [gaunt_row(emulator, codes, *names) for names in gaunt],
             "wigner": [wigner_row(emulator, codes, *names) for names in wigner],
-            "messages": [row for problem in MESSAGES for row in message_rows(problem, directory)],
+            "messages": [row for problem in messages for row in message_rows(problem, directory)],
         }
     # The library takes the plan's own kernels where there are some.
     fastest = [key for key in asked if key[2] == OWN or (*key[:2], OWN) not in asked]
@@ -961,8 +959,9 @@ def main() -> None:
         print_table("Wigner matrices, per edge", counted["wigner"])
         floors = [{**row, "to_floor": row["modelled"] / row["dram"]} for row in wigner_models]
         print_table("Model of the Wigner matrices, ns an edge, and over the memory floor", floors)
-    print_table("Messages of eSCN, in Triton, per edge", counted["messages"])
-    for problem, (channels, _) in MESSAGES.items():
+    if messages:
+        print_table("Messages of eSCN, in Triton, per edge", counted["messages"])
+    for problem, (channels, _) in messages.items():
         fused = sum(row["traffic"] for row in counted["messages"] if row["problem"] == problem) / 1024
         apart = unfused(message_plan(problem), channels) / 1024
         print(f"{problem}: {fused:.1f} KiB an edge, {apart:.0f} KiB with one operation after the other")

@@ -20,6 +20,7 @@ import sys
 import time
 import types
 import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -366,13 +367,23 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).detach().abs().max() / expected.detach().abs().max())
 
 
-def seconds(framework: Framework, model: nn.Module, inputs: dict, training: bool) -> float:
-    start = time.perf_counter()
+def step(framework: Framework, model: nn.Module, inputs: dict, training: bool) -> None:
     energy, forces = framework.evaluate(model, inputs)
     if training:
         loss = energy.square() + forces.square().sum()
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    return time.perf_counter() - start
+
+
+def milliseconds(calls: Sequence[Callable], args) -> list[float]:
+    """Of each call, which run in turn: medians."""
+    times: list[list[float]] = [[] for _ in calls]
+    for n in range(args.warmup + args.rounds):
+        for column, call in zip(times, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            if n >= args.warmup:
+                column.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(column) for column in times]
 
 
 def megabytes_of_a_step(name: str, convert: bool, args) -> float:
@@ -383,12 +394,12 @@ def megabytes_of_a_step(name: str, convert: bool, args) -> float:
     model = framework.build(torch.float32, **options).train(args.training)
     if convert:
         eqk.convert(model)
-    seconds(framework, model, framework.inputs(framework.structure(1), model), args.training)
+    step(framework, model, framework.inputs(framework.structure(1), model), args.training)
     inputs = framework.inputs(framework.structure(args.cells), model)
     with open("/proc/self/statm") as statm:
         before = int(statm.read().split()[1]) * resource.getpagesize()
     for _ in range(3):
-        seconds(framework, model, inputs, args.training)
+        step(framework, model, inputs, args.training)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
 
 
@@ -411,13 +422,7 @@ def bench(name: str, args) -> None:
     error = relative_error(forces[1], forces[0])
     if not error < 1e-5:
         raise SystemExit(f"{name}: forces differ by {error:.1e} of the largest")
-    times: list[list[float]] = [[], []]
-    for n in range(args.warmup + args.rounds):
-        for which, model in enumerate(models):
-            took = seconds(framework, model, inputs, args.training)
-            if n >= args.warmup:
-                times[which].append(took)
-    before, after = (1e3 * statistics.median(column) for column in times)
+    before, after = milliseconds([partial(step, framework, m, inputs, args.training) for m in models], args)
     what = "training step" if args.training else "energy + forces"
     print(
         f"{name}: {what}, {torch.get_num_threads()} threads: {before:.1f} ms as it is, {after:.1f} ms converted, "
@@ -426,7 +431,9 @@ def bench(name: str, args) -> None:
     )
 
 
-def calls_of(framework: Framework, model: nn.Module, inputs: dict, layer: str):
+def call_of(
+    framework: Framework, model: nn.Module, inputs: dict, layer: str
+) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """A function that calls ``layer`` as the model does, and what its gradients are taken to."""
     made = []
     hook = model.get_submodule(layer).register_forward_pre_hook(
@@ -449,20 +456,17 @@ def bench_layer(name: str, args) -> None:
     models = [framework.build(torch.float32, **options) for _ in range(2)]
     eqk.convert(models[1])
     inputs = framework.inputs(framework.structure(args.cells), models[0])
-    layers = [calls_of(framework, model.requires_grad_(False), inputs, args.layer) for model in models]
+    layers = [call_of(framework, model.requires_grad_(False), inputs, args.layer) for model in models]
     outputs = [call().detach() for call, _ in layers]
     error = relative_error(outputs[1], outputs[0])
     if not error < 1e-5:
         raise SystemExit(f"{name}: {args.layer}: results differ by {error:.1e} of the largest")
     g = torch.randn_like(outputs[0])
-    times: list[list[float]] = [[], []]
-    for n in range(args.warmup + args.rounds):
-        for which, (call, leaves) in enumerate(layers):
-            start = time.perf_counter()
-            torch.autograd.grad(call(), leaves, g, allow_unused=True)
-            if n >= args.warmup:
-                times[which].append(time.perf_counter() - start)
-    before, after = (1e3 * statistics.median(column) for column in times)
+
+    def gradients(call, leaves):
+        torch.autograd.grad(call(), leaves, g, allow_unused=True)
+
+    before, after = milliseconds([partial(gradients, *layer) for layer in layers], args)
     print(
         f"{name}: {args.layer}, forward + backward, {torch.get_num_threads()} threads: {before:.1f} ms as it is, "
         f"{after:.1f} ms converted, {before / after:.2f} times as fast; results within {error:.1e}",

@@ -7,10 +7,10 @@ Cases LMAX-MMAX; --rows rotations as quaternions, of which the packed matrices o
 |m'| <= MMAX. Both providers take e3nn's quaternion_to_angles and cut the rows out of whole matrices: e3nn, its wigner_D
 for each degree, which are exponentials; jd, the product Y(alpha) J Y(beta) J Y(gamma), Y about the polar axis and J
 constant, of e3nn 0.4 and EquiformerV2. composed: eqk's matrices with their gradient from tensor products, as devices
-without a kernel have it. Checks, in float64: values and gradients of eqk against all. Phases, --malloc
-and how times are taken: as in bench/tensor_product.py. floor: q and the result, or the gradient of q and the cotangent
-of the result, move once in forward and in backward, twice in double; multiply-adds as they are in the kernel, and one
-for each number of the result and component of the torque.
+without a kernel have it. Checks, in float64: values and gradients of eqk against all. Phases, --malloc and how times
+are taken: as in bench/tensor_product.py. floor: q and the result, or the gradient of q and the cotangent of the result,
+move once in forward and in backward, twice in double; multiply-adds as they are in the kernel, and one for each number
+of the result and component of the torque.
 """
 
 import importlib
@@ -93,8 +93,10 @@ def bench(name: str, args, clock, limits) -> list[list]:
     functions = {"eqk": lambda q: eqk.wigner(q, lmax, mmax)}
     torch.set_default_dtype(torch.float64)  # of e3nn's generators
     for provider in args.providers:
-        of_angles = provider != "composed" and euler_matrices(provider, lmax, mmax)
-        functions[provider] = of_angles or (lambda q: Composed.apply(q, lmax, mmax))
+        composed = provider == "composed"
+        functions[provider] = (
+            (lambda q: Composed.apply(q, lmax, mmax)) if composed else euler_matrices(provider, lmax, mmax)
+        )
         for phase in PHASES[:2]:
             pair = [
                 phase_function(phase, functions[f], (q.double(),), g.double(), None)()[0] for f in ("eqk", provider)

@@ -18,7 +18,6 @@ from ptxemu.compile import TritonKernel
 from triton.backends.compiler import GPUTarget
 
 from eqk import triton_kernels
-from eqk.triton_kernels import so2_edge_message
 from eqk.triton_kernels import tensor_product as kernels
 
 
@@ -47,7 +46,7 @@ class Driver:
         self.architecture = architecture
         self.utils = self
         self.executed = set()
-        self.counts, self.launches = False, []  # the name and the counts of each launch, if it is to count
+        self.counts, self.launches = False, []  # the source and the counts of each launch, if it is to count
 
     @property
     def stats(self):
@@ -107,25 +106,10 @@ class Driver:
             options = dict(check_races=True, check_uninitialised=True)
             stats = kernel_of(ptx).launch((x, y, z), given, count=self.counts, **options)
             if self.counts:
-                self.launches.append((source.fn.__name__, stats))
+                self.launches.append((source, stats))
             self.executed |= {name_of(source.fn), *metadata.functions}
 
         return launch
-
-
-TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
-
-
-def compiled(kernel, constants, dtype: torch.dtype, target: str):
-    """A kernel of so2_edge_message ahead of time, for operands that torch has allocated."""
-    pointer = {torch.bfloat16: "*bf16", torch.float16: "*fp16"}.get(dtype, "*fp32")
-    types = dict.fromkeys(kernel.arg_names, pointer)
-    types |= dict.fromkeys(("D", "y", "s", "message", "partial"), "*fp32") | {"M": "constexpr"}
-    types |= dict.fromkeys(("index", "order", "first_end"), "*i64") | dict.fromkeys(("begin", "end", "edges"), "i32")
-    signature = {name: types[name] for name in kernel.arg_names}
-    aligned = {(n,): [["tt.divisibility", 16]] for n, type in enumerate(signature.values()) if type[0] == "*"}
-    source = triton.compiler.ASTSource(kernel, signature, {"M": constants}, aligned)
-    return triton.compile(source, target=TARGETS[target], options=so2_edge_message.OPTIONS)
 
 
 @contextlib.contextmanager

@@ -384,7 +384,9 @@ def test_so2_edge_message(driver, case, generator, monkeypatch):
 MESSAGE_FAULTS = {
     "the_smaller_part_of_a_number": ("_split", "x - rounded", "x - x", (AssertionError, r"error \d")),
     "minus_b": ("_complex_dot", "_negative(negative)", "negative", (AssertionError, r"error \d")),
-    "edges_beyond_the_last": ("_layer", "valid = first + row < end - begin", "valid = row < M.edges", (ptxemu.MemoryFault, "out-of-bounds")),
+    "edges_beyond_the_last": (
+        "_layer", "valid = first + row < end - begin", "valid = row < M.edges", (ptxemu.MemoryFault, "out-of-bounds"),
+    ),
     "nodes_in_two_tiles": ("finish_kernel", "tiles > one + 1", "tiles > one + 2", (AssertionError, "error (\\d|inf)")),
 }  # fmt: skip
 

@@ -277,7 +277,8 @@ def test_the_committed_counts_of_messages(tmp_path):
     assert report.growth(rows, committed, keys) == []
     # A multiply-add of the layers for each of their numbers, twice for orders from 1, and for each radial weight.
     plan = report.message_plan("narrow")
-    layers = [sum(math.prod(s) * min(m + 1, 2) for m, s in enumerate(x.shapes()[:1] + x.shapes()[2:])) for x in plan.convolutions]  # fmt: skip
+    shapes = [layer.shapes() for layer in plan.convolutions]
+    layers = [math.prod(zero) + 2 * sum(map(math.prod, orders)) for zero, _, *orders in shapes]
     assert rows[0]["tensor"] >= layers[0] + 32 * 6 * 64
     assert rows[1]["tensor"] == layers[1]
     first, second, finish = (numbers(r, keys) for r in committed if r["problem"] == "uma-s")

@@ -201,23 +201,34 @@ def test_rotate_compile_time_is_bounded():
         assert all(sum(d.size**2 for d in problem.degrees) <= kernels._MOST_NUMBERS for problem in cut)
 
 
+def compiled_so2_edge_message(kernel, problem, dtype, target):
+    from triton.backends.compiler import GPUTarget
+
+    from eqk.triton_kernels import so2_edge_message as kernels
+
+    types = dict.fromkeys(kernel.arg_names, {torch.bfloat16: "*bf16"}.get(dtype, "*fp32"))
+    types |= dict.fromkeys(("D", "y", "s", "message", "partial"), "*fp32") | {"M": "constexpr"}
+    types |= dict.fromkeys(("index", "order", "first_end"), "*i64") | dict.fromkeys(("begin", "end", "edges"), "i32")
+    signature = {name: types[name] for name in kernel.arg_names}
+    aligned = {(n,): [["tt.divisibility", 16]] for n, type in enumerate(signature.values()) if type[0] == "*"}
+    source = triton.compiler.ASTSource(kernel, signature, {"M": problem}, aligned)
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=kernels.OPTIONS)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_so2_edge_message_compiles_ahead_of_time(target, tmp_path, monkeypatch):
     """Without spills, as UMA-S has it."""
-    from emulated_triton import compiled
+    from triton.backends.compiler import GPUTarget
 
     from eqk.triton_kernels import so2_edge_message as kernels
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    tile, precision = (
-        {"sm_80": (64, 1), "sm_90": (128, 2)}.get(target, (128, 1)),
-        "ieee" if target == "gfx942" else "tf32x3",
-    )
+    tile, precision = kernels.tile_of(GPUTarget(*TARGETS[target])), "ieee" if target == "gfx942" else "tf32x3"
     dtype = torch.bfloat16 if target == "sm_100" else torch.float32
     keep = target == "sm_90"
     problems = kernels.lower("2,2,256,128,128,gate,0,0,", 128, 2, 128, 1536, 1, keep, tile, precision)
     for function, problem in zip((kernels.first_kernel, kernels.second_kernel), problems, strict=True):
-        kernel = compiled(function, problem, dtype, target)
+        kernel = compiled_so2_edge_message(function, problem, dtype, target)
         assert spills(kernel, target, tmp_path / "kernel.cubin") == 0, function
         assert kernel.metadata.shared <= 64 << 10
 

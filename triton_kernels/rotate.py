@@ -14,6 +14,7 @@ and the bits are the same in every run.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ _EDGES_OF_PART = tl.constexpr(64)  # of the sum of a node, in parts of which no 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class _Row(Constant):
-    """Of an edge: its place in z, and the first of its numbers in D."""
+    """Of an edge: its place in z, which is m-primary, and the first of its numbers in D."""
 
     place: int
     number: int
@@ -136,20 +137,26 @@ class _Problem(Constant):
 # Host.
 
 
+def rows_of_edge(lmax: int, mmax: int) -> dict[tuple[int, int], _Row]:
+    """By degree and order."""
+    rows = {}
+    for place, i in enumerate(component_index(lmax, mmax, "m_primary")):
+        l = math.isqrt(i)
+        m = i - l * l - l
+        rows[l, m] = _Row(place, _numbers(l - 1, mmax) + (min(l, mmax) + m) * (2 * l + 1))
+    return rows
+
+
 def _degrees(lmax: int, mmax: int, rescale: bool, groups: int) -> list[_Degree]:
-    place = {i: n for n, i in enumerate(component_index(lmax, mmax, "m_primary"))}
-    group_of = groups_of_rows(lmax, mmax, groups)
+    row, group_of = rows_of_edge(lmax, mmax), groups_of_rows(lmax, mmax, groups)
     steps = [(l, order) for l in range(lmax + 1) for order in range(min(l, mmax) + 1)]
-    group = [group_of[place[l * l + l + order]] for l, order in steps]
+    group = [group_of[row[step].place] for step in steps]
     degrees = []
     for l, scale in enumerate(scales(lmax, mmax)):
-        middle = _numbers(l - 1, mmax) + min(l, mmax) * (2 * l + 1)
         of_degree = []
         for n, (degree, order) in enumerate(steps):
             if degree == l:
-                rows = [
-                    _Row(place[l * l + l + m], middle + m * (2 * l + 1)) for m in ((order, -order) if order else (0,))
-                ]
+                rows = [row[l, m] for m in ((order, -order) if order else (0,))]
                 first, last = n == 0 or group[n - 1] != group[n], n == len(steps) - 1 or group[n + 1] != group[n]
                 of_degree.append(_Step(tuple(rows), group[n], first, last))
         degrees.append(_Degree(l * l, 2 * l + 1, scale if rescale else 1.0, tuple(of_degree)))

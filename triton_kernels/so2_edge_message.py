@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from eqk._edge_tiles import _BYTES_OF_TILE_ELSEWHERE
-from eqk._signals import component_index, count
+from eqk._signals import count
 from eqk.reference.rotate import scales
 from eqk.register import loop_over_samples, register
 from eqk.rotate import _numbers
@@ -41,7 +42,7 @@ from eqk.so2_edge_message import (
 )
 from eqk.tensor_product_conv_radial import _is_exact
 from eqk.triton_kernels.common import INTERPRETED, KEYS, Constant, count_of, lane_sum, max_grid, on, pick, power_of_2
-from eqk.triton_kernels.rotate import _by_node, _check_range
+from eqk.triton_kernels.rotate import _by_node, _check_range, _Row, rows_of_edge
 from eqk.wigner import wigner
 
 _WARPS = 8
@@ -83,8 +84,9 @@ class _First(Constant):
     """What the first kernel knows at compile time.
 
     A program has ``edges`` of one of the ``blocks``, of which the first ``unsigned`` are of order 0, in two parts of
-    ``width`` columns; for orders from 1, of m and of -m. ``numbers`` of D, ``weights`` of r, and columns of rows of y
-    and s belong to an edge. ``features``: of h; 0 where it has the weights themselves, -1 where there are none.
+    ``width`` columns; for orders from 1, of m and of -m. ``sources``: nodes whose ``channels`` an edge has. ``numbers``
+    of D, ``weights`` of r, and columns of rows of y and s belong to an edge. ``features``: of h; 0 where it has the
+    weights themselves, -1 where there are none.
     ``by_edge``: whether y and s are of all edges, in the order of these. ``together``: for how many steps of ``chunk``
     channels radial weights are made by one product, from ``span`` features at a time.
     """
@@ -96,7 +98,7 @@ class _First(Constant):
     unsigned: int
     width: int
     channels: int
-    nodes_of_edge: int
+    sources: int
     numbers: int
     features: int
     weights: int
@@ -109,13 +111,19 @@ class _First(Constant):
     chunk: int = _CHUNK
     span: int = _FEATURES
 
+    @property
+    def chunks(self) -> int:
+        """Of a source."""
+        return -(-self.channels // self.chunk)
 
-@dataclass(frozen=True, repr=False, eq=False)
-class _Row(Constant):
-    """Of an edge: its place in m-primary order, and the first of its numbers in D."""
+    @property
+    def channels_in(self) -> int:
+        return self.sources * self.channels
 
-    place: int
-    number: int
+    @property
+    def times(self) -> int:
+        """That :func:`_steps` runs for a degree."""
+        return -(-self.sources * self.chunks // self.together)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -163,6 +171,10 @@ class _Second(Constant):
     chunk: int = _CHUNK
 
     @property
+    def chunks(self) -> int:
+        return -(-self.hidden // self.chunk)
+
+    @property
     def rows(self) -> int:
         return sum(len(d.rows) for d in self.degrees)
 
@@ -199,12 +211,11 @@ def _blocks(layer: Sizes, width: int) -> list[_Block]:
 
 
 def _degrees(lmax: int, mmax: int, rescale: bool) -> list[_Degree]:
-    place = {i: n for n, i in enumerate(component_index(lmax, mmax, "m_primary"))}
-    degrees = []
+    row, degrees = rows_of_edge(lmax, mmax), []
     for l, scale in enumerate(scales(lmax, mmax)):
-        k, size = min(l, mmax), 2 * l + 1
-        rows = [_Row(place[l * l + l + m], _numbers(l - 1, mmax) + (k + m) * size) for m in range(-k, k + 1)]
-        degrees.append(_Degree(l * l, size, scale if rescale else 1.0, tuple(rows)))
+        k = min(l, mmax)
+        rows = tuple(row[l, m] for m in range(-k, k + 1))
+        degrees.append(_Degree(l * l, 2 * l + 1, scale if rescale else 1.0, rows))
     return degrees
 
 
@@ -223,7 +234,7 @@ def lower(
     """The two kernels; None for what they do not cover.
 
     ``channels``: of x; ``nodes_of_edge``: of the index, whose last is the node that the message goes to. ``features``,
-    ``weights``, ``heads``: as for the kernels. ``tile``: of :func:`_tile`.
+    ``weights``, ``heads``: as for the kernels. ``tile``: of :func:`tile_of`.
     """
     edges, together = tile
     plan = Plan.parse(text)
@@ -238,7 +249,7 @@ def lower(
     width = power_of_2(max(one.channels_out, 16), _WIDTH)
     blocks = _blocks(one, width)
     unsigned = sum(b.order == 0 for b in blocks)
-    by_order = weights != (lmax + 1) * plan.channels_in
+    by_order = weights != plan.weights[0]
     sources = plan.channels_in // channels
     first = _First(
         lmax, mmax, edges, tuple(blocks), unsigned, width, channels, sources, numbers, features, weights, by_order,
@@ -323,10 +334,9 @@ def _of_block(block, name: tl.constexpr, M: tl.constexpr):
 @triton.jit
 def _channels(part, c, M: tl.constexpr):
     """Channels c of a part, which is of one node of an edge: their places in z, and whether there are such."""
-    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
-    of_node = part % chunks * M.chunk + c
-    place = part // chunks * M.channels + of_node
-    return place, (of_node < M.channels) & (place < M.nodes_of_edge * M.channels)
+    of_node = part % M.chunks * M.chunk + c
+    place = part // M.chunks * M.channels + of_node
+    return place, (of_node < M.channels) & (place < M.channels_in)
 
 
 @triton.jit
@@ -383,19 +393,17 @@ def _step(
     sums, x, D, h, r, conv, index, e, edges, order, place, part, half, columns, signed: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """``sums`` and what a part of the channels of a degree adds to them; ``r``: as for :func:`_steps`."""
-    chunks: tl.constexpr = (M.channels + M.chunk - 1) // M.chunk
-    of_degree: tl.constexpr = M.nodes_of_edge * M.channels
     degree = order + place
     k, c_valid = _channels(part, tl.arange(0, M.chunk), M)
     valid = e >= 0
-    side = tl.minimum(part // chunks, M.nodes_of_edge - 1)
+    side = tl.minimum(part // M.chunks, M.sources - 1)
     node = tl.load(index + side * edges + e, mask=valid, other=0).to(tl.int64)
     of_node = degree * degree * M.channels + k - side * M.channels
     x += (node * ((M.lmax + 1) * (M.lmax + 1) * M.channels))[:, None] + of_node[None, :]
     rows = _rotated(x, D, degree, order, valid, c_valid, signed, M)
     if M.features >= 0:
         if M.features == 0:
-            at = h + (e.to(tl.int64) * M.weights)[:, None] + (_group(order, place, M) * of_degree + k)[None, :]
+            at = h + (e.to(tl.int64) * M.weights)[:, None] + (_group(order, place, M) * M.channels_in + k)[None, :]
             weight = tl.load(at, mask=valid[:, None] & c_valid[None, :], other=0).to(tl.float32)
         elif M.together == 2:
             weight = tl.where(part % 2 == 0, r[0], r[1])
@@ -405,8 +413,8 @@ def _step(
             rows = (rows[0] * weight, rows[1] * weight)
         else:
             rows = (rows[0] * weight,)
-    inputs = (M.lmax + 1 - order) * of_degree
-    matrix = conv + (place * of_degree + k)[:, None]
+    inputs = (M.lmax + 1 - order) * M.channels_in
+    matrix = conv + (place * M.channels_in + k)[:, None]
     column = tl.arange(0, M.width)
     if signed:
         positive = _split(rows[0], M)
@@ -428,13 +436,11 @@ def _steps(
     sums, x, D, h, a, conv, index, e, edges, order, n, half, columns, signed: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """``sums`` and what parts of a degree add to them whose radial weights are made together."""
-    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
-    times: tl.constexpr = (parts + M.together - 1) // M.together
-    place = n // times
-    part = n % times * M.together
+    place = n // M.times
+    part = n % M.times * M.together
     r = ()
     if M.features > 0:
-        r = _radial(h, a, e, _group(order, place, M) * (M.nodes_of_edge * M.channels), part, M)
+        r = _radial(h, a, e, _group(order, place, M) * M.channels_in, part, M)
     for i in range(M.together):
         sums = _step(sums, x, D, h, r, conv, index, e, edges, order, place, part + i, half, columns, signed, M)
     return sums
@@ -458,9 +464,8 @@ def _layer(
             bias = conv + _of_block(block, "bias", M) + p * M.width + column
             total += tl.load(bias, mask=p * M.width + column < columns, other=0).to(tl.float32)[None, :]
         sums = sums + (total,)
-    parts: tl.constexpr = M.nodes_of_edge * ((M.channels + M.chunk - 1) // M.chunk)
     matrix = conv + _of_block(block, "matrix", M)
-    for n in range((M.lmax + 1 - m) * ((parts + M.together - 1) // M.together)):
+    for n in range((M.lmax + 1 - m) * M.times):
         sums = _steps(sums, x, D, h, a, matrix, index, e, edges, m, n, half, columns, signed, M)
     # Not from e, nor from what masks it: these would take registers beside the sums.
     row = tl.arange(0, M.edges)
@@ -515,11 +520,10 @@ def _active(y, s, row, place, degree, channel, mask, M: tl.constexpr):
 
 @triton.jit
 def _second_step(sums, y, s, conv, row, valid, c, c_valid, n, O: tl.constexpr, M: tl.constexpr):
-    chunks: tl.constexpr = (M.hidden + M.chunk - 1) // M.chunk
     size: tl.constexpr = O.size
     of_degree: tl.constexpr = M.channels * size * M.hidden
-    place = n // chunks
-    channel = n % chunks * M.chunk + tl.arange(0, M.chunk)
+    place = n // M.chunks
+    channel = n % M.chunks * M.chunk + tl.arange(0, M.chunk)
     there = channel < M.hidden
     mask = valid[:, None] & there[None, :]
     at = conv + O.matrix + (place * M.hidden + channel)[:, None] + (c * (size * M.hidden))[None, :]
@@ -552,8 +556,7 @@ def _second_layer(y, s, conv, row, valid, c, c_valid, O: tl.constexpr, M: tl.con
         else:
             bias = tl.load(conv + O.bias + l * M.channels + c, mask=c_valid, other=0).to(tl.float32)
             sums = sums + (zero + bias[None, :],)
-    chunks: tl.constexpr = (M.hidden + M.chunk - 1) // M.chunk
-    for n in range(size * chunks):
+    for n in range(size * M.chunks):
         sums = _second_step(sums, y, s, conv, row, valid, c, c_valid, n, O, M)
     return sums
 
@@ -668,14 +671,18 @@ def _precision() -> str:
 
 
 def _tile(device: torch.device) -> tuple[int, int] | None:
+    """:func:`tile_of` the GPU that a device is."""
+    if INTERPRETED:
+        return 64, 2
+    with on(device):
+        return tile_of(triton.runtime.driver.active.get_current_target())
+
+
+def tile_of(target: GPUTarget) -> tuple[int, int] | None:
     """Edges of a tile, and of how many steps radial weights are made together; None where no tensor cores are.
 
     Those of sm_90 need 32 columns; other GPUs lack registers for that.
     """
-    if INTERPRETED:
-        return 64, 2
-    with on(device):
-        target = triton.runtime.driver.active.get_current_target()
     if target.backend != "cuda" or target.arch > 90:
         return 128, 1
     return (128, 2) if target.arch == 90 else (64, 1) if target.arch >= 80 else None

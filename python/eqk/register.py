@@ -222,21 +222,22 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
     torch.library.register_vmap(name, batched, lib=library)
 
 
-def _sample(t: Tensor, dim: int | None, index: int) -> Tensor:
-    """What vmap maps over, at ``index``; of no samples, one of zeros, for the shapes of the results."""
-    if dim is None:
-        return t
-    return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
+def _sample(args: Sequence, in_dims: Sequence[int | None], index: int) -> list:
+    """The arguments, what vmap maps over at ``index``; of no samples, one of zeros, for the shapes of the results."""
+
+    def at(t, dim):
+        if dim is None or not isinstance(t, Tensor):
+            return t
+        return t.select(dim, index) if t.shape[dim] else t.new_zeros((*t.shape[:dim], *t.shape[dim + 1 :]))
+
+    return [at(t, dim) for t, dim in zip(args, in_dims, strict=True)]
 
 
 def loop_over_samples(op):
     """The rule of vmap for ``op``, whose results are tensors, where only a loop over samples is right."""
 
     def rule(info, in_dims, *args):
-        samples = []
-        for b in range(max(1, info.batch_size)):
-            sample = [_sample(a, d, b) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
-            samples.append(op(*sample))
+        samples = [op(*_sample(args, in_dims, b)) for b in range(max(1, info.batch_size))]
         if isinstance(samples[0], Tensor):
             return torch.stack(samples)[: info.batch_size], 0
         stacked = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*samples, strict=True))
@@ -553,7 +554,7 @@ class Multilinear:
                 tensors, rest = merged
                 result = op(*tensors, *rest, *args[end:])
                 single = isinstance(result, Tensor)
-                one = [_sample(a, d, 0) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+                one = _sample(args, in_dims, 0)
                 shapes = self.shapes(one[:n], one[count:end])
                 results, shapes = ((result,), shapes[-1:]) if single else (result, shapes)
                 parts = [
@@ -720,7 +721,7 @@ class Polynomial:
             size, count = info.batch_size, self.n if of_forward else self.count
             end = len(args) if of_forward else -1
             wanted = (False,) * self.n + (True,) if of_forward else args[-1]
-            one = [_sample(a, d, 0) if isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+            one = _sample(args, in_dims, 0)
             shapes = self.shapes(one[: self.n], one[count:end])
             tensors, rest = self.batch(args[:count], args[count:end], in_dims, size, wanted)
             results = op(*tensors, *rest, *args[count:][len(rest) :])

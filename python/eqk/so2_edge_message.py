@@ -103,6 +103,12 @@ class Plan(NamedTuple):
         return self.recompute != "second"
 
     @property
+    def weights(self) -> tuple[int, int]:
+        """Radial ones of an edge: for each degree, or for each degree and order."""
+        groups = sum(n for _, _, n in self.convolutions[0].blocks())
+        return (self.lmax + 1) * self.channels_in, groups * self.channels_in
+
+    @property
     def convolutions(self) -> tuple[Sizes, Sizes]:
         width, extra = {
             "gate": (self.hidden, self.lmax * self.hidden),
@@ -483,7 +489,7 @@ def _check(
     require(index.device == x.device, "index", f"device {x.device} as x has", index.device)
     edges, rows = index.shape[1], count(plan.lmax, plan.mmax)
     first, second = plan.convolutions
-    groups = (plan.lmax + 1) * plan.channels_in, sum(n for _, _, n in first.blocks()) * plan.channels_in
+    groups = plan.weights
     last = h if a is None else a
     if h is not None:
         require(last.dim() == 2 and last.shape[1] in groups, "h" if a is None else "a",
@@ -530,13 +536,12 @@ def _check_wanted(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> 
 def _fake_forward(*args):
     *v, index, text, keep = args
     _check("so2_edge_message", v, None, (), index, text)
-    plan, x, edges = Plan.parse(text), v[0], index.shape[1]
-    wide, rows = torch.promote_types(x.dtype, torch.float32), count(plan.lmax, plan.mmax)
-    first = plan.convolutions[0]
-    shapes = (edges, rows, first.channels_out), (edges, first.extra), (edges, rows, plan.channels_out)
+    plan, x = Plan.parse(text), v[0]
+    wide = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    (y, s), (message, _) = (_empty(wide, index.shape[1], layer) for layer in plan.convolutions)
     out = x.new_empty(*x.shape[:2], plan.channels_out)
-    kept = keep, keep, keep and plan.keeps_message
-    return out, *(x.new_empty(shape if k else (0,), dtype=wide) for shape, k in zip(shapes, kept, strict=True))
+    kept = (y, keep), (s, keep), (message, keep and plan.keeps_message)
+    return out, *(t if k else t.new_empty(0) for t, k in kept)
 
 
 def _fake_gradients(op: str, v: Sequence[MaybeTensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -738,8 +743,8 @@ def so2_edge_message(
     All of one dtype (float32, float64; float16 and bfloat16 compute in float32) and device; autocast promotes.
     Differentiable to any order in reverse mode, which makes intermediate results again from the second on, and in
     forward mode to the second, under torch.func and torch.compile. The gradient of q is that of what is computed,
-    without a matrix's derivative: the torque on the edge. The same bits in every run; on the
-    CPU those of the value and of its gradients for any number of threads.
+    without a matrix's derivative: the torque on the edge. The same bits in every run; on the CPU those of the value and
+    of its gradients for any number of threads.
 
     On GPUs Triton's kernels make the value in 16-bit types and float32, of up to 29 rows of an edge, such as those of
     lmax 6 and mmax 2. Their products are of three pairs of TF32 numbers, which is float32 (error 5e-7), or of one after
