@@ -17,14 +17,14 @@ inline constexpr int kPanelColumns = kPanelVectors * EQK_VECTOR_BYTES / static_c
 
 namespace detail {
 
-template <class T, int Rows>
+template <class T, int Rows, int Vectors>
 void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t depth, std::int64_t columns,
                     bool add, std::int64_t copy) {
   constexpr int W = EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
   using V = Vector<T, W>;
-  V sum[Rows][kPanelVectors];
+  V sum[Rows][Vectors];
   const auto each = [](const auto& f) EQK_LAMBDA {
-    unroll<Rows>([&](auto r) EQK_LAMBDA { unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { f(r, v); }); });
+    unroll<Rows>([&](auto r) EQK_LAMBDA { unroll<Vectors>([&](auto v) EQK_LAMBDA { f(r, v); }); });
   };
   // What is added to is read after the sums, when it has come.
   unroll<Rows>([&](auto r) EQK_LAMBDA {
@@ -32,14 +32,14 @@ void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std:
   });
   each([&](auto r, auto v) EQK_LAMBDA { sum[r][v] = V{}; });
   for (std::int64_t d = 0; d < depth; ++d, b += p.b_depth) {
-    V row[kPanelVectors];
-    unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { row[v] = load<T, W>(b + v * W); });
+    V row[Vectors];
+    unroll<Vectors>([&](auto v) EQK_LAMBDA { row[v] = load<T, W>(b + v * W); });
     unroll<Rows>([&](auto r) EQK_LAMBDA {
       const V s = splat<T, W>(a[r * p.a_row + d * p.a_depth]);
-      unroll<kPanelVectors>([&](auto v) EQK_LAMBDA { sum[r][v] += s * row[v]; });
+      unroll<Vectors>([&](auto v) EQK_LAMBDA { sum[r][v] += s * row[v]; });
     });
   }
-  if (columns == kPanelColumns<T>)
+  if (columns == Vectors * W)
     each([&](auto r, auto v) EQK_LAMBDA {
       T* const to = c + r * p.c_row + v * W;
       const V result = add ? load<T, W>(to) + sum[r][v] : sum[r][v];
@@ -49,35 +49,45 @@ void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std:
   else
     each([&](auto r, auto v) EQK_LAMBDA {
       T* const to = c + r * p.c_row + v * W;
-      if (const std::int64_t n = columns - v * W; n > 0) {
-        const V result = add ? load_n<T, W>(to, n) + sum[r][v] : sum[r][v];
-        store_n<T, W>(to, result, n);
-        if (copy) store_n<T, W>(to + copy, result, n);
-      }
+      const std::int64_t n = columns - v * W;
+      const V result = add ? load_n<T, W>(to, n) + sum[r][v] : sum[r][v];
+      store_n<T, W>(to, result, n);
+      if (copy) store_n<T, W>(to + copy, result, n);
     });
 }
 
-template <class T, int Rows>
+template <class T, int Rows, int Vectors>
 void multiply_rows(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t rows, std::int64_t depth,
                    std::int64_t columns, bool add, std::int64_t copy) {
   for (; rows >= Rows; rows -= Rows, a += Rows * p.a_row, c += Rows * p.c_row)
-    multiply_panel<T, Rows>(p, a, b, c, depth, columns, add, copy);
+    multiply_panel<T, Rows, Vectors>(p, a, b, c, depth, columns, add, copy);
   if constexpr (Rows > 1)
-    if (rows > 0) multiply_rows<T, Rows / 2>(p, a, b, c, rows, depth, columns, add, copy);
+    if (rows > 0) multiply_rows<T, Rows / 2, Vectors>(p, a, b, c, rows, depth, columns, add, copy);
+}
+
+// No more vectors of a row than have columns.
+template <class T, int Vectors = kPanelVectors>
+void multiply_columns(const PanelProduct<T>& p, const T* a, const T* b, T* c, std::int64_t depth, std::int64_t columns,
+                      bool add, std::int64_t copy) {
+  constexpr std::int64_t kFewer = (Vectors - 1) * EQK_VECTOR_BYTES / static_cast<int>(sizeof(T));
+  if constexpr (Vectors > 1)
+    if (columns <= kFewer) return multiply_columns<T, Vectors - 1>(p, a, b, c, depth, columns, add, copy);
+  multiply_rows<T, kPanelRows, Vectors>(p, a, b, c, p.rows, depth, columns, add, copy);
 }
 
 }  // namespace detail
 
 template <class T>
 void multiply_panels(const PanelProduct<T>& p) {
-  constexpr std::int64_t kDepth = 128;  // of a panel, so that it stays in L1 while all rows use it
+  // Of a panel: more of it would not stay in the caches while all rows use it, less would add to c more often.
+  constexpr std::int64_t kDepth = 256;
   std::int64_t d = 0;
   do {
     const std::int64_t depth = std::min(kDepth, p.depth - d);
     for (std::int64_t q = 0; q < p.columns; q += kPanelColumns<T>)
-      detail::multiply_rows<T, kPanelRows>(
-          p, p.a + d * p.a_depth, p.b + q / kPanelColumns<T> * p.b_panel + d * p.b_depth, p.c + q, p.rows, depth,
-          std::min<std::int64_t>(kPanelColumns<T>, p.columns - q), p.add || d > 0, d + depth < p.depth ? 0 : p.copy);
+      detail::multiply_columns<T>(p, p.a + d * p.a_depth, p.b + q / kPanelColumns<T> * p.b_panel + d * p.b_depth,
+                                  p.c + q, depth, std::min<std::int64_t>(kPanelColumns<T>, p.columns - q),
+                                  p.add || d > 0, d + depth < p.depth ? 0 : p.copy);
     d += depth;
   } while (d < p.depth);
 }

@@ -5,7 +5,7 @@
 namespace eqk {
 
 // c[rows, columns] (+)= a[rows, depth] b[depth, columns]. Columns of b come in panels, each with depth rows of
-// a fixed number of columns: the last panel is read in full and need not be finite beyond the columns.
+// a fixed number of columns: the last panel may be read in full and need not be finite beyond the columns.
 template <class T>
 struct PanelProduct {
   std::int64_t rows, depth, columns;
