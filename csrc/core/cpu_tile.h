@@ -123,6 +123,7 @@ class Tile {
       });
     else
       load_irreps(data, row * stride, irreps, v, 1);
+    if (!rows_ && together_ == 1) fetch(data, (row + 1) * stride, layout, irreps, components);
   }
 
   void store_signals(void* data, std::int64_t row, std::int64_t stride, Layout layout,
@@ -135,6 +136,7 @@ class Tile {
       });
     else
       store_irreps(data, row * stride, irreps, v, 1);
+    if (!rows_ && together_ == 1) fetch(data, (row + 1) * stride, layout, irreps, components);
   }
 
   // Numbers [first, first + count) of those of each channel, channels adjacent.
@@ -185,6 +187,25 @@ class Tile {
   std::int64_t channels_, first_, count_;
   bool rows_ = false;          // of one channel
   std::int64_t together_ = 1;  // rows, of more
+
+  // The same channels of another row into the second-level cache, to be read or written. A tile takes few lines of each
+  // component, in steps that no machine sees coming. No address need be one of the operand's. Of a function that does
+  // nothing else GCC drops the call: inlined everywhere.
+  EQK_HD void fetch(const void* data, std::int64_t row, Layout layout, const std::vector<Segment>& irreps,
+                    int components) const {
+    with_storage(data, [&]<class Storage>(const Storage* base) EQK_LAMBDA {
+      const auto start = reinterpret_cast<std::intptr_t>(base);
+      const auto fetch_run = [&](std::int64_t first, std::int64_t numbers) EQK_LAMBDA {
+        constexpr int kLine = 64, kIntoL2 = 2, kBytes = sizeof(Storage);
+        for (std::int64_t at = first * kBytes; at < (first + numbers) * kBytes; at += kLine)
+          __builtin_prefetch(reinterpret_cast<const void*>(start + at), 0, kIntoL2);
+      };
+      if (layout == Layout::ir_mul)
+        for (int i = 0; i < components; ++i) fetch_run(row + i * channels_ + first_, count_);
+      else
+        for (const Segment& s : irreps) fetch_run(row + s.offset * channels_ + first_ * s.dim(), count_ * s.dim());
+    });
+  }
 
   // f(component, where it starts in a row, from channel to channel) of irreps [channels, 2 l + 1].
   template <class F>
