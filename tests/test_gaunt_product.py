@@ -367,6 +367,24 @@ def all_operands(plan, rows, dtype, generator):
     return operands, g, tangents, tg
 
 
+@pytest.mark.parametrize("results", [family, family_by_grid])
+@pytest.mark.parametrize("kind", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)], ids=["even", "odd", "all"])
+def test_degrees_that_couple_with_none(results, kind, generator):
+    """Of 5 x 1 -> 1 these are 3 to 5 of x, by |l1 - l2| <= l: nothing of them is in any result, not even rounding."""
+    plan = eqk.GauntPlan(5, 1, 1, 3, 3, *kind)
+    operands, g, tangents, tg = all_operands(plan, 4, torch.float64, generator)
+    of_x = 2  # the gradient of x in the family's list, and of the list of double backward
+    near = results(operands, g, tangents, tg, plan)
+    for t in operands[0], tangents[0]:
+        t.view(4, 36, 3)[:, 9:] = 1e9 * torch.randn(4, 27, 3, dtype=torch.float64, generator=generator)
+    far = results(operands, g, tangents, tg, plan)
+    for a, b in zip(near, far, strict=True):
+        assert a.any()
+        assert torch.equal(a, b)
+    for gradient in near[of_x], near[of_x + 5]:
+        assert not gradient.view(4, 36, 3)[:, 9:].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bitwise_determinism(dtype, generator):
     """The same bits in two runs and for any number of threads."""

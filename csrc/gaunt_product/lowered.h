@@ -51,12 +51,13 @@ struct Lowered {
       for (int m = 0; m <= lmax; ++m)
         for (int k = 0; k < half(); ++k)
           for (int l = m; l <= lmax; ++l) {
-            const double scale = signals.scale[l] * (m ? std::sqrt(0.5) : 1), p = functions[k](l, m) * scale;
+            const double scale = has_path(plan, s, l) ? signals.scale[l] * (m ? std::sqrt(0.5) : 1) : 0;
+            const double p = functions[k](l, m) * scale;
             // The quadrature gives the product's coefficient; the slope, once in each term of the bracket, its own.
             const double coefficient = product ? plan.even : 1;
             of[s].value.push_back(static_cast<T>(p));
             of[s].slope.push_back(static_cast<T>(functions[k].slope(l, m) * scale * plan.odd / coefficient));
-            const double weight = has_path(plan, s, l) ? grid[2 * k].weight * std::numbers::pi * (m ? 4 : 2) : 0;
+            const double weight = grid[2 * k].weight * std::numbers::pi * (m ? 4 : 2);
             of[s].analysis.push_back(static_cast<T>(p * coefficient * weight));
           }
       for (int l = 0; l <= lmax; ++l) irreps[s].push_back({1, l, 1, l * l});
@@ -64,7 +65,8 @@ struct Lowered {
   }
 
  private:
-  // Whether degree l of s couples with some of the two others: else the quadrature would leave rounding errors of zero.
+  // Whether degree l of s couples with some of the two others: else the quadrature would leave rounding errors of zero,
+  // of this signal and, where it is a factor, of the two others.
   bool has_path(const Plan& plan, int s, int l) const {
     for (int a = 0; a <= plan.of[(s + 1) % 3].lmax; ++a)
       for (int b = std::abs(l - a); b <= std::min(l + a, plan.of[(s + 2) % 3].lmax); ++b)

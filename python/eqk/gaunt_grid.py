@@ -71,11 +71,11 @@ def _grids(text: str, dtype: torch.dtype, device: torch.device) -> tuple[_Grid, 
     for s, (lmax, scale) in enumerate(zip(plan.lmaxes, (plan.scale1, plan.scale2, plan.scale_out), strict=True)):
         degrees = by_component(torch.arange(lmax + 1))
         values, gradients = _harmonics(lmax, points)
-        factor = torch.tensor(scale, dtype=wide)[degrees]
+        # Degrees that couple with none are zero: the quadrature would leave rounding errors, of the others too.
+        coupled = [f if _couples(plan, s, l) else 0.0 for l, f in enumerate(scale)]
+        factor = torch.tensor(coupled, dtype=wide)[degrees]
         along = [(gradients * tangent[:, None]).sum(-1) * factor for tangent in (north, east)]
-        # Degrees that couple with none are zero, not rounding errors.
-        coupled = torch.tensor([_couples(plan, s, l) for l in range(lmax + 1)], dtype=wide)[degrees]
-        matrices = values * factor, *along, (values * weights[:, None] * (factor * coupled)).T
+        matrices = values * factor, *along, (values * weights[:, None] * factor).T
         result.append(_Grid(*(m.to(dtype).to(device) for m in matrices), degrees.to(device)))
     return tuple(result)
 
