@@ -8,10 +8,10 @@ Cases even-L, odd-L and all-L: --channels channels of degrees 0 to L, L x L -> L
 Xie et al. 2025 (arXiv:2506.13523), one channel, L x L -> 2 L, 10 000 rows. Providers: grid, e3nn's S2 grid, the
 smallest that is exact, by one dense einsum to it and one back; cg, the same paths by eqk.tensor_product; jax-grid and
 jax-cg, e3nn-jax (an extra: pip install e3nn-jax) with its Gauss-Legendre grid and with one einsum a path, both
-compiled by jax.jit.
+compiled by jax.jit, channels as rows.
 JAX takes as many threads as the process has cores: --threads 1 binds it to one core, and times are then wall time.
 
-Checks: value and gradients against the first provider that has them. Phases, --malloc and how times are taken: as in
+Checks: value and gradients against each provider. Phases, --malloc and how times are taken: as in
 bench/tensor_product.py. floor: x, y and the result move once for each derivative; multiply-adds of Legendre sums on
 pairs of rings and of the products of polynomials on each ring, as they are in the kernel.
 """
@@ -23,8 +23,10 @@ import os
 import sys
 import time
 
+import numpy
 import torch
 from tensor_product import PHASES, add_arguments, keep_memory, phase_function, print_table, timed
+from torch import Tensor
 
 import eqk
 from eqk.testing import TOLERANCES, relative_error
@@ -67,13 +69,44 @@ def cg_product(plan: eqk.GauntPlan):
     return lambda x, y: eqk.tensor_product(x.flatten(1), y.flatten(1), None, cg).unflatten(1, (-1, plan.channels))
 
 
-def jax_product(plan: eqk.GauntPlan, on_grid: bool):
+class JaxProduct:
+    """Runs of a product of x and y [row, component] compiled by jax.jit; channels are rows, as e3nn-jax has them."""
+
+    def __init__(self, product):
+        import jax
+
+        def with_gradients(x, y, g):
+            value, backward = jax.vjp(product, x, y)
+            return value, *backward(g)
+
+        self.compiled = {"forward": jax.jit(product), "backward": jax.jit(with_gradients)}
+
+    def run(self, phase: str, operands):
+        """Of x, y and the gradient, [row, component, channel]. Operands are copied before, not in each run."""
+        import jax
+        import jax.numpy as jnp
+
+        flat = [jnp.asarray(t.mT.flatten(0, 1).numpy()) for t in operands]
+        compiled = self.compiled[phase]
+        return lambda: jax.block_until_ready(compiled(*(flat if phase == "backward" else flat[:2])))
+
+    @staticmethod
+    def to_torch(result, channels: int) -> Tensor:
+        return torch.from_numpy(numpy.array(result)).unflatten(0, (-1, channels)).mT
+
+
+def run_of(phase: str, f, operands, g, directions):
+    return (
+        f.run(phase, (*operands, g)) if isinstance(f, JaxProduct) else phase_function(phase, f, operands, g, directions)
+    )
+
+
+def jax_product(plan: eqk.GauntPlan, on_grid: bool) -> JaxProduct:
     import e3nn_jax
-    import jax
     import jax.numpy as jnp
 
-    if plan.channels != 1 or (on_grid and plan.odd):
-        raise ValueError("products of one channel alone")
+    if on_grid and plan.odd:
+        raise ValueError("no bracket")
     irreps = [e3nn_jax.s2_irreps(lmax) for lmax in plan.lmaxes]
     if on_grid:
         points = sum(plan.lmaxes) + 1
@@ -99,16 +132,7 @@ def jax_product(plan: eqk.GauntPlan, on_grid: bool):
                 out[l3] = out[l3] + jnp.einsum("zi,zj,ijk->zk", *parts, symbol)
             return jnp.concatenate(out, 1)
 
-    compiled = jax.jit(product)
-    pairs: dict[tuple[int, int], tuple] = {}
-
-    def f(x, y):
-        key = x.data_ptr(), y.data_ptr()
-        if key not in pairs:  # so that copies of operands are not timed
-            pairs[key] = tuple(jnp.asarray(t[..., 0].detach().numpy()) for t in (x, y))
-        return compiled(*pairs[key]).block_until_ready()
-
-    return f
+    return JaxProduct(product)
 
 
 def provider(name: str, plan: eqk.GauntPlan):
@@ -164,17 +188,11 @@ def bench(name: str, args, clock, limits) -> list[list]:
         except (ImportError, ValueError) as error:
             print(f"{name}: {other}: {error}", file=sys.stderr)
     for other, f in functions.items():
-        for phase in PHASES[:1] if other.startswith("jax") else PHASES[:2]:
-            with torch.no_grad():
-                ours, theirs = functions["eqk"](x, y), f(x, y)
-            if phase == "backward":
-                pair = [phase_function(phase, functions[n], (x, y), g, directions)() for n in ("eqk", other)]
-            else:
-                if other.startswith("jax"):
-                    import numpy
-
-                    theirs = torch.from_numpy(numpy.array(theirs))[..., None]
-                pair = [(ours,), (theirs,)]
+        for phase in PHASES[:2]:
+            pair = [run_of(phase, functions[n], (x, y), g, directions)() for n in ("eqk", other)]
+            if isinstance(f, JaxProduct):
+                theirs = pair[1][1:] if phase == "backward" else (pair[1],)
+                pair[1] = [f.to_torch(t, g.shape[-1]) for t in theirs]
             worst = max(relative_error(a, b) for a, b in zip(*pair, strict=True))
             if worst > 2 * TOLERANCES[torch.float32][1]:
                 sys.exit(f"{name}: {phase} of eqk differs from {other} by {worst:.1e}")
@@ -189,6 +207,7 @@ def bench(name: str, args, clock, limits) -> list[list]:
         floors(plan, rows, limits),
         args,
         clock,
+        run_of,
         peer=present[0] if present else "",
     )
 

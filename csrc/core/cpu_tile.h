@@ -123,7 +123,7 @@ class Tile {
       });
     else
       load_irreps(data, row * stride, irreps, v, 1);
-    if (!rows_ && together_ == 1) fetch(data, (row + 1) * stride, layout, irreps, components);
+    fetch_next(data, row, stride, layout, irreps, components);
   }
 
   void store_signals(void* data, std::int64_t row, std::int64_t stride, Layout layout,
@@ -136,7 +136,7 @@ class Tile {
       });
     else
       store_irreps(data, row * stride, irreps, v, 1);
-    if (!rows_ && together_ == 1) fetch(data, (row + 1) * stride, layout, irreps, components);
+    fetch_next(data, row, stride, layout, irreps, components);
   }
 
   // Numbers [first, first + count) of those of each channel, channels adjacent.
@@ -188,23 +188,35 @@ class Tile {
   bool rows_ = false;          // of one channel
   std::int64_t together_ = 1;  // rows, of more
 
-  // The same channels of another row into the second-level cache, to be read or written. A tile takes few lines of each
-  // component, in steps that no machine sees coming. No address need be one of the operand's. Of a function that does
-  // nothing else GCC drops the call: inlined everywhere.
-  EQK_HD void fetch(const void* data, std::int64_t row, Layout layout, const std::vector<Segment>& irreps,
-                    int components) const {
-    with_storage(data, [&]<class Storage>(const Storage* base) EQK_LAMBDA {
-      const auto start = reinterpret_cast<std::intptr_t>(base);
-      const auto fetch_run = [&](std::int64_t first, std::int64_t numbers) EQK_LAMBDA {
-        constexpr int kLine = 64, kIntoL2 = 2, kBytes = sizeof(Storage);
-        for (std::int64_t at = first * kBytes; at < (first + numbers) * kBytes; at += kLine)
-          __builtin_prefetch(reinterpret_cast<const void*>(start + at), 0, kIntoL2);
-      };
+  // What the next task reads or writes, into the second-level cache: the rows behind these, or the same channels of the
+  // next row, of which a tile takes few lines of each component, in steps that no machine sees coming. No address need
+  // be one of the operand's.
+  EQK_HD void fetch_next(const void* data, std::int64_t row, std::int64_t stride, Layout layout,
+                         const std::vector<Segment>& irreps, int components) const {
+    with_storage(data, [&](const auto* base) EQK_LAMBDA {
+      if (rows_ || together_ > 1) {
+        const std::int64_t rows = rows_ ? W : together_, next = ((rows_ ? first_ : row) + rows) * stride;
+        const std::int64_t columns = components * (rows_ ? 1 : channels_);
+        if (stride == columns) return fetch_run(base, next, rows * stride);
+        for (std::int64_t r = 0; r < rows; ++r) fetch_run(base, next + r * stride, columns);
+        return;
+      }
+      const std::int64_t next = (row + 1) * stride;
       if (layout == Layout::ir_mul)
-        for (int i = 0; i < components; ++i) fetch_run(row + i * channels_ + first_, count_);
+        for (int i = 0; i < components; ++i) fetch_run(base, next + i * channels_ + first_, count_);
       else
-        for (const Segment& s : irreps) fetch_run(row + s.offset * channels_ + first_ * s.dim(), count_ * s.dim());
+        for (const Segment& s : irreps)
+          fetch_run(base, next + s.offset * channels_ + first_ * s.dim(), count_ * s.dim());
     });
+  }
+
+  template <class Storage>
+  EQK_HD static void fetch_run(const Storage* base, std::int64_t first, std::int64_t numbers) {
+    constexpr int kLine = 64, kIntoL2 = 2, kBytes = sizeof(Storage);
+    const auto start = reinterpret_cast<std::intptr_t>(base);
+    for (std::int64_t at = first * kBytes; at < (first + numbers) * kBytes; at += kLine)
+      __builtin_prefetch(reinterpret_cast<const void*>(start + at), 0, kIntoL2);
+    asm volatile("");  // GCC takes a prefetch for no effect at all, and drops calls of functions that do nothing else
   }
 
   // f(component, where it starts in a row, from channel to channel) of irreps [channels, 2 l + 1].
