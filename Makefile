@@ -3,18 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 LINTERS := ruff==0.17.6 clang-format==19.1.7
+# The site of docs/, all of it, since warnings are errors; ruff lays out signatures.
+DOCS := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocs-autorefs==1.4.5 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 \
+	griffelib==2.4.1 pymdown-extensions==13.1.2
 # The CUDA library compiles without a GPU, so a development build includes it wherever nvcc is.
 EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA
 
 BIN := $(abspath $(VENV))/bin
-BENCHES ?= $(filter-out bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
+BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo examples test test-models sanitize bench bench-models gpu-report lint format clean
+.PHONY: demo examples test test-models sanitize bench bench-models gpu-report lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -68,7 +71,7 @@ test-models: $(FRAMEWORKS:%=test-model-%)
 
 test-model-%: $(MODEL_VENVS)/%/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath python) EQK_TEST_MODEL=$* $(MODEL_VENVS)/$*/bin/python -m pytest \
-		tests/models/test_$**.py $(PYTEST_ARGS)
+		tests/models/test_$**.py tests/test_code_blocks.py $(PYTEST_ARGS)
 
 bench-models: $(patsubst models-%,bench-model-%,$(filter models-%,$(.VARIABLES)))
 
@@ -97,6 +100,11 @@ format: $(VENV)/.linters
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# build/site, from sources alone: nothing is compiled, and torch is not there.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python docs/check_links.py build/site
+
 clean:
 	rm -rf build dist $(VENV) $(MODEL_VENVS) *.egg-info python/*.egg-info python/eqk/lib
 
@@ -107,6 +115,10 @@ $(VENV)/.python:
 
 $(VENV)/.linters: $(VENV)/.python Makefile
 	$(BIN)/python -m pip install --quiet $(LINTERS)
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.linters
+	$(BIN)/python -m pip install --quiet $(DOCS)
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.python Makefile

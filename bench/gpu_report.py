@@ -59,6 +59,7 @@ from unittest import mock
 
 import torch
 import triton
+from gpu_model import ARCHITECTURES, CHIPS, SCHEDULERS, model
 from triton.backends.compiler import GPUTarget
 
 import eqk
@@ -83,8 +84,6 @@ from emulated_cuda import (  # noqa: E402
 )
 from emulated_triton import emulated  # noqa: E402
 
-DATA = json.loads((ROOT / "bench" / "gpu_chips.json").read_text())
-ARCHITECTURES, CHIPS = DATA["architecture"], DATA["chip"]
 MACHINE_CODES = tuple(dict.fromkeys(a["machine_code"] for a in ARCHITECTURES.values()))
 PEER = json.loads((ROOT / "bench" / "gpu_peers.json").read_text())
 COMMITTED = {
@@ -123,7 +122,6 @@ TOLERANCE = 0.05
 # Whose kernels run a problem: those of any plan, or those of its plan alone.
 ANY, OWN = "any", "own"
 
-SCHEDULERS = 4  # of a multiprocessor: each issues an instruction a cycle
 KEYS = {
     "kernels": ("kernel", "architecture"),
     "problems": ("problem", "phase", "of_plan"),
@@ -588,23 +586,6 @@ def costs(executed: Sequence[tuple], moved: int, rows: int, codes: Mapping[str, 
                 for n, launch in ((launch["name"], launch) for launch, _ in executed)
             )
     return row
-
-
-def model(row: Mapping, chip: Mapping) -> dict[str, float]:
-    """Nanoseconds an edge, by term."""
-    per_cycle = chip["multiprocessors"] * chip["clock"] / 1e9
-    sectors = row["read"] + row["written"]
-    terms = {
-        "dram": row["compulsory"] / chip["dram"] * 1e9,
-        "arithmetic": 32 * row["arithmetic"] / chip["lanes"] / per_cycle,
-        "issue": row[f"sass_{ARCHITECTURES[chip['architecture']]['machine_code']}"] / SCHEDULERS / per_cycle,
-        "l1": (row["wavefronts"] + row["shuffles"] + sectors / 4) / per_cycle,
-    }
-    if "tensor" in row:
-        terms["tensor"] = row["tensor"] / chip["tensor"] * 1e9
-    if "l2" in chip:
-        terms["l2"] = 32 * sectors / chip["l2"] * 1e9
-    return terms
 
 
 def products(plan: eqk.Plan, chip: Mapping) -> float:

@@ -24,6 +24,7 @@ from eqk.plan import LAYOUTS, MODES, Plan
 from eqk.s2_activation_plan import FUNCTIONS, S2ActivationPlan
 from eqk.symmetric_contraction_plan import MAX_CORRELATION, SymmetricContractionPlan, chains_to
 
+# --8<-- [start:tolerances]
 # Largest error for derivative order 0 to 3, relative to the largest magnitude of the reference result. The 16-bit types
 # round each order's intermediate results to their storage; float32's third order adds up rounded second ones.
 TOLERANCES: dict[torch.dtype, tuple[float, float, float, float]] = {
@@ -32,6 +33,7 @@ TOLERANCES: dict[torch.dtype, tuple[float, float, float, float]] = {
     torch.float16: (1e-3, 2e-3, 4e-3, 6e-3),
     torch.bfloat16: (8e-3, 1.6e-2, 3.2e-2, 5e-2),
 }
+# --8<-- [end:tolerances]
 
 
 @functools.cache
