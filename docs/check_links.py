@@ -41,7 +41,7 @@ def problems(site: Path) -> list[str]:
                 if ok and url.fragment and target in pages:
                     ok = unquote(url.fragment) in pages[target].anchors
             if not ok:
-                found.append(f"{path.relative_to(site.resolve())}: {link or 'an empty link'}")
+                found.append(f"{path.relative_to(site.resolve())}: {link}")
     return found
 
 

@@ -1,8 +1,8 @@
 """Tables of the committed counts: {{ csv bench/gpu_gaunt.csv; kind=even; lmax as L; phase; compulsory as bytes }}.
 
-A column is shown under its name or the one after `as`; `name=value` leaves the rows that have that value. `time @ CHIP`
-is what bench/gpu_model.py makes of a row, in nanoseconds, `floors @ CHIP` the same over the time of its compulsory bytes,
-`bound @ CHIP` what bounds it.
+A column is shown under its name or the one after `as`; `name=value` leaves the rows that have that value. Of what
+bench/gpu_model.py makes of a row `time @ CHIP` is the time in nanoseconds, `floors @ CHIP` that over the time of its
+compulsory bytes, `bound @ CHIP` what bounds it.
 """
 
 import csv
