@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 LINTERS := ruff==0.17.6 clang-format==19.1.7
 # The site of docs/, all of it, since warnings are errors; ruff lays out signatures.
 DOCS := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocs-autorefs==1.4.5 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 \
-	griffelib==2.4.1 pymdown-extensions==13.1.2
+	griffelib==2.4.1 pymdown-extensions==13.1.2 latex2mathml==3.81.1
 # The CUDA library compiles without a GPU, so a development build includes it wherever nvcc is.
 EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA

@@ -2,19 +2,20 @@
 
 * ``eqk.rotate`` and its like are functions in modules of the same name, which a static reader takes for the modules.
 * What a module says of its op, formulas mostly, is shown below the function.
-* Roles such as :func:`eqk.rotate` become links, where the reference has the name, and code; :math: becomes TeX.
+* Roles such as :func:`eqk.rotate` become links, where the reference has the name, and code; :math: becomes MathML.
 """
 
 import re
 
 import griffe
+from latex2mathml.converter import convert
 
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`~?([^`]+)`")
 MATH = re.compile(r":math:`([^`]+)`")
 MATHS = re.compile(r"^( *)\.\. math:: (.+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 # src, dst: ... would be taken for src of the type dst.
 NAMES = re.compile(r"^( +\w+(?:, \w+)+)(?=: )", re.MULTILINE)
-CODE = re.compile(r"(``.+?``|`[^`]+`|<autoref.+?</autoref>|\\\(.+?\\\)|\\\[.+?\\\])", re.DOTALL)
+CODE = re.compile(r"(``.+?``|`[^`]+`|<(autoref|math).+?</\2>)", re.DOTALL)
 
 
 def _is_there(path: str, package: griffe.Module) -> bool:
@@ -33,12 +34,19 @@ def _markdown(text: str, item: griffe.Object, package: griffe.Module) -> str:
         target = next((path for path in paths if _is_there(path, package)), name)
         return f'<autoref identifier="{target}" optional><code>{name}</code></autoref>'
 
-    text = MATHS.sub(lambda m: f"{m[1]}\\[ {' '.join(m[2].split())} \\]", text)
-    text = MATH.sub(lambda m: f"\\({m[1]}\\)", text)
+    text = MATHS.sub(lambda m: m[1] + convert(" ".join(m[2].split()), display="block"), text)
+    text = MATH.sub(lambda m: convert(m[1]), text)
     text = NAMES.sub(lambda m: m[1].replace(", ", ",\N{NO-BREAK SPACE}"), text)
-    # What is neither code, formula nor link is no HTML: <g, T(x)> is an inner product.
-    parts = CODE.split(ROLE.sub(link, text))
-    return "".join(part if n % 2 else re.sub(r"<(?=\w)", "&lt;", part) for n, part in enumerate(parts))
+    # What is neither code, formula nor link is no HTML, <g, T(x)> an inner product, and no link, [rows][columns].
+    at, parts = 0, []
+    for match in CODE.finditer(text := ROLE.sub(link, text)):
+        parts += [_escape(text[at : match.start()]), match[0]]
+        at = match.end()
+    return "".join([*parts, _escape(text[at:])])
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"<(?=\w)", "&lt;", text).replace("][", "]&#91;")
 
 
 class Eqk(griffe.Extension):

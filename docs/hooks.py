@@ -46,8 +46,9 @@ def _table(match: re.Match) -> str:
             columns.append((name, title or name))
     if not rows or not columns:
         raise ValueError(f"{match[0]}: expected rows and columns, got {len(rows)} and {len(columns)}")
-    table = [[title for _, title in columns], ["---"] * len(columns)]
+    table = [[title for _, title in columns], []]
     table += [[_cell(row, name) for name, _ in columns] for row in rows]
+    table[1] = ["---:" if cell[0].isdigit() else "---" for cell in table[2]]
     return "\n".join(f"{match['indent']}| {' | '.join(cells)} |" for cells in table)
 
 

@@ -109,7 +109,8 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
         A :class:`ConversionReport`.
 
     Raises:
-        TypeError: if ``model`` is no module. ValueError: if ``layout`` is not one of the above.
+        TypeError: if ``model`` is no module.
+        ValueError: if ``layout`` is not one of the above.
 
     e3nn is not imported: where nobody has imported it, a model holds none of its modules.
     """

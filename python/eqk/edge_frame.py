@@ -76,7 +76,7 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     Of the ten products of two components of q = (w, x, y, z), which a rotation matrix has in its sums and differences
     (Shepperd 1978, doi:10.2514/3.55767b), those with the largest component are taken,
 
-    .. math:: q = \frac{(q_k w, q_k x, q_k y, q_k z)}{|q_k|}, \qquad k = \arg\max_i |q_i|,
+    .. math:: q = \frac{(q_k w, q_k x, q_k y, q_k z)}{|q_k|}, \qquad k = \operatorname{argmax}_i |q_i|,
 
     so that nothing cancels, whatever the rotation, half turns too.
 

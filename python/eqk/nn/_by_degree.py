@@ -149,7 +149,8 @@ class EquivariantRMSNorm(_EquivariantNorm):
         std_balance_degrees: whether degrees have equal weights, b_l as above; else components, b_l = 1 / (lmax + 1)^2.
 
     Attributes:
-        affine_weight: [lmax + 1, C], ones at the start. affine_bias: [C], zeros.
+        affine_weight: [lmax + 1, C], ones at the start.
+        affine_bias: [C], zeros.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -189,7 +190,8 @@ class EquivariantLayerNorm(_EquivariantNorm):
         lmax, num_channels, eps, affine: as there.
 
     Attributes:
-        affine_weight: [lmax + 1, C], ones at the start. affine_bias: [C], zeros.
+        affine_weight: [lmax + 1, C], ones at the start.
+        affine_bias: [C], zeros.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -218,7 +220,8 @@ class EquivariantSeparableLayerNorm(_EquivariantNorm):
             b_l = 1 / ((lmax + 1)^2 - 1).
 
     Attributes:
-        norm_l0: LayerNorm of degree 0. affine_weight: [lmax, C], ones at the start.
+        norm_l0: LayerNorm of degree 0.
+        affine_weight: [lmax, C], ones at the start.
 
     Raises:
         ValueError: naming the argument that does not fit.
