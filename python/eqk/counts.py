@@ -8,6 +8,7 @@ floor of the time.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -43,9 +44,16 @@ def _summed(steps: Iterable[tuple[float, float]]) -> dict[str, Count]:
     return result
 
 
+@functools.cache
 def coupling_terms(l1: int, l2: int, l3: int) -> int:
     """The nonzero numbers of a Wigner 3j symbol."""
     return int((wigner_3j(l1, l2, l3) != 0).sum())
+
+
+@functools.cache
+def _coupled_pairs(l1: int, l2: int, l3: int) -> int:
+    """The pairs (i, k) for which some C[i, j, k] is nonzero."""
+    return int((wigner_3j(l1, l2, l3) != 0).any(1).sum())
 
 
 def path_products(plan: Plan, ins: Instruction) -> int:
@@ -53,7 +61,7 @@ def path_products(plan: Plan, ins: Instruction) -> int:
     (m1, a), (m2, b), (mo, c) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out]
     mode = ins.connection_mode
     channels = m1 if mode.startswith("uu") else m1 * (m1 - 1) // 2 if "<" in mode else m1 * m2
-    products = channels * int((wigner_3j(a.l, b.l, c.l) != 0).any(1).sum())
+    products = channels * _coupled_pairs(a.l, b.l, c.l)
     return products + (channels * mo * c.dim if mode.endswith("w") else 0)
 
 
