@@ -8,16 +8,18 @@ import re
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 from eqk import _library, adapters, counts, dispatch, reference, testing
 from eqk.__main__ import main
-from eqk.cli import explain, info
+from eqk.cli import check, explain, info
 from eqk.cli.cases import all_cases
 from eqk.cli.fatbin import architectures
 from eqk.cli.tables import markdown, number
@@ -80,6 +82,12 @@ def test_the_package_imports_nothing_of_it_and_runs_as_a_module():
     machine = json.loads(got.stdout)["machine"]
     assert machine["instruction set"] == "baseline"
     assert "EQK_CPU_ISA=baseline" in machine["environment"]
+
+
+def test_it_is_installed():
+    setup = (ROOT / "setup.py").read_text()
+    assert 'find_packages(ROOT / "python")' in setup
+    assert "eqk.cli" in setuptools.find_packages(str(ROOT / "python"))
 
 
 def test_no_command_is_an_error(capsys):
@@ -440,6 +448,22 @@ def test_an_exception_is_one_row(capsys):
         ("float64", "FAIL"),
         ("float32", "ok"),
     ]
+
+
+def test_no_time_left(capsys, monkeypatch):
+    """The second of three parts is not begun; a case of one part, and other dtypes, not at all."""
+    now = itertools.chain([0.0] * 5, itertools.repeat(100.0))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(now))
+    monkeypatch.setattr(check, "time", clock)
+    monkeypatch.setattr(check, "_milliseconds", lambda *_: 1.0)
+    status, out, _ = run(capsys, "check", "--quick", "--ops", "wigner", "--seconds", "50")
+    assert status == 0
+    assert [row[4] for row in tables(out)[1][1:]] == ["float64"]
+    assert "- wigner small sizes cpu cpu float64: 2 of 3, no time left in 50 s" in out
+    assert "- wigner small sizes cpu cpu float32: 3 of 3, no time left in 50 s" in out
+    assert "passed: 1 checks, 2 not done or not whole for lack of time" in out.splitlines()[-1]
+    status, out, _ = run(capsys, "check", "--ops", "wigner", "--seconds", "0")
+    assert (status, out.splitlines()[-1]) == (1, "FAILED: nothing was checked")
 
 
 def test_nothing_checked_is_a_failure(capsys):

@@ -34,17 +34,21 @@ def e3nn_product(plan: Plan, jit_mode: str) -> torch.nn.Module:
     import e3nn
     from e3nn import o3
 
-    if "jit_mode" in e3nn.get_optimization_defaults():
-        e3nn.set_optimization_defaults(jit_mode=jit_mode)
     irreps = [str(i) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
     # The coefficient of a path is the root of e3nn's path weight where nothing else normalises.
     paths = [(i.i_in1, i.i_in2, i.i_out, i.connection_mode, i.has_weight, i.coefficient**2) for i in plan.instructions]
     if any(i.coefficient < 0 for i in plan.instructions):
         raise ValueError("a negative coefficient")
-    return o3.TensorProduct(
-        *irreps, paths, irrep_normalization="none", path_normalization="none",
-        shared_weights=plan.weights == "shared", internal_weights=False,
-    )  # fmt: skip
+    before = e3nn.get_optimization_defaults()
+    if "jit_mode" in before:
+        e3nn.set_optimization_defaults(jit_mode=jit_mode)
+    try:
+        return o3.TensorProduct(
+            *irreps, paths, irrep_normalization="none", path_normalization="none",
+            shared_weights=plan.weights == "shared", internal_weights=False,
+        )  # fmt: skip
+    finally:
+        e3nn.set_optimization_defaults(**before)
 
 
 def phase_function(
