@@ -462,6 +462,7 @@ def test_no_time_left(capsys, monkeypatch):
     assert "- wigner small sizes cpu cpu float64: 2 of 3, no time left in 50 s" in out
     assert "- wigner small sizes cpu cpu float32: 3 of 3, no time left in 50 s" in out
     assert "passed: 1 checks, 2 not done or not whole for lack of time" in out.splitlines()[-1]
+    now = itertools.count()
     status, out, _ = run(capsys, "check", "--ops", "wigner", "--seconds", "0")
     assert (status, out.splitlines()[-1]) == (1, "FAILED: nothing was checked")
 
