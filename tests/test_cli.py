@@ -287,6 +287,10 @@ def test_cpu_kernels():
     assert kernel("mace-skip") == "matmul, outer products by rows"
     assert kernel("mace-skip", torch.float16) == "rows"
     assert kernel("matrix-product").startswith("matmul, outer products by rows, other paths by ")
+    plans = {name: str(testing.CASES[name].plan) for name in ("mace-medium", "uvw-per_sample", "uvv-per_sample")}
+    conv = {name: torch.ops.eqk.tensor_product_conv_cpu_kernel(torch.empty(0), plan) for name, plan in plans.items()}
+    assert conv["mace-medium"] == ("channels, sums in registers" if unrolled else "gathered edges by rows")
+    assert conv["uvw-per_sample"] == conv["uvv-per_sample"] == "gathered edges by rows"
     with pytest.raises(RuntimeError, match="x: expected dtype float32"):
         torch.ops.eqk.tensor_product_cpu_kernel(torch.empty(0, dtype=torch.int64), SMALL)
 
@@ -502,7 +506,7 @@ def test_bench_refuses_what_is_wrong(capsys):
     with Disturbed(WIGNER, lambda out: out * 1.001):
         status, out, _ = run(capsys, *argv)
     assert status == 1
-    assert "differs from eqk.reference by " in out
+    assert "forward differs from eqk.reference by " in out
     with pytest.raises(SystemExit) as error:
         main(["bench", "--rounds", "0"])
     assert error.value.code == 2

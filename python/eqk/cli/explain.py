@@ -168,10 +168,13 @@ def own_cuda_kernel(plan: eqk.Plan) -> str:
 
 def _kernel(plan: AnyPlan, op: str, backend: str) -> str:
     """What is known of the kernel beyond its backend."""
-    if op == "tensor_product" and backend == "cpu":
+    if op.startswith("tensor_product") and backend == "cpu":
+        which = torch.ops.eqk.tensor_product_cpu_kernel
+        if op != "tensor_product":
+            which = torch.ops.eqk.tensor_product_conv_cpu_kernel
         same: dict[str, list[str]] = {}
         for dtype in testing.TOLERANCES:
-            name = torch.ops.eqk.tensor_product_cpu_kernel(torch.empty(0, dtype=dtype), str(plan))
+            name = which(torch.empty(0, dtype=dtype), str(plan))
             same.setdefault(name, []).append(str(dtype).removeprefix("torch."))
         return "; ".join(f"{', '.join(dtypes)}: {name}" for name, dtypes in same.items())
     if op == "tensor_product" and backend == "cuda":
