@@ -16,7 +16,7 @@ from eqk.cli.info import gpu_reason, machine
 from eqk.cli.tables import markdown, threads
 from eqk.counts import PHASES
 
-_LEGEND = """Medians; backward: forward and the gradients of all operands. Both are compared with its peer first.
+_LEGEND = """Medians; backward: forward and the gradients of all operands. Value and gradients are compared with the peer first.
 eqk.reference is the truth by dense torch operations, which is not written to be fast."""
 
 
