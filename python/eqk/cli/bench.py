@@ -16,8 +16,8 @@ from eqk.cli.info import gpu_reason, machine
 from eqk.cli.tables import markdown, threads
 from eqk.counts import PHASES
 
-_LEGEND = """Medians; backward: forward and the gradients of all operands. Value and gradients are compared with the peer first.
-eqk.reference is the truth by dense torch operations, which is not written to be fast."""
+_LEGEND = """Medians; backward: forward and the gradients of all operands. Value and gradients are first compared with
+those of the peer. eqk.reference is the truth by dense torch operations, which is not written to be fast."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
