@@ -85,8 +85,8 @@ std::string kernel_names(const Tensor& x, StringArgument text) {
   const MatmulPlan& matmul = *lowering->matmul;
   std::string result = "matmul, outer products by";
   for (const MatmulGroup& group : matmul.groups) {
-    const std::string name = " " + lanes(group.outer, group.lowered);
-    if (!result.ends_with(name)) result += name;
+    const std::string name = lanes(group.outer, group.lowered);
+    if (!result.ends_with(name)) result.append(" ").append(name);
   }
   return matmul.rest.instructions.empty() ? result
                                           : result + ", other paths by " + lanes(matmul.rest, matmul.rest_lowered);
