@@ -490,7 +490,7 @@ def test_bench(capsys):
     header, *rows = tables(out)[1]
     assert [row[:5] for row in rows] == [
         [op, case, n, phase, "1 thread"]
-        for op, case, n in (("spherical_harmonics", "degrees 0 to 3", "200"), ("wigner", "6 2", "40"))
+        for op, case, n in (("spherical_harmonics", "degrees 0 to 3", "200"), ("wigner", "6 2", "10"))
         for phase in ("forward", "backward")
     ]
     for row in rows:

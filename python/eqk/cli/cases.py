@@ -320,7 +320,7 @@ def _cases() -> list[Case]:
     timed = {"mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5"}
     rows_of_plan = (1, 5, 5, 17, 5, 5, 3, 5, 9, 5, 33, 65, 17, 7, 5, 5, 5, 5, 5, 5)
     cases = [
-        _one("tensor_product", name, _tensor_product, plans[name], rows=40, bench_rows=2000 if name in timed else None)
+        _one("tensor_product", name, _tensor_product, plans[name], rows=40, bench_rows=500 if name in timed else None)
         for name in published
     ]
     small = {name: (plans[name],) for name in _SMALL_PLANS}
@@ -330,7 +330,7 @@ def _cases() -> list[Case]:
 
     for op, make in (("tensor_product_conv", _conv), ("tensor_product_conv_radial", _conv_radial)):
         for name in ("mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5"):
-            rows = 2000 if name in ("mace-medium", "mace-large") else None
+            rows = 500 if name in ("mace-medium", "mace-large") else None
             cases.append(_one(op, name, make, plans[name], rows=100, bench_rows=rows))
         some = _CONV_PLANS if op == "tensor_product_conv" else _CONV_PLANS[:3]
         parts = _parts(make, {name: (plans[name],) for name in some})
@@ -351,7 +351,7 @@ def _cases() -> list[Case]:
     contractions = testing.CONTRACTIONS
     for name in ("mace-medium", "mace-large"):
         cases.append(
-            _one("symmetric_contraction", name, _symmetric_contraction, contractions[name], rows=40, bench_rows=64)
+            _one("symmetric_contraction", name, _symmetric_contraction, contractions[name], rows=40, bench_rows=32)
         )
     some = {name: (plan,) for name, plan in contractions.items() if not name.startswith("mace")}
     parts = _parts(functools.partial(_symmetric_contraction, channels=5), some)
@@ -360,7 +360,7 @@ def _cases() -> list[Case]:
     for kind in ("even", "all"):
         for lmax in (2, 4, 6):
             plan = eqk.GauntPlan.normalized(lmax, lmax, lmax, 128, 128, kind)
-            timed_rows = 100 if lmax == 4 or kind == "even" else None
+            timed_rows = 40 if lmax == 4 or kind == "even" else None
             cases.append(
                 _one("gaunt_product", f"{kind}, degrees to {lmax}", _gaunt_product, plan, bench_rows=timed_rows)
             )
@@ -371,15 +371,15 @@ def _cases() -> list[Case]:
 
     for back in (False, True):
         for lmax in (2, 6):
-            name, rows = f"{'back' if back else 'to edges'}, {lmax} {2}", 2000 if lmax == 6 else None
+            name, rows = f"{'back' if back else 'to edges'}, {lmax} {2}", 500 if lmax == 6 else None
             cases.append(_one("rotate", name, _rotate, lmax, 2, 128, back, rows=24, bench_rows=rows))
     some = {"3 2": (3, 2, 5, False), "3 1 back": (3, 1, 17, True), "0 0": (0, 0, 3, False), "8 4": (8, 4, 2, True)}
     cases.append(Case("rotate", "small sizes", _parts(_rotate, some), 41, dtypes=ALL_DTYPES))
 
     s2 = eqk.S2ActivationPlan.normalized
     cases += [
-        _one("s2_activation", "silu, 6, 18x18", _s2_activation, s2(6, 6, 128, "silu", (18, 18)), bench_rows=400),
-        _one("s2_activation", "silu, 4, 7x13", _s2_activation, s2(4, 4, 128, "silu", (7, 13)), bench_rows=400),
+        _one("s2_activation", "silu, 6, 18x18", _s2_activation, s2(6, 6, 128, "silu", (18, 18)), bench_rows=100),
+        _one("s2_activation", "silu, 4, 7x13", _s2_activation, s2(4, 4, 128, "silu", (7, 13)), bench_rows=100),
         _one("s2_activation", "swiglu, 6 2, 10x7", functools.partial(_s2_activation, times=1),
              s2(6, 6, 64, "silu", (10, 7), mmax=2, order="m_primary")),
     ]  # fmt: skip
@@ -394,9 +394,9 @@ def _cases() -> list[Case]:
 
     message = _so2_edge_message
     cases += [
-        _one("so2_edge_message", "uma-s", message, (2, 2), 128, 128, "gate", rows=24, bench_rows=1000),
+        _one("so2_edge_message", "uma-s", message, (2, 2), 128, 128, "gate", rows=24, bench_rows=300),
         _one("so2_edge_message", "esen, 4 2", message, (4, 2), 64, 64, "gate", rows=24),
-        _one("so2_edge_message", "equiformer-v3, 6 2", message, (6, 2), 64, 32, "swiglu_s2", rows=24, bench_rows=500),
+        _one("so2_edge_message", "equiformer-v3, 6 2", message, (6, 2), 64, 32, "swiglu_s2", rows=24, bench_rows=100),
     ]
     some = {
         "gate 3 2": ((3, 2), 5, 7, "gate"),
@@ -408,7 +408,7 @@ def _cases() -> list[Case]:
 
     scalars = _so2_edge_scalars
     cases += [
-        _one("so2_edge_scalars", "equiformer-v2, 6", scalars, 6, 64, 64, rows=24, bench_rows=2000),
+        _one("so2_edge_scalars", "equiformer-v2, 6", scalars, 6, 64, 64, rows=24, bench_rows=500),
         Case(
             "so2_edge_scalars",
             "small sizes",
@@ -419,7 +419,7 @@ def _cases() -> list[Case]:
     ]
 
     cases += [
-        _one("wigner", "6 2", _wigner, 6, 2, rows=50, bench_rows=4000),
+        _one("wigner", "6 2", _wigner, 6, 2, rows=50, bench_rows=1000),
         Case(
             "wigner",
             "small sizes",
