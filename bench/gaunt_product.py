@@ -17,7 +17,6 @@ pairs of rings and of the products of polynomials on each ring, as they are in t
 """
 
 import argparse
-import itertools
 import math
 import os
 import sys
@@ -29,18 +28,12 @@ from tensor_product import PHASES, add_arguments, keep_memory, phase_function, p
 from torch import Tensor
 
 import eqk
+from eqk.counts import gaunt_paths, gaunt_product_counts
 from eqk.testing import TOLERANCES, relative_error
 
 PROVIDERS = ("grid", "cg", "jax-grid", "jax-cg")
 CASES = [f"{kind}-{lmax}" for kind in ("even", "odd", "all", "mimo") for lmax in range(1, 9)]
 STANDARD = [f"{kind}-{lmax}" for kind in ("even", "all") for lmax in range(2, 7)]
-
-
-def paths(plan: eqk.GauntPlan):
-    """(l1, l2, l3, coefficient) of the product."""
-    for l1, l2, l3 in itertools.product(*[range(lmax + 1) for lmax in plan.lmaxes]):
-        if coefficient := plan.path_coefficient(l1, l2, l3):
-            yield l1, l2, l3, coefficient
 
 
 def grid_product(plan: eqk.GauntPlan):
@@ -64,7 +57,7 @@ def grid_product(plan: eqk.GauntPlan):
 
 def cg_product(plan: eqk.GauntPlan):
     irreps = ["+".join(f"{plan.channels}x{l}e" for l in range(lmax + 1)) for lmax in plan.lmaxes]
-    instructions = [(l1, l2, l3, "uuu", False, coefficient) for l1, l2, l3, coefficient in paths(plan)]
+    instructions = [(l1, l2, l3, "uuu", False, coefficient) for l1, l2, l3, coefficient in gaunt_paths(plan)]
     cg = eqk.Plan(*irreps, instructions, "ir_mul", "ir_mul", "ir_mul")
     return lambda x, y: eqk.tensor_product(x.flatten(1), y.flatten(1), None, cg).unflatten(1, (-1, plan.channels))
 
@@ -123,7 +116,7 @@ def jax_product(plan: eqk.GauntPlan, on_grid: bool) -> JaxProduct:
             return z / math.sqrt(4 * math.pi)  # its harmonics are that much larger
 
     else:
-        symbols = [(*l, c * jnp.asarray(eqk.wigner_3j(*l, dtype=torch.float32).numpy())) for *l, c in paths(plan)]
+        symbols = [(*l, c * jnp.asarray(eqk.wigner_3j(*l, dtype=torch.float32).numpy())) for *l, c in gaunt_paths(plan)]
 
         def product(x, y):
             out = [jnp.zeros((x.shape[0], 2 * l + 1)) for l in range(plan.lmax_out + 1)]
@@ -142,28 +135,7 @@ def provider(name: str, plan: eqk.GauntPlan):
 
 
 def floors(plan: eqk.GauntPlan, rows: int, limits: tuple[float, float]) -> dict[str, float]:
-    def ring(first: int, second: int, out: int) -> int:
-        """Real multiply-adds of a product of polynomials; 0 is real, and of a pair with the conjugate one is formed."""
-        total = 2 * min(first, second) + 1
-        for m in range(1, out + 1):
-            for p in range(max(-first, m - second), min(first, m + second) + 1):
-                total += 2 if p in (0, m) else 4
-        return total
-
-    rings, kinds = sum(plan.lmaxes) // 2 + 1, (plan.even != 0) + (plan.odd != 0)
-    half, (n1, n2, n3) = (rings + 1) // 2, ((lmax + 1) ** 2 for lmax in plan.lmaxes)
-    l1, l2, l3 = plan.lmaxes
-    of_ring = {"even": 1.0, "odd": 2.0, "all": 2.5}["even" if not plan.odd else "all" if plan.even else "odd"]
-    product = [rings * of_ring * ring(*degrees) for degrees in ((l1, l2, l3), (l2, l3, l1), (l3, l1, l2))]
-    forward = half * (kinds * (n1 + n2) + n3) + product[0]
-    backward = half * (kinds * (n1 + n2 + n3) + n1 + n2) + product[1] + product[2]
-    double = half * (2 * kinds * (n1 + n2 + n3) + n1 + n2 + n3) + 2 * sum(product)
-    moved = {"forward": n1 + n2 + n3, "backward": 2 * (n1 + n2) + n3, "double": 3 * (n1 + n2 + n3)}
-    result, total = {}, [0.0, 0.0]
-    for phase, count in zip(PHASES, (forward, backward, double), strict=True):
-        total = [t + rows * plan.channels * n for t, n in zip(total, (4 * moved[phase], count), strict=True)]
-        result[phase] = max(total[0] / limits[0], total[1] / limits[1])
-    return result
+    return {phase: rows * count.seconds(limits) for phase, count in gaunt_product_counts(plan).items()}
 
 
 def plan_of(name: str, channels: int) -> eqk.GauntPlan:

@@ -385,7 +385,7 @@ def bench(name: str, args, threads: int) -> list[dict]:
             continue
         check(name, product, setting, args.channels, functions[product])
         counts[product] = expressed(setting, product)
-    results, clock = [], clock_of(threads)
+    results, clock = [], clock_of("cpu", threads)
     for phase in args.phases:
         runs = {}
         for product, f in functions.items():
@@ -485,7 +485,7 @@ def crossover(args) -> None:
         functions = {"cg": cg, "gaunt": eqk_gaunt(setting, channels, torch.float32)}
         for phase, name in zip(PHASES[:2], NAMES_OF_PHASES, strict=True):
             runs = {name: phase_function(phase, f, (x, y), g, None) for name, f in functions.items()}
-            times = interleaved(str(lmaxes), phase, runs, args, clock_of(threads))
+            times = interleaved(str(lmaxes), phase, runs, args, clock_of("cpu", threads))
             table.setdefault((kind, channels, name), []).append(times["cg"] / times["gaunt"])
         print(f"{lmaxes}, {kind}, {channels} channels", file=sys.stderr)
     print("MEASURED = {")

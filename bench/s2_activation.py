@@ -16,6 +16,7 @@ import torch
 from tensor_product import PHASES, main_on_cpu, phase_function, timed
 
 import eqk
+from eqk.counts import s2_activation_counts
 from eqk.reference.s2_activation import FUNCTIONS, dense
 from eqk.testing import TOLERANCES, relative_error
 
@@ -35,24 +36,6 @@ def dense_activation(plan: eqk.S2ActivationPlan):
     return lambda x: torch.einsum("bai,zbac->zic", back, f(torch.einsum("bai,zic->zbac", to, x)))
 
 
-def floors(plan: eqk.S2ActivationPlan, rows: int, limits: tuple[float, float]) -> dict[str, float]:
-    rings, angles = plan.res
-    size, width = (plan.lmax_in + 1) ** 2, 2 * plan.lmax_in + 1
-    transform = (rings + 1) // 2 * size + rings * (angles // 2 + 1) * width
-    evaluation = 16 * rings * angles
-    steps = {
-        "forward": (2 * size, 2 * transform + evaluation),
-        "backward": (3 * size, 3 * transform + evaluation),
-        "double": (7 * size, 7 * transform + 2 * evaluation),
-    }
-    result, total = {}, [0.0, 0.0]
-    for phase in PHASES:
-        moved, products = steps[phase]
-        total = [t + rows * plan.channels * n for t, n in zip(total, (4 * moved, products), strict=True)]
-        result[phase] = max(total[0] / limits[0], total[1] / limits[1])
-    return result
-
-
 def bench(name: str, args, clock, limits) -> list[list]:
     plan, generator = plan_of(name, args.channels), torch.Generator().manual_seed(0)
     x, g, direction = (
@@ -67,7 +50,7 @@ def bench(name: str, args, clock, limits) -> list[list]:
             worst = max(relative_error(a, b) for a, b in zip(*pair, strict=True))
             if worst > 2 * TOLERANCES[torch.float32][1]:
                 sys.exit(f"{name}: {phase} of eqk differs from dense matrices by {worst:.1e}")
-    floor = floors(plan, args.rows, limits)
+    floor = {phase: args.rows * count.seconds(limits) for phase, count in s2_activation_counts(plan).items()}
     return timed(name, functions, (x,), g, [direction], floor, args, clock, peer="dense")
 
 

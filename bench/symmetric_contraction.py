@@ -20,8 +20,8 @@ import torch
 from tensor_product import main_on_cpu, phase_function, timed
 
 import eqk
+from eqk.counts import Count, symmetric_contraction_counts
 from eqk.o3._symmetric_contraction import basis_of
-from eqk.symmetric_contraction_plan import polynomial_of
 from eqk.testing import CONTRACTIONS, TOLERANCES, relative_error
 
 PHASES = ("forward", "forces", "backward", "double")
@@ -56,18 +56,11 @@ def einsum_contraction(plan: eqk.SymmetricContractionPlan, species: torch.Tensor
 
 
 def floors(plan, args, limits: tuple[float, float]) -> dict[str, float]:
-    monomials = sum(len(component) for component in polynomial_of(plan))
-    x, g = plan.irreps_in.dim, plan.irreps_out.dim
-    moved = {"forward": x + g, "forces": 2 * x + g, "backward": 2 * x + g, "double": 3 * x + 2 * g}
-    products = {"forward": 1, "forces": 2, "backward": 3, "double": 6}
-    result, total = {}, [0.0, 0.0]
-    numbers = args.nodes * args.channels
-    for phase in PHASES:
-        step = numbers * 4 * moved[phase], numbers * monomials * products[phase]
-        first = [numbers * 4 * moved["forward"], numbers * monomials] if phase in ("forces", "backward") else total
-        total = [a + b for a, b in zip(first, step, strict=True)]
-        result[phase] = max(total[0] / limits[0], total[1] / limits[1])
-    return result
+    need = symmetric_contraction_counts(plan)
+    # The gradient of x takes two of the three multiply-adds that those of x and w do.
+    (_, products), backward = need["forward"], need["backward"]
+    need["forces"] = Count(backward.moved, products + 2 * (backward.products - products) / 3)
+    return {phase: args.nodes * args.channels * count.seconds(limits) for phase, count in need.items()}
 
 
 def run_of(phase: str, f, operands, g, directions):

@@ -18,43 +18,19 @@ eqk.keep_memory() makes of eqk's. On a GPU a round is --calls calls, after which
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.timer import timer as after_the_device
 
 import eqk
+from eqk import measure
+from eqk.counts import PHASES, tensor_product_counts
+from eqk.measure import KEPT_MEMORY, ceilings, clock_of, e3nn_product, phase_function
 from eqk.testing import CASES, TOLERANCES, Case, random_operands, relative_error
 
-PHASES = ("forward", "backward", "double")
 STANDARD = ("mace-medium", "mace-large", "nequip-benzene", "sevennet-l3i5")
-KEPT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "1073741824",
-}
-
-
-def e3nn_product(case: Case, jit_mode: str):
-    import e3nn
-    from e3nn import o3
-
-    e3nn.set_optimization_defaults(jit_mode=jit_mode)
-    plan = case.plan
-    irreps = [str(i) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
-    # The coefficient of a path is the root of e3nn's path weight where nothing else normalises.
-    paths = [(i.i_in1, i.i_in2, i.i_out, i.connection_mode, i.has_weight, i.coefficient**2) for i in plan.instructions]
-    if any(i.coefficient < 0 for i in plan.instructions):
-        raise ValueError("a negative coefficient")
-    return o3.TensorProduct(
-        *irreps, paths, irrep_normalization="none", path_normalization="none",
-        shared_weights=plan.weights == "shared", internal_weights=False,
-    )  # fmt: skip
 
 
 def cuet_product(case: Case, layout: str, device: str):
@@ -75,70 +51,12 @@ def provider(name: str, case: Case, device: str):
     if name == "eqk":
         return lambda x, y, w: eqk.tensor_product(x, y, w, case.plan)
     if name == "e3nn":
-        return e3nn_product(case, "script").to(device)
+        return e3nn_product(case.plan, "script").to(device)
     if name == "e3nn-compile":
-        return torch.compile(e3nn_product(case, "eager").to(device), fullgraph=True, dynamic=False)
+        return torch.compile(e3nn_product(case.plan, "eager").to(device), fullgraph=True, dynamic=False)
     layout = {"cuet-mul_ir": "mul_ir", "cuet-ir_mul": "ir_mul"}[name]
     module = cuet_product(case, layout, device)
     return lambda x, y, w: module(x, y, w)
-
-
-def phase_function(phase: str, f, operands, g, directions):
-    if phase == "forward":
-
-        def run():
-            with torch.no_grad():
-                return (f(*operands),)
-
-        return run
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in operands]
-    wanted = [t for t in leaves if t is not None]
-    if phase == "backward":
-        return lambda: torch.autograd.grad(f(*leaves), wanted, g)
-    g = g.clone().requires_grad_()
-
-    def run():
-        gradients = torch.autograd.grad(f(*leaves), wanted, g, create_graph=True)
-        return torch.autograd.grad(gradients, (*wanted, g), directions)
-
-    return run
-
-
-def counts(case: Case) -> dict[str, tuple[float, float]]:
-    """Bytes and multiply-adds of a row, for the last op of each phase added to those before it."""
-    plan = case.plan
-    x, y, w, g = plan.irreps_in1.dim, plan.irreps_in2.dim, plan.weight_numel, plan.irreps_out.dim
-    w = 0 if plan.weights == "shared" else w
-    products = 0
-    for ins in plan.instructions:
-        (m1, a), (m2, b), (mo, c) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out]
-        mode = ins.connection_mode
-        channels = m1 if mode.startswith("uu") else m1 * (m1 - 1) // 2 if "<" in mode else m1 * m2
-        products += channels * int((eqk.wigner_3j(a.l, b.l, c.l) != 0).any(1).sum())
-        products += channels * mo * c.dim if mode.endswith("w") else 0
-    forward = (4 * (x + y + w + g), products)
-    backward = (4 * (2 * (x + y + w) + g), 2 * products)
-    double = (4 * (3 * (x + y + w) + 2 * g), 5 * products)
-    total, result = (0.0, 0.0), {}
-    for phase, part in zip(PHASES, (forward, backward, double), strict=True):
-        total = (total[0] + part[0], total[1] + part[1])
-        result[phase] = total
-    return result
-
-
-def median(timer: Timer, rounds: int) -> float:
-    return statistics.median(timer.timeit(1).mean for _ in range(rounds))
-
-
-def ceilings(clock, device: str) -> tuple[float, float]:
-    """Bytes a second of a copy (read and written) and multiply-adds a second of a matrix product."""
-    copied, n = (16 << 20, 1024) if device == "cpu" else (256 << 20, 8192)  # beyond a GPU's caches, and to fill it
-    a, b = torch.ones(copied, device=device), torch.ones(copied, device=device)
-    m = torch.ones(n, n, device=device)
-    names, threads = {"a": a, "b": b, "m": m, "torch": torch}, torch.get_num_threads()
-    copy = median(Timer("b.copy_(a)", globals=names, timer=clock, num_threads=threads), 9)
-    product = median(Timer("torch.mm(m, m)", globals=names, timer=clock, num_threads=threads), 9)
-    return 8 * a.numel() / copy, n**3 / product
 
 
 def checked(case: Case, functions: dict, operands, g, directions, peer: str = "e3nn") -> None:
@@ -152,20 +70,11 @@ def checked(case: Case, functions: dict, operands, g, directions, peer: str = "e
 
 def interleaved(case: str, phase: str, runs: dict[str, Callable], args, clock) -> dict[str, float]:
     """Medians in seconds of --rounds rounds of --calls calls, in which the ``runs`` take turns."""
-    timers = {}
-    for name, run in runs.items():
-        try:
-            for _ in range(3):
-                run()
-        except (RuntimeError, ValueError) as error:
-            print(f"{case}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
-            continue
-        timers[name] = Timer("run()", globals={"run": run}, timer=clock, num_threads=torch.get_num_threads())
-    times = {name: [] for name in timers}
-    for _ in range(args.rounds):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(args.calls).mean)
-    return {name: statistics.median(t) for name, t in times.items()}
+
+    def failed(name: str, error: Exception) -> None:
+        print(f"{case}: {name} {phase}: {str(error).splitlines()[0]}", file=sys.stderr)
+
+    return measure.interleaved(runs, args.rounds, args.calls, clock, failed)
 
 
 def timed(
@@ -209,8 +118,7 @@ def bench(case: Case, args, clock, limits) -> list[list]:
             print(f"{case.name}: {name}: {error}", file=sys.stderr)
     if "e3nn" in functions:
         checked(case, functions, operands, g, directions)
-    need = counts(case)
-    floors = {phase: args.rows * max(need[phase][0] / limits[0], need[phase][1] / limits[1]) for phase in PHASES}
+    floors = {phase: args.rows * need.seconds(limits) for phase, need in tensor_product_counts(case.plan).items()}
     return timed(case.name, functions, operands, g, directions, floors, args, clock)
 
 
@@ -233,11 +141,6 @@ def keep_memory(malloc: str) -> None:
         eqk.keep_memory()
 
 
-def clock_of(threads: int) -> Callable[[], float]:
-    """On the CPU. The time of one thread does not count what other programs take from a shared machine."""
-    return time.process_time if threads == 1 else time.perf_counter
-
-
 def print_table(args, bench_case: Callable, case_of: Callable = CASES.__getitem__) -> None:
     """``bench_case(case, args, clock, limits)`` for each case, of --cases by name, and number of threads."""
     from tabulate import tabulate
@@ -245,7 +148,7 @@ def print_table(args, bench_case: Callable, case_of: Callable = CASES.__getitem_
     on_cpu, table = args.device == "cpu", []
     for threads in args.threads or ([1, 2] if on_cpu else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
-        clock = clock_of(threads) if on_cpu else after_the_device
+        clock = clock_of(args.device, threads)
         limits = ceilings(clock, args.device)
         rates = f"copy {limits[0] / 1e9:.1f} GB/s, multiply-adds {limits[1] / 1e9:.0f} G/s"
         print(f"{f'{threads} thread(s)' if on_cpu else args.device}: {rates}", file=sys.stderr)

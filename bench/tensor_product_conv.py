@@ -12,19 +12,11 @@ their gradients move once for each edge, node features once for each node; the s
 import argparse
 
 import torch
-from tensor_product import (
-    PHASES,
-    STANDARD,
-    add_arguments,
-    checked,
-    counts,
-    e3nn_product,
-    keep_memory,
-    print_table,
-    timed,
-)
+from tensor_product import PHASES, STANDARD, add_arguments, checked, keep_memory, print_table, timed
 
 import eqk
+from eqk.counts import tensor_product_counts
+from eqk.measure import e3nn_product
 from eqk.testing import Case, random_operands
 
 
@@ -35,7 +27,7 @@ def provider(name: str, case: Case, src: torch.Tensor, dst: torch.Tensor, nodes:
     if name == "eqk-graph":
         graph = eqk.Graph.from_edges(src, dst, nodes)
         return lambda x, y, w: graph.conv(x, y, w, plan)
-    product = e3nn_product(case, "script") if name == "e3nn" else lambda x, y, w: eqk.tensor_product(x, y, w, plan)
+    product = e3nn_product(plan, "script") if name == "e3nn" else lambda x, y, w: eqk.tensor_product(x, y, w, plan)
 
     def by_messages(x, y, w):
         messages = product(x[src], y, w)
@@ -53,7 +45,7 @@ def floors(case: Case, nodes: int, edges: int, limits: tuple[float, float]) -> d
     for phase in PHASES:
         of_node, of_edge = moved[phase]
         total += 4 * (nodes * of_node + edges * of_edge)
-        result[phase] = max(total / limits[0], edges * counts(case)[phase][1] / limits[1])
+        result[phase] = max(total / limits[0], edges * tensor_product_counts(plan)[phase].products / limits[1])
     return result
 
 

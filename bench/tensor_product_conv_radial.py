@@ -12,10 +12,11 @@ duals five more).
 import argparse
 
 import torch
-from tensor_product import PHASES, checked, counts, keep_memory, print_table, timed
+from tensor_product import PHASES, checked, keep_memory, print_table, timed
 from tensor_product_conv import add_graph_arguments, provider, random_graph
 
 import eqk
+from eqk.counts import tensor_product_counts
 from eqk.testing import Case, random_operands
 
 
@@ -26,7 +27,7 @@ def floors(case: Case, args, limits: tuple[float, float]) -> dict[str, float]:
     product, total, result = args.hidden * plan.weight_numel, [0.0, 0.0], {}
     for phase, products in zip(PHASES, (1, 3, 8), strict=True):
         total[0] += 4 * (args.nodes * moved[phase][0] + edges * moved[phase][1])
-        total[1] = edges * (counts(case)[phase][1] + products * product)
+        total[1] = edges * (tensor_product_counts(plan)[phase].products + products * product)
         result[phase] = max(total[0] / limits[0], total[1] / limits[1])
     return result
 

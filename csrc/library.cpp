@@ -1,4 +1,5 @@
 #include "core/aligned.h"
+#include "core/cpu_dispatch.h"
 #include "core/tensor.h"
 #include "core/wigner_3j.h"
 
@@ -29,14 +30,23 @@ int64_t keep_memory(int64_t max_bytes) {
   return static_cast<int64_t>(eqk::KeptMemory::instance().held());
 }
 
+// By the same choice as every kernel's.
+std::string cpu_isa() {
+  using Name = const char*;
+  return eqk::choose_kernel<Name>([]() -> Name { return "avx512"; }, []() -> Name { return "avx2"; },
+                                  []() -> Name { return "baseline"; });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(eqk, m) {
   m.def("wigner_3j(int l1, int l2, int l3) -> Tensor");
   m.def("keep_memory(int max_bytes) -> int");
+  m.def("cpu_isa() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) {
   m.impl("wigner_3j", TORCH_BOX(&wigner_3j));
   m.impl("keep_memory", TORCH_BOX(&keep_memory));
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }

@@ -15,7 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 from eqk import reference, testing
-from eqk.testing import CASES, TOLERANCES, assert_close, derivatives, random_directions, random_operands, relative_error
+from eqk.testing import (
+    CASES,
+    Comparison,
+    assert_close,
+    cast,
+    derivatives,
+    random_directions,
+    random_operands,
+    relative_error,
+)
 
 SMALL = [case for case in CASES.values() if not case.problem]
 PROBLEMS = [case for case in CASES.values() if case.problem]
@@ -35,10 +44,6 @@ def names(cases):
     return [case.name for case in cases]
 
 
-def cast(tensors, dtype):
-    return [None if t is None else t.to(dtype) for t in tensors]
-
-
 def bound(f, plan):
     return lambda x, y, w: f(x, y, w, plan)
 
@@ -48,47 +53,16 @@ def leaves(case, rows, generator, dtype=torch.float64):
 
 
 def compare(plan, operands, generator, dtypes, orders=3, truth=None, op=None):
-    """Value and derivatives of the op in each dtype against the reference in float64 on the same numbers.
-
-    Where a result hangs on a single sum, such as the gradient of one broadcast number, it may cancel to few digits in
-    any order of summation, and a polynomial that is zero leaves rounding errors alone. There the tolerance is 4 times
-    what a change of the operands by two roundings does to the reference.
-    """
-    wide = cast(operands, torch.float64)
-    truth = truth or bound(reference.tensor_product, plan)
-
-    def rounded(tensors, dtype):
-        noise = [None if t is None else torch.rand(t.shape, generator=generator, dtype=t.dtype) - 0.5 for t in tensors]
-        return [
-            t if t is None else t * (1 + torch.finfo(dtype).eps * 4 * r) for t, r in zip(tensors, noise, strict=True)
-        ]
-
-    nudged = {dtype: [] for dtype in dtypes}
-
-    def is_rounding(error, dtype, order, n):
-        """Whether one of up to 12 changes of the operands, which all results share, explains the error."""
-        for number in range(12):
-            if number == len(nudged[dtype]):
-                along = [rounded(tensors, dtype) for tensors in wide_directions]
-                nudged[dtype].append(derivatives(truth, rounded(wide, dtype), along))
-            if error <= 4 * relative_error(nudged[dtype][number][order][n], expected[order][n]):
-                return True
-        return False
-
-    directions = random_directions(operands, truth(*wide).to(operands[0].dtype), orders, generator)
-    wide_directions = [cast(along, torch.float64) for along in directions]
-    expected = derivatives(truth, wide, wide_directions)
+    """Value and derivatives of the op in each dtype against the reference in float64 on the same numbers."""
+    comparison = Comparison(truth or bound(reference.tensor_product, plan), operands, orders, generator)
     for dtype in dtypes:
-        got = derivatives(
-            op or bound(eqk.tensor_product, plan), cast(operands, dtype), [cast(d, dtype) for d in directions]
-        )
-        for order, (results, references) in enumerate(zip(got, expected, strict=True)):
+        got = comparison.results(op or bound(eqk.tensor_product, plan), dtype)
+        excess = comparison.excess(got, dtype)
+        for order, (results, references) in enumerate(zip(got, comparison.expected, strict=True)):
             for n, (a, b) in enumerate(zip(results, references, strict=True)):
                 assert a.dtype == dtype
-                what = f"dtype {dtype}, result {n}, plan {plan}"
-                error = relative_error(a, b)
-                if error <= TOLERANCES[dtype][order] or not is_rounding(error, dtype, order, n):
-                    assert_close(a, b, order, what=what)
+                if not excess[order][n] <= 1:
+                    assert_close(a, b, order, what=f"dtype {dtype}, result {n}, plan {plan}")
 
 
 def check_differentiation(f, x, y):

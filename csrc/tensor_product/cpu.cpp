@@ -30,14 +30,18 @@ std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
 
 constexpr std::int64_t kBlock = 32;  // rows; a multiple of every kernel's own block, so threads split where kernels do
 
+// The library would round what lies between in 16 bits.
+bool by_matmul(const CpuPlan& plan, Dtype dtype) {
+  return plan.matmul && (dtype == Dtype::float32 || dtype == Dtype::float64);
+}
+
 void launch(const Problem& problem, const Tensor& like) {
   const RowsKernel kernel = rows_kernel();
   // Rows without columns take no memory: there may be more of them than anyone can wait for.
   if (std::none_of(problem.out.begin(), problem.out.end(), [](const Result& r) { return r.data; })) return;
   const auto lowering = cached_lowering(*problem.plan);
   const CpuPlan& plan = *lowering;
-  // The library would round what lies between in 16 bits.
-  const bool matmul = plan.matmul && (problem.dtype == Dtype::float32 || problem.dtype == Dtype::float64);
+  const bool matmul = by_matmul(plan, problem.dtype);
   const std::int64_t block = matmul ? plan.matmul->block(problem.rows) : kBlock;
   const std::int64_t blocks = problem.rows / block + (problem.rows % block != 0);
   const auto run = [&](std::int64_t first, std::int64_t last, void* weight_partial) {
@@ -66,7 +70,33 @@ void launch(const Problem& problem, const Tensor& like) {
   sums.reduce(problem.out[kW].data);
 }
 
+// What runs the value and first gradients of a plan in the dtype of x.
+std::string kernel_names(const Tensor& x, StringArgument text) {
+  const auto parsed = cached_plan(text);
+  const auto lowering = cached_lowering(*parsed);
+  Problem problem;
+  problem.plan = parsed.get();
+  problem.dtype = kernel_dtype("tensor_product_cpu_kernel", x);
+  const auto lanes = [&](const Plan& plan, const Lowered& lowered) -> std::string {
+    if (plan.instructions.empty()) return "none";
+    return rows_kernel().in_channels(problem, lowered) ? "channels" : "rows";
+  };
+  if (!by_matmul(*lowering, problem.dtype)) return lanes(*parsed, lowering->lowered);
+  const MatmulPlan& matmul = *lowering->matmul;
+  std::string result = "matmul, outer products by";
+  for (const MatmulGroup& group : matmul.groups) {
+    const std::string name = lanes(group.outer, group.lowered);
+    if (!result.ends_with(name)) result.append(" ").append(name);
+  }
+  return matmul.rest.instructions.empty() ? result
+                                          : result + ", other paths by " + lanes(matmul.rest, matmul.rest_lowered);
+}
+
 }  // namespace
 }  // namespace eqk::tensor_product
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) {
+  m.impl("tensor_product_cpu_kernel", TORCH_BOX(&eqk::tensor_product::kernel_names));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) { eqk::tensor_product::register_impls<&eqk::tensor_product::launch>(m); }

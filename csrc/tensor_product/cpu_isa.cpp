@@ -21,12 +21,20 @@ void run(const Problem& problem, const Lowered& lowered, std::int64_t begin, std
 }
 
 template <class T, class Storage>
+bool in_channels([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Lowered& lowered) {
+#if EQK_UNROLLED
+  if constexpr (std::is_same_v<T, Storage>) return ChannelLanes<T>::can_run(problem, lowered);
+#endif
+  return false;
+}
+
+template <class T, class Storage>
 void run(const Problem& problem, const Lowered& lowered, std::int64_t begin, std::int64_t end, void* weight_partial) {
   constexpr int W = EQK_VECTOR_BYTES / sizeof(T);
   T* const partial = static_cast<T*>(weight_partial);
 #if EQK_UNROLLED
   if constexpr (std::is_same_v<T, Storage>) {
-    if (ChannelLanes<T>::can_run(problem, lowered)) return run<ChannelLanes<T>>(problem, lowered, begin, end, partial);
+    if (in_channels<T, Storage>(problem, lowered)) return run<ChannelLanes<T>>(problem, lowered, begin, end, partial);
   }
 #endif
   if (problem.dual)
@@ -42,10 +50,17 @@ static void kernel(const Problem& problem, const Lowered& lowered, std::int64_t 
   });
 }
 
+static bool kernel_in_channels(const Problem& problem, const Lowered& lowered) {
+  bool result = false;
+  with_types(problem.dtype,
+             [&]<class T, class Storage>(T, Storage) { result = in_channels<T, Storage>(problem, lowered); });
+  return result;
+}
+
 }  // namespace EQK_ISA
 
 #define EQK_JOIN(a, b) a##b
 #define EQK_NAME(isa) EQK_JOIN(kernel_of_, isa)
-RowsKernel EQK_NAME(EQK_ISA)() { return kernel; }
+RowsKernel EQK_NAME(EQK_ISA)() { return {kernel, kernel_in_channels}; }
 
 }  // namespace eqk::tensor_product

@@ -9,4 +9,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) {
   m.def(
       "tensor_product_double_backward(Tensor x, Tensor y, Tensor? w, Tensor g, Tensor? tx, Tensor? ty, Tensor? tw,"
       " Tensor? tg, str plan, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("tensor_product_cpu_kernel(Tensor x, str plan) -> str");
 }

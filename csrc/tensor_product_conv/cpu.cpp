@@ -329,8 +329,27 @@ struct Cpu {
   }
 };
 
+// What runs the value and first gradients of a plan in the dtype of x, with weights in memory or without.
+std::string kernel_names(const Tensor& x, StringArgument text) {
+  const auto parsed = cached_plan(text);
+  const auto lowering = cached_lowering(*parsed);
+  Problem problem;
+  problem.plan = parsed.get();
+  problem.dtype = kernel_dtype("tensor_product_conv_cpu_kernel", x);
+  if (edge_kernels().can_run(problem, lowering->edges)) return "channels, sums in registers";
+  tensor_product::Problem tile;
+  tile.plan = parsed.get();
+  tile.dtype = problem.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+  const bool in_channels = tensor_product::rows_kernel().in_channels(tile, lowering->rows);
+  return std::string("gathered edges by ") + (in_channels ? "channels" : "rows");
+}
+
 }  // namespace
 }  // namespace eqk::tensor_product_conv
+
+STABLE_TORCH_LIBRARY_IMPL(eqk, CompositeExplicitAutograd, m) {
+  m.impl("tensor_product_conv_cpu_kernel", TORCH_BOX(&eqk::tensor_product_conv::kernel_names));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(eqk, CPU, m) {
   eqk::tensor_product_conv::register_impls<eqk::tensor_product_conv::Cpu>(m);

@@ -1,6 +1,7 @@
 #include "core/tensor.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqk, m) {
+  m.def("tensor_product_conv_cpu_kernel(Tensor x, str plan) -> str");
   m.def(
       "tensor_product_conv(Tensor x, Tensor y, Tensor? w, Tensor src, Tensor dst, SymInt num_dst, str plan,"
       " Tensor? by_dst=None, Tensor? by_src=None) -> Tensor");

@@ -182,6 +182,18 @@ _BACKENDS_OF = {
 }
 
 
+OPS = tuple(_BACKENDS_OF)
+
+
+def reasons(op: str, device: torch.device) -> dict[str, str | None]:
+    """Of each backend of ``op``, in the order in which auto tries them, why it cannot run on ``device``, or None.
+
+    Raises:
+        ValueError: if eqk has no such op.
+    """
+    return {name: _PREDICATES[name](op, device) for name in _backends_of(op)}
+
+
 def _backends_of(op: str) -> tuple[str, ...]:
     if op not in _BACKENDS_OF:
         raise ValueError(f"op: expected one of {', '.join(_BACKENDS_OF)}, got {op!r}")
@@ -203,15 +215,15 @@ def choose(op: str, device: torch.device) -> str:
         return backend
     if device.type == "meta":
         return "meta"
-    reasons = []
+    why_not = []
     for name in backends:
         if name == "reference":
             continue
         reason = _PREDICATES[name](op, device)
         if reason is None:
             return name
-        reasons.append(f"{name}: {reason}")
-    raise RuntimeError(f"eqk::{op}: no backend can run; " + "; ".join(reasons))
+        why_not.append(f"{name}: {reason}")
+    raise RuntimeError(f"eqk::{op}: no backend can run; " + "; ".join(why_not))
 
 
 def explain(op: str, *tensors: Tensor | None) -> str:
@@ -228,9 +240,7 @@ def explain(op: str, *tensors: Tensor | None) -> str:
     lines = [f"eqk::{op} on {device}, backend {_chosen!r}:"]
     if _chosen != "auto" and _chosen not in backends:
         lines.append(f"  {_chosen}: {op} has no such backend, so that auto chooses")
-    for name in backends:
-        reason = _PREDICATES[name](op, device)
-        lines.append(f"  {name}: {'can run' if reason is None else reason}")
+    lines += [f"  {name}: {'can run' if reason is None else reason}" for name, reason in reasons(op, device).items()]
     try:
         lines.append(f"  -> {choose(op, device)}")
     except RuntimeError as error:

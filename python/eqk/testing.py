@@ -42,9 +42,9 @@ def seed() -> int:
     return int(os.environ.get("EQK_SEED") or random.SystemRandom().randrange(2**31))
 
 
-def generators(name: str) -> tuple[random.Random, torch.Generator]:
+def generators(name: str, of_seed: int | None = None) -> tuple[random.Random, torch.Generator]:
     """Generators of Python and torch for one test, that depend on the seed and the test's name alone."""
-    rng = random.Random(f"{seed()} {name}")
+    rng = random.Random(f"{seed() if of_seed is None else of_seed} {name}")
     return rng, torch.Generator().manual_seed(rng.randrange(2**62))
 
 
@@ -104,6 +104,69 @@ def random_directions(
     shapes = [t.shape for t in operands if t is not None] + [value.shape]
     rounds = [[value.shape], *[shapes] * (orders - 1)]
     return [[torch.randn(s, generator=generator, dtype=value.dtype) for s in shapes] for shapes in rounds]
+
+
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+class Comparison:
+    """Value and derivatives of a truth in float64, with which an op is compared on the same numbers in any dtype.
+
+    Where a result hangs on a single sum, such as the gradient of one broadcast number, it may cancel to few digits in
+    any order of summation, and a polynomial that is zero leaves rounding errors alone. There the tolerance is 4 times
+    what a change of the operands by two roundings does to the truth.
+
+    Args:
+        truth: a function of ``operands``.
+        operands: of any dtype that those compared hold, or None.
+        orders: of derivatives.
+    """
+
+    def __init__(
+        self, truth: Callable, operands: Sequence[Tensor | None], orders: int, generator: torch.Generator
+    ) -> None:
+        self._truth, self._operands, self._generator = truth, list(operands), generator
+        wide = cast(operands, torch.float64)
+        self._directions = random_directions(operands, truth(*wide).to(operands[0].dtype), orders, generator)
+        self.expected = derivatives(truth, wide, [cast(along, torch.float64) for along in self._directions])
+        self._nudged: dict[torch.dtype, list[list[list[Tensor]]]] = {}
+
+    def results(self, op: Callable, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Those of ``op``, on the CPU, in the order of ``expected``."""
+        return derivatives(op, cast(self._operands, dtype), [cast(along, dtype) for along in self._directions])
+
+    def excess(self, results: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[list[float]]:
+        """The error of each result over its tolerance; 1 where it is above, but what roundings explain."""
+        excess = []
+        for order, (got, expected) in enumerate(zip(results, self.expected, strict=True)):
+            excess.append([])
+            for n, (a, b) in enumerate(zip(got, expected, strict=True)):
+                ratio = relative_error(a, b) / TOLERANCES[dtype][order]
+                if math.isfinite(ratio) and ratio > 1 and self._is_rounding(a, dtype, order, n):
+                    ratio = 1.0
+                excess[-1].append(ratio)
+        return excess
+
+    def _rounded(self, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+        generator = self._generator
+        noise = [None if t is None else torch.rand(t.shape, generator=generator, dtype=t.dtype) - 0.5 for t in tensors]
+        return [
+            t if t is None else t * (1 + torch.finfo(dtype).eps * 4 * r) for t, r in zip(tensors, noise, strict=True)
+        ]
+
+    def _is_rounding(self, result: Tensor, dtype: torch.dtype, order: int, n: int) -> bool:
+        """Whether one of up to 12 changes of the operands, which all results share, explains the error."""
+        error, nudged = relative_error(result, self.expected[order][n]), self._nudged.setdefault(dtype, [])
+        for number in range(12):
+            if number == len(nudged):
+                along = [self._rounded(cast(tensors, torch.float64), dtype) for tensors in self._directions]
+                nudged.append(
+                    derivatives(self._truth, self._rounded(cast(self._operands, torch.float64), dtype), along)
+                )
+            if error <= 4 * relative_error(nudged[number][order][n], self.expected[order][n]):
+                return True
+        return False
 
 
 def to_layout(t: Tensor, irreps: Irreps, source: str, target: str) -> Tensor:

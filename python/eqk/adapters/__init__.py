@@ -26,6 +26,19 @@ _ADAPTERS = {
     "sevenn.nn.convolution": "sevennet",
 }
 
+# Of each file here, but those whose names begin with _: the distribution whose layers it knows and the version that
+# `make test-models` tests.
+TESTED = {
+    "sevennet": ("sevenn", "0.13.0"),
+    "nequip": ("nequip", "0.19.1"),
+    "allegro": ("nequip-allegro", "0.8.3"),
+    "uma": ("fairchem-core", "2.24.0"),
+    "equiformer_v2": ("fairchem-core", "1.10.0"),
+    "mace": ("mace-torch", "0.3.16"),
+    "nequix": ("nequix", "0.4.5"),
+    "e3tools": ("e3tools", "0.1.3"),
+}
+
 
 def fuse(module: nn.Module) -> str | None:
     """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""

@@ -1,0 +1,1 @@
+"""The subcommands of ``python -m eqk``. ``import eqk`` imports nothing of it."""
