@@ -135,8 +135,8 @@ class Ops(Forces):
         sh = eqk.spherical_harmonics(self.sh, vec, normalize=False, normalization="component")
         decay = torch.exp(-vec.square().sum(1, keepdim=True) / 8)
         x = self.embedding.index_select(0, species)
-        x = x + eqk.tensor_product_conv(x, sh, decay * self.w, src, dst, nodes, self.plan)
-        around = sh.new_zeros(nodes, sh.shape[1]).index_add(0, dst, decay * sh)
+        x = x + eqk.tensor_product_conv(x, sh, decay * self.w, src, dst, nodes, self.plan) / 8
+        around = sh.new_zeros(nodes, sh.shape[1]).index_add(0, dst, decay * sh / 8)
         x = x + eqk.tensor_product(x, around, self.w.expand(nodes, -1), self.plan)
         x = torch.cat([x[:, :4, None], x[:, 4:].unflatten(1, (4, 3))], 2)
         x = eqk.symmetric_contraction(x, self.of_species, species, self.contraction)
@@ -199,7 +199,7 @@ class Exported:
             for got, want in zip(torch.load(outputs), self.model(*inputs), strict=True):
                 assert got.shape == want.shape
                 assert got.dtype == want.dtype
-                assert want.abs().max() > 1e-3
+                assert want.dim() == 0 or want.abs().max() > 1e-6
                 # An energy is a sum of terms of order 1, whose rounding is what counts.
                 scale = want.abs().max() if want.dim() else max(1.0, want.abs())
                 assert (got - want).abs().max() <= 1e-12 * scale

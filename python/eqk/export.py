@@ -23,14 +23,13 @@ def export(model: nn.Module, args: Sequence[Tensor], dynamic_shapes: Sequence[di
 
     Args:
         model: whose ``forward`` takes tensors and returns tensors. What it differentiates with respect to it makes
-            itself: ``positions = positions.detach().requires_grad_()``. Its parameters become constants.
+            itself: ``positions = positions.detach().requires_grad_()``. Its parameters lose their names.
         args: example tensors on the CPU, each another one; of each size that varies at least 2.
         dynamic_shapes: for each of ``args`` the sizes that vary, such as ``{0: torch.export.Dim("edges")}``; None or
             ``{}`` for none.
 
     Returns:
-        The program, for ``torch._inductor.aoti_compile_and_package`` or ``torch.export.save``. It has no gradients of
-        its own.
+        The program, for ``torch._inductor.aoti_compile_and_package`` or ``torch.export.save``.
 
     Raises:
         TypeError: if one of ``args`` is no tensor.
