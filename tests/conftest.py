@@ -23,6 +23,7 @@ def pytest_report_header():
 # The files that take longest, which start before the others so that no process ends with one of them alone.
 LONG = (
     "test_cuda.py",
+    "test_export.py",
     "test_planted_faults.py",
     "test_triton.py",
     "test_emulated_triton.py",

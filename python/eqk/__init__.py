@@ -10,6 +10,7 @@ from eqk.best_product import best_product  # noqa: E402
 from eqk.convert import convert  # noqa: E402
 from eqk.edge_degree_embedding import edge_degree_embedding  # noqa: E402
 from eqk.edge_frame import edge_frame, matrix_to_quaternion  # noqa: E402
+from eqk.export import export  # noqa: E402
 from eqk.gaunt_plan import GauntPlan  # noqa: E402
 from eqk.gaunt_product import gaunt_product  # noqa: E402
 from eqk.graph import Graph  # noqa: E402
@@ -54,6 +55,7 @@ __all__ = [
     "edge_frame",
     "exact_degree",
     "exact_resolution",
+    "export",
     "from_s2grid",
     "gaunt_product",
     "keep_memory",

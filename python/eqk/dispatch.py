@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from eqk import _library
 
@@ -32,7 +33,11 @@ def _constant_when_traced(f: Callable) -> Callable:
 
 def _cached_constant(f: Callable) -> Callable:
     """The same with a cache, which torch.compile would trace through."""
-    cached = functools.lru_cache(maxsize=4096)(f)
+
+    @functools.lru_cache(maxsize=4096)
+    def cached(*args):
+        with _disable_current_modes():  # what make_fx and torch.export would record has no values
+            return f(*args)
 
     @functools.wraps(f)
     def constant(*args):

@@ -25,6 +25,7 @@ runs; the levels beneath need it as it was, on or off (each level's interpreter 
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -188,10 +189,7 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
     defaults = [a.default_value for a in op._schema.arguments]
     required = [(n, a.name) for n, a in enumerate(op._schema.arguments) if isinstance(a.type, torch._C.TensorType)]
 
-    def complete(kernel):
-        # The dispatcher leaves out arguments at the end that have their default.
-        return functools.wraps(kernel)(lambda *args: kernel(*args, *defaults[len(args) :]))
-
+    # The dispatcher leaves out arguments at the end that have their default.
     def autograd(keyset, *args):
         args = (*args, *defaults[len(args) :])
         for n, argument in required:  # the dispatcher takes None for a tensor that is not optional
@@ -210,7 +208,16 @@ def register(library: torch.library.Library, op, function: type[torch.autograd.F
         with torch.amp.autocast("cpu", enabled=False), torch.amp.autocast("cuda", enabled=False):
             return op(*[a.to(widest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args])
 
-    torch.library.register_fake(name, complete(fake), lib=library)
+    def checked_fake(*args):
+        # torch.onnx traces with fake tensors first; what it says later of an op that it has no function of is no help.
+        if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():
+            raise RuntimeError(
+                f"{name} has no form in ONNX, whose operators do not make it up: export with torch.export or "
+                "AOTInductor instead"
+            )
+        return fake(*args, *defaults[len(args) :])
+
+    torch.library.register_fake(name, checked_fake, lib=library)
     library.impl(op, autograd, "Autograd", with_keyset=True)
     for key in ("AutocastCPU", "AutocastCUDA"):
         library.impl(op, promote, key)

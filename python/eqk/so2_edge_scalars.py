@@ -34,7 +34,7 @@ _LIBRARY.define(
     "so2_edge_scalars(Tensor x, Tensor D, Tensor? h, Tensor? a, Tensor weight, Tensor? g, Tensor index, int lmax, "
     "bool[6] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_OP = torch.ops.eqk.so2_edge_scalars.default
+OP = torch.ops.eqk.so2_edge_scalars.default
 
 
 def _check(v: Sequence[MaybeTensor], index: Tensor, lmax: int, wanted: Sequence[bool]) -> None:
@@ -81,7 +81,7 @@ def _tile(v: Sequence[MaybeTensor], index: Tensor, lmax: int, wanted: Sequence[b
     def rotated(missing: str, z: MaybeTensor = None) -> Tensor:
         slots = [None if name == missing else t for name, t in zip("xDrz", (x, rotation, r, z), strict=True)]
         sizes = (lmax + 1, weight.shape[1] // (lmax + 1)) if missing == "r" else (0, 0)
-        return ops_of("rotate", index).rotate(*slots, index, len(x), *sizes, lmax, 0, False, "xDrz".index(missing))
+        return ops_of("rotate", index).rotate(*slots, index, x.shape[0], *sizes, lmax, 0, False, "xDrz".index(missing))
 
     if wanted[4] or wanted[_G]:
         z = rotated("z").flatten(1)
@@ -111,6 +111,13 @@ def _kernel(*args):
     return tuple(v[0].new_empty(0) if r is None else r.to(v[0].dtype) for r in results)
 
 
+def written_out(*args) -> tuple[Tensor, ...]:
+    """The op as those it consists of, all edges at once: for exported programs, which cannot call its Python."""
+    *v, index, lmax, wanted = args
+    wanted = [w and s is not None for w, s in zip(wanted, _shapes(v, index), strict=True)]
+    return tuple(v[0].new_empty(0) if r is None else r.to(v[0].dtype) for r in _tile(widened(v), index, lmax, wanted))
+
+
 def _fake(*args):
     *v, index, lmax, wanted = args
     _check(v, index, lmax, wanted)
@@ -123,7 +130,7 @@ def _gradients(v: Sequence[MaybeTensor], rest: Sequence, wanted: Sequence[bool])
     wanted = [w and (t is not None or n == _G) for n, (w, t) in enumerate(zip(wanted, v, strict=True))]
     if not any(wanted) or (v[_G] is None and not wanted[_G]):
         return [None] * 6
-    return [r if w else None for r, w in zip(_OP(*v, *rest, wanted), wanted, strict=True)]
+    return [r if w else None for r, w in zip(OP(*v, *rest, wanted), wanted, strict=True)]
 
 
 def _along(v: Sequence[MaybeTensor], c: Sequence[MaybeTensor], rest, wanted) -> list[MaybeTensor]:
@@ -168,8 +175,8 @@ class _Function(torch.autograd.Function):
         )
 
 
-_LIBRARY.impl(_OP, _kernel, "CompositeExplicitAutograd")
-register(_LIBRARY, _OP, _Function, _fake, loop_over_samples(_OP))
+_LIBRARY.impl(OP, _kernel, "CompositeExplicitAutograd")
+register(_LIBRARY, OP, _Function, _fake, loop_over_samples(OP))
 
 
 def so2_edge_scalars(
@@ -227,4 +234,4 @@ def so2_edge_scalars(
     if dispatch.choose(op, x.device) == "reference":
         _check((*v, None), edge_index, lmax, _SCALARS)
         return reference.so2_edge_scalars(*v, edge_index, lmax)
-    return _OP(*v, None, edge_index, lmax, _SCALARS)[_G]
+    return OP(*v, None, edge_index, lmax, _SCALARS)[_G]
