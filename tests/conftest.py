@@ -33,6 +33,7 @@ LONG = (
     "test_cuda_host.py",
     "test_gpu_report.py",
     "test_examples.py",
+    "test_distributed.py",
     "test_e3nn_suite.py",
 )
 
