@@ -391,18 +391,19 @@ def test_domains_are_the_box(ranks, decomposition):
 def conv_inputs(seed: int) -> tuple:
     g = torch.Generator().manual_seed(seed)
     plan = eqk.Plan.normalized("8x0e", "0e + 1o", "8x0e + 8x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
-    x, y = torch.randn(300, 8, generator=g), torch.randn(6000, 4, generator=g)
-    w = torch.randn(6000, plan.weight_numel, generator=g)
-    src, dst = torch.randint(300, (2, 6000), generator=g)
+    x, y = torch.randn(300, 8, generator=g), torch.randn(20000, 4, generator=g)
+    w = torch.randn(20000, plan.weight_numel, generator=g)  # 1.2 MiB: eqk.keep_memory keeps blocks from 1 MiB on
+    src, dst = torch.randint(300, (2, 20000), generator=g)
     return x, y, w, src, dst, 300, str(plan)
 
 
 def conv_and_gradient(seed: int) -> Tensor:
-    x, *rest = conv_inputs(seed)
+    x, y, w, *rest = conv_inputs(seed)
     x.requires_grad_()
-    out = eqk.tensor_product_conv(x, *rest)
-    (gradient,) = torch.autograd.grad((out * out.detach().sin()).sum(), x)
-    return torch.cat([out.detach(), gradient], 1)
+    w.requires_grad_()
+    out = eqk.tensor_product_conv(x, y, w, *rest)
+    gradients = torch.autograd.grad((out * out.detach().sin()).sum(), (x, w))
+    return torch.cat([t.detach().flatten() for t in (out, *gradients)])
 
 
 @pytest.fixture
@@ -434,6 +435,7 @@ def test_child_has_the_same_bits(method, inherited, tmp_path, rng, two_threads):
     eqk.keep_memory()
     try:
         expected = conv_and_gradient(seed)
+        assert eqk.keep_memory() > 0
         with eqk.dispatch.use_backend("reference"):
             run_processes(child_main, (str(path), seed), 1, method)
             assert eqk.dispatch.choose("rotate", torch.device("cpu")) == "reference"
