@@ -89,9 +89,9 @@ class JaxProduct:
 
 
 def run_of(phase: str, f, operands, g, directions):
-    return (
-        f.run(phase, (*operands, g)) if isinstance(f, JaxProduct) else phase_function(phase, f, operands, g, directions)
-    )
+    if isinstance(f, JaxProduct):
+        return f.run(phase, (*operands, g))
+    return phase_function(phase, f, operands, g, directions)
 
 
 def jax_product(plan: eqk.GauntPlan, on_grid: bool) -> JaxProduct:
