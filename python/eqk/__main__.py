@@ -13,7 +13,7 @@ _COMMANDS = {
     "info": (info, "versions, backends, instruction set and architectures, and why a backend is not available"),
     "explain": (explain, "paths, costs and floors of a plan, and which kernels run it and why"),
     "bench": (bench, "times of the ops beside e3nn's, or beside those of eqk.reference"),
-    "check": (check, "a self-test of two minutes: every op on every backend against the float64 reference"),
+    "check": (check, "a self-test, two minutes at most: every op on every backend against the float64 reference"),
 }
 
 
