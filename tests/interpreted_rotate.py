@@ -65,6 +65,9 @@ def test_blocks_of_channels(kind, generator, float64_default):
     """More channels than a program has: sums over them are in parts, also of one weight."""
     for columns in (1, 2, 300):
         *operands, index = problem(1, 0, 300, 2, kind, columns, generator, edges=1, nodes=2)
+        check(1, 0, operands, index, False, torch.float64)
+        if kind == "edge" and columns == 1:  # of one weight the gradient is one sum, which may cancel to few digits
+            operands = [t.abs() for t in operands]
         check(1, 0, operands, index, False)
 
 
