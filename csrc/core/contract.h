@@ -10,25 +10,21 @@ namespace eqk {
 // m[pair] = coefficient * sum_j C[i, j, k] y[j]: what all channels of a row share.
 template <class C, class Real, class T>
 EQK_HD void contract_y(const T* y, Real coefficient, T* m) {
-  unroll<C::pairs>([&](auto p) EQK_LAMBDA { m[p] = T{}; });
-  unroll<C::terms>([&](auto n) EQK_LAMBDA {
-    constexpr int pair = C::term_pair[n], j = C::term_j[n];
-    constexpr Real c = static_cast<Real>(C::term_c[n]);
-    m[pair] += c * y[j];
-  });
-  unroll<C::pairs>([&](auto p) EQK_LAMBDA { m[p] *= coefficient; });
+  EQK_UNROLL for (int p = 0; p < C::pairs; ++p) m[p] = T{};
+  EQK_UNROLL for (int n = 0; n < C::terms; ++n) m[C::term_pair[n]] += static_cast<Real>(C::term_c[n]) * y[C::term_j[n]];
+  EQK_UNROLL for (int p = 0; p < C::pairs; ++p) m[p] *= coefficient;
 }
 
 // out[k] += sum_i m[k, i] x[i], or only the wanted part of it
 template <class C, class M, class X, class R>
 EQK_HD void apply(M&& m, const X* x, R* out) {
-  unroll<C::pairs>([&](auto p) EQK_LAMBDA {
-    constexpr int i = C::pair_i[p], k = C::pair_k[p];
+  EQK_UNROLL for (int p = 0; p < C::pairs; ++p) {
+    const int i = C::pair_i[p], k = C::pair_k[p];
     if constexpr (is_dual<X> && !is_dual<R>)
       fma_part(out[k], m(p), x[i]);
     else
       fma(out[k], m(p), x[i]);
-  });
+  }
 }
 
 // The pairs of a path in the order of k: those of component k are pair[begin[k]] to pair[begin[k + 1]].
@@ -64,14 +60,11 @@ inline constexpr PairsByI<C> kPairsByI{};
 template <class C, class Real, class T, class Wanted>
 EQK_HD void contract_s(const T* s, Real coefficient, T* gy, Wanted) {
   T sum[2 * C::l2 + 1] = {};
-  unroll<C::terms>([&](auto n) EQK_LAMBDA {
-    constexpr int pair = C::term_pair[n], j = C::term_j[n];
-    if constexpr (Wanted::has(C::pair_i[pair], C::pair_k[pair])) {
-      constexpr Real c = static_cast<Real>(C::term_c[n]);
-      sum[j] += c * s[pair];
-    }
-  });
-  unroll<2 * C::l2 + 1>([&](auto j) EQK_LAMBDA { gy[j] += coefficient * sum[j]; });
+  EQK_UNROLL for (int n = 0; n < C::terms; ++n) {
+    const int pair = C::term_pair[n];
+    if (Wanted::has(C::pair_i[pair], C::pair_k[pair])) sum[C::term_j[n]] += static_cast<Real>(C::term_c[n]) * s[pair];
+  }
+  EQK_UNROLL for (int j = 0; j <= 2 * C::l2; ++j) gy[j] += coefficient * sum[j];
 }
 
 }  // namespace eqk

@@ -24,7 +24,7 @@ void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std:
   using V = Vector<T, W>;
   V sum[Rows][Vectors];
   const auto each = [](const auto& f) EQK_LAMBDA {
-    unroll<Rows>([&](auto r) EQK_LAMBDA { unroll<Vectors>([&](auto v) EQK_LAMBDA { f(r, v); }); });
+    unroll<Rows>([&](auto r) EQK_LAMBDA { EQK_UNROLL for (int v = 0; v < Vectors; ++v) f(r, v); });
   };
   // What is added to is read after the sums, when it has come.
   unroll<Rows>([&](auto r) EQK_LAMBDA {
@@ -33,10 +33,10 @@ void multiply_panel(const PanelProduct<T>& p, const T* a, const T* b, T* c, std:
   each([&](auto r, auto v) EQK_LAMBDA { sum[r][v] = V{}; });
   for (std::int64_t d = 0; d < depth; ++d, b += p.b_depth) {
     V row[Vectors];
-    unroll<Vectors>([&](auto v) EQK_LAMBDA { row[v] = load<T, W>(b + v * W); });
+    EQK_UNROLL for (int v = 0; v < Vectors; ++v) row[v] = load<T, W>(b + v * W);
     unroll<Rows>([&](auto r) EQK_LAMBDA {
       const V s = splat<T, W>(a[r * p.a_row + d * p.a_depth]);
-      unroll<Vectors>([&](auto v) EQK_LAMBDA { sum[r][v] += s * row[v]; });
+      EQK_UNROLL for (int v = 0; v < Vectors; ++v) sum[r][v] += s * row[v];
     });
   }
   if (columns == Vectors * W)

@@ -288,7 +288,7 @@ class Tile {
       const int n = std::min(W, dim - i);
       V block[W];
       if (count == W)
-        unroll<W>([&](auto c) EQK_LAMBDA { block[c] = load_n<T, W>(p + c * stride + i, n); });
+        EQK_UNROLL for (int c = 0; c < W; ++c) block[c] = load_n<T, W>(p + c * stride + i, n);
       else
         for (int c = 0; c < W; ++c) block[c] = c < count ? load_n<T, W>(p + c * stride + i, n) : V{};
       transpose<T, W>(block);

@@ -87,8 +87,8 @@ struct Interleave {
     V a[D], b[D];
     unroll<D>([&](auto r) EQK_LAMBDA { a[component_of(r)] = get(p + r * W, r * W); });
     unroll<steps()>([&](auto s) EQK_LAMBDA {
-      unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[((c - (1 << s)) % D + D) % D], lanes); });
-      unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
+      EQK_UNROLL for (int c = 0; c < D; ++c) b[c] = blend<s>(a[c], a[((c - (1 << s)) % D + D) % D], lanes);
+      EQK_UNROLL for (int c = 0; c < D; ++c) a[c] = b[c];
     });
     unroll<D>([&](auto c) EQK_LAMBDA { out[c] = gather_channels<c>(a[c], lanes); });
   }
@@ -99,8 +99,8 @@ struct Interleave {
     V a[D], b[D];
     unroll<D>([&](auto c) EQK_LAMBDA { a[c] = scatter_channels<c>(in[c], lanes); });
     unroll<steps()>([&](auto s) EQK_LAMBDA {
-      unroll<D>([&](auto c) EQK_LAMBDA { b[c] = blend<s>(a[c], a[(c + (1 << s)) % D], lanes); });
-      unroll<D>([&](auto c) EQK_LAMBDA { a[c] = b[c]; });
+      EQK_UNROLL for (int c = 0; c < D; ++c) b[c] = blend<s>(a[c], a[(c + (1 << s)) % D], lanes);
+      EQK_UNROLL for (int c = 0; c < D; ++c) a[c] = b[c];
     });
     unroll<D>([&](auto r) EQK_LAMBDA { put(p + r * W, a[component_of(r)], r * W); });
   }
@@ -124,7 +124,7 @@ template <int D, class T, int W>
 EQK_HD void load_channels(const T* p, bool mul_ir, std::int64_t pitch, std::int64_t n, Vector<T, W>* out) {
   using Rows = Interleave<T, W, D>;
   if (!mul_ir)
-    unroll<D>([&](auto c) EQK_LAMBDA { out[c] = load_n<T, W>(p + c * pitch, n); });
+    EQK_UNROLL for (int c = 0; c < D; ++c) out[c] = load_n<T, W>(p + c * pitch, n);
   else if (n >= W) [[likely]]
     Rows::load(p, out, [](const T* q, int) EQK_LAMBDA { return eqk::load<T, W>(q); });
   else

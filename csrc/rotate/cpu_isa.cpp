@@ -248,10 +248,10 @@ class EdgeFrames {
       });
       for_channels([&](auto lanes, std::int64_t c) EQK_LAMBDA {
         V g[Rows];
-        unroll<Rows>([&](auto i) EQK_LAMBDA { g[i] = weighted(z[i] + c, weights ? w[i] + c : nullptr, lanes, ahead); });
+        EQK_UNROLL for (int i = 0; i < Rows; ++i) g[i] = weighted(z[i] + c, weights ? w[i] + c : nullptr, lanes, ahead);
         for (int m = 0; m < components; ++m) {
           const V v = load_n<T, W>(x + m * channels + c, lanes);
-          unroll<Rows>([&](auto i) EQK_LAMBDA { sums[i][m] += g[i] * v; });
+          EQK_UNROLL for (int i = 0; i < Rows; ++i) sums[i][m] += g[i] * v;
         }
       });
     }

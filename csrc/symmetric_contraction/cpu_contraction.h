@@ -166,9 +166,9 @@ class Contraction {
       const S *const z = &z_[parent * N], *const x = &x_[last * N];
       S* const to = &z_[m * N];
       if (parent)
-        unroll<N>([&](auto b) EQK_LAMBDA { to[b] = mul(z[b], x[b]); });
+        EQK_UNROLL for (int b = 0; b < N; ++b) to[b] = mul(z[b], x[b]);
       else
-        unroll<N>([&](auto b) EQK_LAMBDA { to[b] = x[b]; });
+        EQK_UNROLL for (int b = 0; b < N; ++b) to[b] = x[b];
     }
   }
 
@@ -178,24 +178,24 @@ class Contraction {
     const S *const x = &x_[row.last * N], *const g = &g_[row.out * N], *const z = z_.get();
     const int* const column = plan_.column.data();
     const Weight* const t = t_.get();
-    if (want_gx_ || want_gw_) unroll<N>([&](auto b) EQK_LAMBDA { h_[r * N + b] = mul(g[b], x[b]); });
+    if (want_gx_ || want_gw_) EQK_UNROLL for (int b = 0; b < N; ++b) h_[r * N + b] = mul(g[b], x[b]);
     if (want_gx_ || want_out_) {
       S s[N]{};
       for (int e = row.begin; e < row.end; ++e) {
         const Weight te = t[e];
         const S* const ze = z + column[e] * N;
-        unroll<N>([&](auto b) EQK_LAMBDA { fma(s[b], te, ze[b]); });
+        EQK_UNROLL for (int b = 0; b < N; ++b) fma(s[b], te, ze[b]);
       }
-      if (want_out_) unroll<N>([&](auto b) EQK_LAMBDA { fma_part(out_[row.out * N + b], x[b], s[b]); });
-      if (want_gx_) unroll<N>([&](auto b) EQK_LAMBDA { fma_part(gx_[row.last * N + b], g[b], s[b]); });
+      if (want_out_) EQK_UNROLL for (int b = 0; b < N; ++b) fma_part(out_[row.out * N + b], x[b], s[b]);
+      if (want_gx_) EQK_UNROLL for (int b = 0; b < N; ++b) fma_part(gx_[row.last * N + b], g[b], s[b]);
     }
     if (want_gw_) {
       S h[N];
-      unroll<N>([&](auto b) EQK_LAMBDA { h[b] = h_[r * N + b]; });
+      EQK_UNROLL for (int b = 0; b < N; ++b) h[b] = h_[r * N + b];
       for (int e = row.begin; e < row.end; ++e) {
         const S* const ze = z + column[e] * N;
         V sum{};
-        unroll<N>([&](auto b) EQK_LAMBDA { fma_part(sum, h[b], ze[b]); });
+        EQK_UNROLL for (int b = 0; b < N; ++b) fma_part(sum, h[b], ze[b]);
         gt_[e] += sum;
       }
     }
@@ -211,15 +211,15 @@ class Contraction {
     for (int m = static_cast<int>(plan_.products.size()) - 1; m > 0; --m) {
       const auto [parent, last] = plan_.products[m];
       S sum[N]{};
-      if (m < plan_.parents) unroll<N>([&](auto b) EQK_LAMBDA { sum[b] = gz_[m * N + b]; });
+      if (m < plan_.parents) EQK_UNROLL for (int b = 0; b < N; ++b) sum[b] = gz_[m * N + b];
       for (int q = begin[m]; q < begin[m + 1]; ++q) {
         const Weight t = t_[uses[q].entry];
         const S* const hq = h + uses[q].row * N;
-        unroll<N>([&](auto b) EQK_LAMBDA { fma(sum[b], t, hq[b]); });
+        EQK_UNROLL for (int b = 0; b < N; ++b) fma(sum[b], t, hq[b]);
       }
       V* const gx = &gx_[last * N];
       if (parent == 0) {
-        unroll<N>([&](auto b) EQK_LAMBDA { gx[b] += part(sum[b]); });
+        EQK_UNROLL for (int b = 0; b < N; ++b) gx[b] += part(sum[b]);
         continue;
       }
       const S *const zp = z + parent * N, *const x = &x_[last * N];

@@ -100,12 +100,12 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
     const V weight = load_n<T, W>(w + u, n);
     V x[d1], acc[d3] = {};
     if constexpr (d1 <= d3) {
-      unroll<d1>([&](auto i) EQK_LAMBDA { x[i] = weight * load<T, W>(c + u * d1 + i * W); });
+      EQK_UNROLL for (int i = 0; i < d1; ++i) x[i] = weight * load<T, W>(c + u * d1 + i * W);
       apply<C>(m_of_row, x, acc);
     } else {
-      unroll<d1>([&](auto i) EQK_LAMBDA { x[i] = load<T, W>(c + u * d1 + i * W); });
+      EQK_UNROLL for (int i = 0; i < d1; ++i) x[i] = load<T, W>(c + u * d1 + i * W);
       apply<C>(m_of_row, x, acc);
-      unroll<d3>([&](auto k) EQK_LAMBDA { acc[k] = weight * acc[k]; });
+      EQK_UNROLL for (int k = 0; k < d3; ++k) acc[k] = weight * acc[k];
     }
     write_out<d3>(p, r, u, n, acc);
   }
@@ -171,38 +171,38 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
   using V = Vector<T, W>;
   T* const out = r.out_scratch + p.out_scratch + u * d3;
   V acc[kTiles][d3];
-  unroll<kTiles>([&](auto t) EQK_LAMBDA {
-    unroll<d3>([&](auto k) EQK_LAMBDA { acc[t][k] = load<T, W>(out + t * W * d3 + k * W); });
-  });
+  EQK_UNROLL for (int t = 0; t < kTiles; ++t) {
+    EQK_UNROLL for (int k = 0; k < d3; ++k) acc[t][k] = load<T, W>(out + t * W * d3 + k * W);
+  }
   for (int e = r.first; e < r.last; ++e) {
     const T* const w = p.weighted ? r.w[e] + p.weight_offset + u : r.ones;
     const T* const c = r.c[e] + p.c_scratch + u * d1;
     const T* const m_of_row = m + e;
     V weight[kTiles], product[kTiles][d3] = {};
-    unroll<kTiles>([&](auto t) EQK_LAMBDA {
+    EQK_UNROLL for (int t = 0; t < kTiles; ++t) {
       if (p.weighted) __builtin_prefetch(r.w_ahead[e] + p.weight_offset + u + t * W, 0, kIntoL2);
       weight[t] = kTiles > 1 ? load<T, W>(w + t * W) : load_n<T, W>(w, n);
-    });
+    }
     unroll<d1>([&](auto i) EQK_LAMBDA {
       constexpr auto& pairs = kPairsByI<C>;
       V x[kTiles];
-      unroll<kTiles>([&](auto t) EQK_LAMBDA {
+      EQK_UNROLL for (int t = 0; t < kTiles; ++t) {
         x[t] = load<T, W>(c + t * W * d1 + i * W);
         if constexpr (d1 <= d3) x[t] *= weight[t];
-      });
-      unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
-        constexpr int pair = pairs.begin[i] + q, k = C::pair_k[pair];
+      }
+      EQK_UNROLL for (int pair = pairs.begin[i]; pair < pairs.begin[i + 1]; ++pair) {
+        const int k = C::pair_k[pair];
         const T s = m_of_row[pair * kRows];
-        unroll<kTiles>([&](auto t) EQK_LAMBDA { (d1 <= d3 ? acc : product)[t][k] += s * x[t]; });
-      });
+        EQK_UNROLL for (int t = 0; t < kTiles; ++t)(d1 <= d3 ? acc : product)[t][k] += s * x[t];
+      }
     });
     if constexpr (d1 > d3)
       unroll<kTiles>(
-          [&](auto t) EQK_LAMBDA { unroll<d3>([&](auto k) EQK_LAMBDA { acc[t][k] += weight[t] * product[t][k]; }); });
+          [&](auto t) EQK_LAMBDA { EQK_UNROLL for (int k = 0; k < d3; ++k) acc[t][k] += weight[t] * product[t][k]; });
   }
-  unroll<kTiles>([&](auto t) EQK_LAMBDA {
-    unroll<d3>([&](auto k) EQK_LAMBDA { store<T, W>(out + t * W * d3 + k * W, acc[t][k]); });
-  });
+  EQK_UNROLL for (int t = 0; t < kTiles; ++t) {
+    EQK_UNROLL for (int k = 0; k < d3; ++k) store<T, W>(out + t * W * d3 + k * W, acc[t][k]);
+  }
 }
 
 template <class C, class T>
@@ -258,57 +258,57 @@ EQK_HD void gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, 
     const T* const g = r.g + p.g_scratch + u * d3;
     S weight[kCount];
     V sum[kCount] = {};
-    unroll<kCount>([&](auto t) EQK_LAMBDA {
+    EQK_UNROLL for (int t = 0; t < kCount; ++t) {
       weights.ahead(u + t * W);
       weight[t] = weights.load(tiles, u, n, t);
-    });
+    }
     const auto channel = [&](int t, int i) EQK_LAMBDA {
       const int at = t * W * d1 + i * W;
       return load_channel<T, kDual>(c + at, c_tangent + at);
     };
     const auto put = [&](auto i, const S(&h)[kCount]) EQK_LAMBDA {
-      unroll<kCount>([&](auto t) EQK_LAMBDA {
+      EQK_UNROLL for (int t = 0; t < kCount; ++t) {
         T* const to = gc + u * d1 + t * W * d1 + i * W;
         fma_part(sum[t], channel(t, i), h[t]);
         V total = load<T, W>(to);
         fma_part(total, weight[t], h[t]);
         store<T, W>(to, total);
-      });
+      }
     };
     if constexpr (kByK) {
       constexpr auto& pairs = kPairsByK<C>;
       S h[d1][kCount] = {};
       unroll<d3>([&](auto k) EQK_LAMBDA {
         V g_k[kCount];
-        unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[t] = load<T, W>(g + t * W * d3 + k * W); });
-        unroll<pairs.begin[k + 1] - pairs.begin[k]>([&](auto q) EQK_LAMBDA {
-          constexpr int pair = pairs.pair[pairs.begin[k] + q];
+        EQK_UNROLL for (int t = 0; t < kCount; ++t) g_k[t] = load<T, W>(g + t * W * d3 + k * W);
+        EQK_UNROLL for (int q = pairs.begin[k]; q < pairs.begin[k + 1]; ++q) {
+          const int pair = pairs.pair[q];
           const auto number = m_of_row(pair);
-          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[C::pair_i[pair]][t], number, g_k[t]); });
-        });
+          EQK_UNROLL for (int t = 0; t < kCount; ++t) fma(h[C::pair_i[pair]][t], number, g_k[t]);
+        }
       });
       unroll<d1>([&](auto i) EQK_LAMBDA { put(i, h[i]); });
     } else {
       constexpr auto& pairs = kPairsByI<C>;
       V g_k[d3][kCount], out[d3] = {};
       unroll<d3>([&](auto k) EQK_LAMBDA {
-        unroll<kCount>([&](auto t) EQK_LAMBDA { g_k[k][t] = load<T, W>(g + t * W * d3 + k * W); });
+        EQK_UNROLL for (int t = 0; t < kCount; ++t) g_k[k][t] = load<T, W>(g + t * W * d3 + k * W);
       });
       unroll<d1>([&](auto i) EQK_LAMBDA {
         S h[kCount] = {}, weighted{};
         if constexpr (kAll) weighted = mul(weight[0], channel(0, i));
-        unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
-          constexpr int pair = pairs.begin[i] + q, k = C::pair_k[pair];
+        EQK_UNROLL for (int pair = pairs.begin[i]; pair < pairs.begin[i + 1]; ++pair) {
+          const int k = C::pair_k[pair];
           const auto number = m_of_row(pair);
-          unroll<kCount>([&](auto t) EQK_LAMBDA { fma(h[t], number, g_k[k][t]); });
+          EQK_UNROLL for (int t = 0; t < kCount; ++t) fma(h[t], number, g_k[k][t]);
           if constexpr (i < kSummed) s[pair] += part(weighted) * g_k[k][0];
           if constexpr (kAll && kDual) fma_part(out[k], number, weighted);
-        });
+        }
         put(i, h);
       });
       if constexpr (kAll && kDual) write_out<d3>(p, r, u, n, out);
     }
-    unroll<kCount>([&](auto t) EQK_LAMBDA {
+    EQK_UNROLL for (int t = 0; t < kCount; ++t) {
       T* const to = gw + u + t * W;
       if (add_gw)
         store_n<T, W>(to, load_n<T, W>(to, n) + sum[t], n);
@@ -316,7 +316,7 @@ EQK_HD void gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, 
         stream<T, W>(to, sum[t]);
       else
         store_n<T, W>(to, sum[t], n);
-    });
+    }
   });
   if constexpr (kSummed > 0)
     contract_s<C>(s, static_cast<T>(p.coefficient), r.gs + p.shared.offset, Components<false, 0, kSummed>{});
@@ -350,31 +350,30 @@ EQK_HD void shared_gradient(const ChannelPath& p, const ChannelRow<T>& r) {
         V x[d1];
         if constexpr (kByK) {
           constexpr auto& pairs = kPairsByK<C>;
-          unroll<d1>([&](auto i) EQK_LAMBDA { x[i] = weighted(i); });
+          EQK_UNROLL for (int i = 0; i < d1; ++i) x[i] = weighted(i);
           unroll<last - first>([&](auto k) EQK_LAMBDA {
             const V g_k = load<T, W>(g + t * W * d3 + (first + k) * W);
-            unroll<pairs.begin[first + k + 1] - pairs.begin[first + k]>([&](auto q) EQK_LAMBDA {
-              constexpr int pair = pairs.pair[pairs.begin[first + k] + q];
+            EQK_UNROLL for (int q = pairs.begin[first + k]; q < pairs.begin[first + k + 1]; ++q) {
+              const int pair = pairs.pair[q];
               s[t][pair] += x[C::pair_i[pair]] * g_k;
-            });
+            }
           });
         } else {
           constexpr auto& pairs = kPairsByI<C>;
           V g_k[d3];
-          unroll<d3>([&](auto k) EQK_LAMBDA { g_k[k] = load<T, W>(g + t * W * d3 + k * W); });
+          EQK_UNROLL for (int k = 0; k < d3; ++k) g_k[k] = load<T, W>(g + t * W * d3 + k * W);
           unroll<last - first>([&](auto i) EQK_LAMBDA {
             const V x_i = weighted(first + i);
-            unroll<pairs.begin[first + i + 1] - pairs.begin[first + i]>([&](auto q) EQK_LAMBDA {
-              constexpr int pair = pairs.begin[first + i] + q;
+            EQK_UNROLL for (int pair = pairs.begin[first + i]; pair < pairs.begin[first + i + 1]; ++pair) {
               s[t][pair] += x_i * g_k[C::pair_k[pair]];
-            });
+            }
           });
         }
       });
     });
-    unroll<C::pairs>([&](auto pair) EQK_LAMBDA {
-      if constexpr (kTiles > 1 && Wanted::has(C::pair_i[pair], C::pair_k[pair])) s[0][pair] += s[1][pair];
-    });
+    EQK_UNROLL for (int pair = 0; pair < C::pairs; ++pair) {
+      if (kTiles > 1 && Wanted::has(C::pair_i[pair], C::pair_k[pair])) s[0][pair] += s[kTiles - 1][pair];
+    }
     contract_s<C>(s[0], static_cast<T>(p.coefficient), r.gs + p.shared.offset, Wanted{});
   });
 }
@@ -393,27 +392,26 @@ EQK_HD void tangent_output(const ChannelPath& p, const ChannelRow<T>& r, const T
         const T *const c = r.c + p.c_scratch + u * d1, *const c_tangent = r.c_tangent + p.c_scratch + u * d1;
         Dual<V> weight[kCount];
         R acc[kCount][d3] = {};
-        unroll<kCount>([&](auto t) EQK_LAMBDA { weight[t] = weights.load(tiles, u, n, t); });
+        EQK_UNROLL for (int t = 0; t < kCount; ++t) weight[t] = weights.load(tiles, u, n, t);
         unroll<d1>([&](auto i) EQK_LAMBDA {
           constexpr auto& pairs = kPairsByI<C>;
           Dual<V> x[kCount];
-          unroll<kCount>([&](auto t) EQK_LAMBDA {
-            constexpr int at = t * W * d1 + i * W;
+          EQK_UNROLL for (int t = 0; t < kCount; ++t) {
+            const int at = t * W * d1 + i * W;
             x[t] = load_channel<T, true>(c + at, c_tangent + at);
             if constexpr (kWeightFirst) x[t] = mul(weight[t], x[t]);
-          });
-          unroll<pairs.begin[i + 1] - pairs.begin[i]>([&](auto q) EQK_LAMBDA {
-            constexpr int pair = pairs.begin[i] + q;
+          }
+          EQK_UNROLL for (int pair = pairs.begin[i]; pair < pairs.begin[i + 1]; ++pair) {
             const Dual<T> s{m[pair * kRows], m_tangent[pair * kRows]};
-            unroll<kCount>([&](auto t) EQK_LAMBDA {
+            EQK_UNROLL for (int t = 0; t < kCount; ++t) {
               if constexpr (kWeightFirst)
                 fma_part(acc[t][C::pair_k[pair]], s, x[t]);
               else
                 fma(acc[t][C::pair_k[pair]], s, x[t]);
-            });
-          });
+            }
+          }
         });
-        unroll<kCount>([&](auto t) EQK_LAMBDA {
+        EQK_UNROLL for (int t = 0; t < kCount; ++t) {
           V out[d3];
           unroll<d3>([&](auto k) EQK_LAMBDA {
             if constexpr (kWeightFirst)
@@ -422,7 +420,7 @@ EQK_HD void tangent_output(const ChannelPath& p, const ChannelRow<T>& r, const T
               out[k] = part(mul(weight[t], acc[t][k]));
           });
           write_out<d3>(p, r, u + t * W, n, out);
-        });
+        }
       });
 }
 
