@@ -35,13 +35,16 @@ struct Bits<double> {
   static constexpr double kLimit = 708, kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 };
 
-// x between -limit and limit; what is no number stays so.
-template <class T, int W>
+// x between -limit and limit. What is no number stays so or, of an instruction less, becomes the limit.
+template <class T, int W, bool kKeepsNan = true>
 EQK_HD Vector<T, W> clamped(Vector<T, W> x, Vector<T, W> limit) {
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
   if constexpr (W * sizeof(T) == 64 && sizeof(T) == 4) {
-    const auto b = __builtin_bit_cast(__m512, limit), a = _mm512_maskz_min_ps(0xffff, b, __builtin_bit_cast(__m512, x));
-    return __builtin_bit_cast(Vector<T, W>, _mm512_maskz_max_ps(0xffff, -b, a));
+    const auto a = __builtin_bit_cast(__m512, x), b = __builtin_bit_cast(__m512, limit);
+    constexpr int kSmallerWithSignOfFirst = 2;
+    return __builtin_bit_cast(Vector<T, W>, kKeepsNan
+                                                ? _mm512_maskz_max_ps(0xffff, -b, _mm512_maskz_min_ps(0xffff, b, a))
+                                                : _mm512_maskz_range_ps(0xffff, a, b, kSmallerWithSignOfFirst));
   }
 #endif
   x = x > limit ? limit : x;
@@ -92,42 +95,49 @@ struct Exponential {
   EQK_HD V exp_minus_one() const { return (power - 1) + power * q; }
 };
 
-// 2^(k / 16), rounded to float.
-inline constexpr float kRoots[] = {0x1p0f,        0x1.0b5586p0f, 0x1.172b84p0f, 0x1.2387a6p0f,
-                                   0x1.306fep0f,  0x1.3dea64p0f, 0x1.4bfdaep0f, 0x1.5ab07ep0f,
-                                   0x1.6a09e6p0f, 0x1.7a1148p0f, 0x1.8ace54p0f, 0x1.9c4918p0f,
-                                   0x1.ae89fap0f, 0x1.c199bep0f, 0x1.d5818ep0f, 0x1.ea4afap0f};
-
-// Of W floats that are a register's. exp(x) = 2^(n + k / W) (1 + q): one permutation finds the root, with which a
-// series of half as many terms does.
+// Roots of two for W floats that are a register's: exp(x) = 2^(n + k / kRoots) (1 + r c_1 + r^2 c_2 + ...), where one
+// permutation, of one register or of two, finds 2^(k / kRoots).
 template <int W>
 struct Roots {
-  static constexpr int kShift = W == 16 ? 19 : 20;  // of n + k / W to where a float has its exponent
-  // c of exp(r) - 1 = r + r^2 (c_0 + c_1 r), |r| <= log(2) / (2 W): as Bits::kSeries, but relative to exp(r), which is
-  // all that is made of it: 2.6e-8 of 8 roots, 1.6e-9 of 16.
-  static constexpr float kSeries[] = {W == 16 ? 0x1.00022p-1f : 0x1.00087ep-1f,
-                                      W == 16 ? 0x1.555762p-3f : 0x1.555d8ap-3f};
+  static constexpr int kRoots = W == 16 ? 32 : 8;
+  static constexpr int kShift = W == 16 ? 18 : 20;  // of n + k / kRoots to where a float has its exponent
+  // The largest error relative to exp(r), |r| <= log(2) / (2 kRoots), is the smallest that there is (as Bits::kSeries):
+  // 5.3e-8 of 32 roots, 2.7e-8 of 8.
+  static constexpr auto kSeries = [] {
+    if constexpr (W == 16)
+      return std::array{0x1.0000f6p0f, 0x1.fffffep-2f};
+    else
+      return std::array{1.0f, 0x1.00087ep-1f, 0x1.5548eap-3f};
+  }();
 
-  // The bits of each, less those that the shift leaves of k.
-  static constexpr std::array<std::int32_t, W> kBits = [] {
-    std::array<std::int32_t, W> bits{};
-    for (int k = 0; k < W; ++k) bits[k] = __builtin_bit_cast(std::int32_t, kRoots[k * 16 / W]) - (k << kShift);
+  // The bits of each rounded to float, less those that the shift leaves of k.
+  static constexpr auto kBits = [] {
+    constexpr float kOfTwo[] = {
+        0x1p0f,        0x1.059b0ep0f, 0x1.0b5586p0f, 0x1.11301ep0f, 0x1.172b84p0f, 0x1.1d4874p0f, 0x1.2387a6p0f,
+        0x1.29e9ep0f,  0x1.306fep0f,  0x1.371a74p0f, 0x1.3dea64p0f, 0x1.44e086p0f, 0x1.4bfdaep0f, 0x1.5342b6p0f,
+        0x1.5ab07ep0f, 0x1.6247ecp0f, 0x1.6a09e6p0f, 0x1.71f75ep0f, 0x1.7a1148p0f, 0x1.82589ap0f, 0x1.8ace54p0f,
+        0x1.93737cp0f, 0x1.9c4918p0f, 0x1.a5503cp0f, 0x1.ae89fap0f, 0x1.b7f77p0f,  0x1.c199bep0f, 0x1.cb720ep0f,
+        0x1.d5818ep0f, 0x1.dfc974p0f, 0x1.ea4afap0f, 0x1.f50766p0f};
+    std::array<std::array<std::int32_t, W>, kRoots / W> bits{};
+    for (int k = 0; k < kRoots; ++k)
+      bits[k / W][k % W] = __builtin_bit_cast(std::int32_t, kOfTwo[k * 32 / kRoots]) - (k << kShift);
     return bits;
   }();
 
   // At the last bits of each lane.
   EQK_HD static Vector<std::int32_t, W> at(Vector<std::int32_t, W> k) {
     using V = Vector<std::int32_t, W>;
-    const V table = __builtin_bit_cast(V, kBits);
+    const V first = __builtin_bit_cast(V, kBits[0]);
 #if defined(__AVX512F__)
     if constexpr (W == 16)
-      return __builtin_bit_cast(V, _mm512_maskz_permutexvar_epi32(0xffff, __builtin_bit_cast(__m512i, k),
-                                                                  __builtin_bit_cast(__m512i, table)));
+      return __builtin_bit_cast(
+          V, _mm512_permutex2var_epi32(__builtin_bit_cast(__m512i, first), __builtin_bit_cast(__m512i, k),
+                                       __builtin_bit_cast(__m512i, kBits[1])));
 #endif
 #if defined(__AVX2__)
     if constexpr (W == 8)
       return __builtin_bit_cast(
-          V, _mm256_permutevar8x32_epi32(__builtin_bit_cast(__m256i, table), __builtin_bit_cast(__m256i, k)));
+          V, _mm256_permutevar8x32_epi32(__builtin_bit_cast(__m256i, first), __builtin_bit_cast(__m256i, k)));
 #endif
   }
 };
@@ -140,21 +150,23 @@ inline constexpr int kRootLanes = 8;
 inline constexpr int kRootLanes = 0;
 #endif
 
-// exp(-x); beyond kLimit as Exponential.
-template <class T, int W>
-EQK_HD Vector<T, W> exp_of_minus(Vector<T, W> x) {
+// addend + exp(-x); beyond kLimit as Exponential, and x is taken for it where it is no number and need not stay so.
+template <class T, int W, bool kKeepsNan = true>
+EQK_HD Vector<T, W> plus_exp_of_minus(T addend, Vector<T, W> x) {
   if constexpr (sizeof(T) == 4 && W == kRootLanes) {
     using V = Vector<T, W>;
     using R = Roots<W>;
-    x = clamped<T, W>(x, splat<T, W>(Bits<T>::kLimit));
-    const V magic = splat<T, W>(static_cast<T>((3 << 22) / W));
+    x = clamped<T, W, kKeepsNan>(x, splat<T, W>(Bits<T>::kLimit));
+    const V magic = splat<T, W>(static_cast<T>((3 << 22) / R::kRoots));
     const V shifted = x * static_cast<T>(-std::numbers::log2e) + magic;
     const V r = -x - (shifted - magic) * static_cast<T>(std::numbers::ln2);
     const auto bits = __builtin_bit_cast(Vector<std::int32_t, W>, shifted);
     const V root = __builtin_bit_cast(V, R::at(bits) + (bits << R::kShift));
-    return root + root * (r + r * r * (R::kSeries[0] + R::kSeries[1] * r));
+    V series = splat<T, W>(R::kSeries.back());
+    for (std::size_t k = R::kSeries.size() - 1; k > 0; --k) series = series * r + R::kSeries[k - 1];
+    return addend + root * (1 + r * series);
   } else {
-    return Exponential<T, W>(-x).exp();
+    return addend + Exponential<T, W>(-x).exp();
   }
 }
 
@@ -173,7 +185,8 @@ EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
   const auto inverse = [](int n) EQK_LAMBDA { return static_cast<T>(1.0 / n); };
   // y' = y (1 - y)
   const auto sigmoid = [&](V* s, int order) EQK_LAMBDA {
-    s[0] = reciprocal<T, W>(one + exp_of_minus<T, W>(x));
+    // The products of silu and its derivatives with x keep what is no number.
+    s[0] = reciprocal<T, W>(plus_exp_of_minus < T, W, function != Function::silu > (1, x));
     for (int n = 0; n < order; ++n) {
       V sum = s[n];
       for (int i = 0; i <= n; ++i) sum -= s[i] * s[n - i];
@@ -225,7 +238,8 @@ EQK_HD void taylor(Vector<T, W> x, Vector<T, W>* a) {
     V phi[K + 1], distribution[K + 1];
     distribution[0] =
         each_lane<T, W>(x, [](T t) { return T(0.5) * std::erfc(-t * static_cast<T>(1 / std::numbers::sqrt2)); });
-    phi[0] = exp_of_minus<T, W>(x * x * T(0.5)) * static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    phi[0] =
+        plus_exp_of_minus<T, W>(0, x * x * T(0.5)) * static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     for (int n = 0; n < K; ++n) {
       distribution[n + 1] = phi[n] * inverse(n + 1);
       phi[n + 1] = (x * phi[n] + (n ? phi[n - 1] : zero)) * -inverse(n + 1);
