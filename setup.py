@@ -45,6 +45,7 @@ class CMakeBuild(build_ext):
         options = {
             "EQK_TORCH_DIR": Path(torch.__file__).parent,
             "EQK_CUDA": "ON" if cuda_wanted() else "OFF",
+            "EQK_AUTOGRAD": "ON" if os.environ.get("EQK_AUTOGRAD", "0") not in ("", "0") else "OFF",
             # A wheel has all; a build for development those that are quick to compile.
             "EQK_CUDA_PLANS": os.environ.get("EQK_CUDA_PLANS", "development" if self.inplace else "all"),
             "EQK_SANITIZE": os.environ.get("EQK_SANITIZE", ""),

@@ -1,5 +1,7 @@
 """Models compiled and exported: energies and forces without Python, by eqk's shared library alone."""
 
+import inspect
+import itertools
 import math
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ from torch import nn
 
 import eqk
 from eqk import o3, testing
+from eqk.so2_edge_message import Plan as MessagePlan
+from eqk.so2_edge_message import _plan as message_plan
 
 HERE = Path(__file__).parent
 LIBRARY = next((Path(eqk.__file__).parent / "lib").glob("libeqk_cpu.*"))
@@ -308,7 +312,7 @@ class Scripted(nn.Module):
 
 
 def test_torchscript_in_python_and_cpp(library, program, tmp_path, generator):
-    """Values; gradients are those of Python's registration alone."""
+    """Values, by the library of the kernels alone."""
     model = Scripted().double().requires_grad_(False)
     torch.jit.script(model).save(str(tmp_path / "model.pt"))
     src, dst = structure(7, 20, generator, torch.float64)[2:]
@@ -321,6 +325,237 @@ def test_torchscript_in_python_and_cpp(library, program, tmp_path, generator):
     run(program, library, str(tmp_path / "model.pt"), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt"))
     (got,) = torch.load(tmp_path / "outputs.pt")
     assert torch.equal(got, want)
+
+
+# The library of derivatives for C++ (csrc/autograd), beside Python's own, which other tests compare with finite differences.
+
+
+@pytest.fixture(scope="module")
+def autograd_library():
+    found = next(LIBRARY.parent.glob("libeqk_autograd.*"), None)
+    assert found is not None, "eqk was installed without libeqk_autograd: install it with EQK_AUTOGRAD=1"
+    return str(found)
+
+
+def derivatives(op, args, most):
+    """The result, and gradients to all floating operands, of order 1 to most, each of a sum of those before it.
+
+    Fewer where they end, as those of a polynomial do.
+    """
+    args = [a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+    operands = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+    made = getattr(torch.ops.eqk, op)(*args)
+    values = [made] if isinstance(made, torch.Tensor) else [made[0]]
+    results = [values[0].detach()]
+    for _ in range(most):
+        ramps = [torch.arange(1, v.numel() + 1, dtype=v.dtype).reshape(v.shape) for v in values]
+        total = sum((torch.cos(ramp) * v).sum() for ramp, v in zip(ramps, values, strict=True))
+        made = torch.autograd.grad(total, operands, create_graph=True, materialize_grads=True)
+        results += [v.detach() for v in made]
+        values = [v for v in made if v.requires_grad]
+        if not values:
+            break
+    return results
+
+
+# Run without eqk's Python: what follows the function's source, and the arguments of the process.
+CHILD = f"""
+import sys, torch
+sys.modules["eqk"] = None  # an import of it raises
+torch.ops.load_library(sys.argv[1])
+{inspect.getsource(derivatives)}
+"""
+
+
+def without_eqk(code, *args):
+    """Its output; what it raises in it."""
+    command = [sys.executable, "-c", CHILD + code, *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def operations(generator):
+    """By name: an op, small operands, and the order of derivatives to go to."""
+    nodes, edges = 4, 7
+    src, dst = torch.randint(nodes, (2, edges), generator=generator)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    paths = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)]
+    weighted = eqk.Plan.normalized("3x0e + 2x1o", "0e + 1o", "3x0e + 3x1o", paths)
+    # A path without a weight: affine in weights.
+    plan = eqk.Plan.normalized("3x0e + 2x1o", "0e + 1o", "3x0e + 3x1o + 2x0e", [*paths, (1, 1, 2, "uvu", False)])
+    x, y, w = randn(nodes, 9), randn(edges, 4), randn(edges, plan.weight_numel)
+    graph = src, dst, nodes
+    contraction = eqk.SymmetricContractionPlan.complete("0e + 1o", "0e + 1o", 3)
+    gaunt = eqk.GauntPlan.normalized(2, 1, 2, 3, 3, "all", "component", rank=1)
+    gaunt_x, gaunt_y, a, c = (
+        randn(edges, n) for n in (*gaunt.dims[:2], gaunt.weight_numels[0], gaunt.weight_numels[2])
+    )
+    species, index = torch.tensor([0, 1, 1, 0]), torch.stack([src, dst])
+    rotated = randn(nodes, 9, 2), eqk.wigner(randn(edges, 4), 2, 1), randn(edges, 3, 4), None
+    signals = randn(edges, 27), randn(edges, 27)
+    by_grid = {f: str(eqk.S2ActivationPlan.normalized(2, 2, 3, f, (8, 9))) for f in ("silu", "square", "identity")}
+    cases = {
+        "tensor_product": ("tensor_product", [randn(edges, 9), y, w, str(plan)], 3),
+        "without weights": ("tensor_product", [randn(edges, 9), y, None, str(unweighted(plan))], 3),
+        "conv": ("tensor_product_conv", [x, y, w, *graph, str(plan), None, None], 3),
+        "radial": (
+            "tensor_product_conv_radial",
+            [x, y, randn(edges, 5), randn(5, weighted.weight_numel), *graph, str(weighted), None, None],
+            3,
+        ),
+        "gaunt": ("gaunt_product", [gaunt_x, gaunt_y, a, None, c, str(gaunt)], 3),
+        "symmetric": (
+            "symmetric_contraction",
+            [randn(nodes, 3, 4), randn(2, len(contraction.paths), 3), species, str(contraction)],
+            4,
+        ),
+        "rotate": ("rotate", [*rotated, index, 0, 0, 0, 2, 1, True, 3], 3),
+        "wigner": ("wigner", [randn(edges, 4), 3, 2], 3),
+        "product": ("s2_activation_product", [*signals, *[None] * 3, by_grid["identity"], "0x>z"], 3),
+        **{f: ("s2_activation", [signals[0], by_grid[f]], 3) for f in ("silu", "square")},
+        **{
+            p: ("spherical_harmonics", [randn(edges, 3), p], 3)
+            for p in ("0,1,3,2 component", "2,1 norm", "0,4 integral")
+        },
+    }
+    for activation, recompute in itertools.product(("gate", "s2", "swiglu_s2"), (False, True, "second")):
+        text = message_plan(2, 1, 4, 3, 2, activation, False, recompute, (6, 6), ("gausslegendre", "component", False))
+        parsed = MessagePlan.parse(text)
+        layers = [randn(layer.numel()) for layer in parsed.convolutions]
+        radial = randn(edges, 5), randn(5, parsed.weights[1]), randn(edges, 1)
+        operands = [randn(nodes, 9, 2), randn(edges, 4), *radial, *layers, index, text, False]
+        cases[f"message {activation} {recompute}"] = ("so2_edge_message", operands, 1)
+    return cases
+
+
+def unweighted(plan):
+    instructions = [(i.i_in1, i.i_in2, i.i_out, i.connection_mode, False) for i in plan.instructions]
+    return eqk.Plan.normalized(plan.irreps_in1, plan.irreps_in2, plan.irreps_out, instructions)
+
+
+def test_derivatives_without_python(autograd_library, tmp_path, generator):
+    """Of every op that has them, to third order at least but for the message, against Python's formulas."""
+    cases = operations(generator)
+    torch.save(cases, tmp_path / "cases.pt")
+    code = """
+cases = torch.load(sys.argv[2])
+torch.save({name: derivatives(*case) for name, case in cases.items()}, sys.argv[3])
+"""
+    without_eqk(code, autograd_library, tmp_path / "cases.pt", tmp_path / "got.pt")
+    got = torch.load(tmp_path / "got.pt")
+    for name, case in cases.items():
+        want = derivatives(*case)
+        assert want[-1].numel() > 0
+        for n, (g, w) in enumerate(zip(got[name], want, strict=True)):
+            assert (g - w).abs().max() <= 1e-12 * max(1.0, w.abs().max()), (name, n)
+        assert any(w.abs().max() > 1e-3 for w in want[1:]), name
+
+
+def test_a_derivative_that_is_not_there_is_an_error(autograd_library, tmp_path, generator):
+    """By the name of the op, and neither zero nor missing."""
+    cases = operations(generator)
+    op, operands, _ = cases["message gate False"]
+    torch.save(
+        {"message": (op, operands, 2), "messages": ("tensor_product_conv_by_messages", cases["conv"][1], 1)},
+        tmp_path / "cases.pt",
+    )
+    code = """
+for case in torch.load(sys.argv[2]).values():
+    try:
+        derivatives(*case)
+        print("no error")
+    except Exception as error:
+        print(error)
+rows = torch.eye(3, requires_grad=True)
+try:
+    torch.ops.eqk.one_hot_index(rows)
+except RuntimeError as error:
+    print(error)
+print(torch.ops.eqk.one_hot_index(rows.detach()).tolist())
+"""
+    output = without_eqk(code, autograd_library, tmp_path / "cases.pt")
+    assert "no error" not in output
+    assert "derivative for eqk::so2_edge_message_backward is not implemented" in output
+    assert "tensor_product_conv_by_messages" in output
+    assert "eqk::one_hot_index: rows: expected a tensor of which nobody asks for derivatives" in output
+    assert "[0, 1, 2]" in output
+
+
+@pytest.mark.parametrize("order", ["library, eqk", "eqk, library"])
+def test_the_library_beside_python(autograd_library, order):
+    """Python's derivatives are the ones that stay: the others have no forward mode."""
+    steps = {"library": f"torch.ops.load_library({autograd_library!r})", "eqk": "import eqk"}
+    lines = [
+        "import torch",
+        *[steps[step] for step in order.split(", ")],
+        "f = lambda x: torch.ops.eqk.spherical_harmonics(x, '1 norm')",
+        "x = torch.eye(3)",
+        "assert torch.equal(torch.func.jvp(f, (x,), (x,))[1], f(x))",
+    ]
+    run(sys.executable, "-c", "\n".join(lines))
+
+
+class Energy(nn.Module):
+    """``energy`` of a model, for torch.jit.trace."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        return self.model.energy(*inputs)
+
+
+@pytest.mark.parametrize("name, order", [("potential", 2), ("ops", 1)])
+def test_forces_in_cpp(autograd_library, program, tmp_path, generator, name, order):
+    """A TorchScript energy's gradient and the gradient of that, by torch::autograd::grad."""
+    torch.manual_seed(generator.initial_seed())
+    model = (Potential() if name == "potential" else Ops(generator)).double()
+    positions, *rest = structure(9, 40, generator, torch.float64)
+    path = tmp_path / f"model.energy{'2' if order == 2 else ''}.pt"
+    torch.jit.trace(Energy(model), (positions, *rest), check_trace=False).save(str(path))
+    torch.save((positions, *rest), tmp_path / "inputs.pt")
+    run(program, autograd_library, str(path), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt"))
+
+    positions.requires_grad_()
+    energy = model.energy(positions, *rest)
+    (gradient,) = torch.autograd.grad(energy, positions, create_graph=order == 2)
+    want = [energy.detach(), -gradient.detach()]
+    if order == 2:
+        want += torch.autograd.grad(gradient.square().sum(), positions)
+    for got, w in zip(torch.load(tmp_path / "outputs.pt"), want, strict=True):
+        assert w.abs().max() > 1e-6
+        assert (got - w).abs().max() <= 1e-12 * max(1.0, w.abs().max())
+
+
+class ScriptedForces(Scripted):
+    """Which differentiates within, as models do for pair styles that know nothing of gradients."""
+
+    def forward(self, x, vec, w, src, dst):
+        vec = vec.detach().requires_grad_()
+        x = torch.ops.eqk.tensor_product_conv(x, self.harmonics(vec), w, src, dst, x.shape[0], self.plan)
+        energy = self.product(x, torch.ones_like(x[:, :1])).square().sum()
+        gradient = torch.autograd.grad([energy], [vec])[0]
+        assert gradient is not None
+        return energy.detach(), -gradient
+
+
+def test_forces_inside_of_a_script_in_cpp(autograd_library, program, tmp_path, generator):
+    model = ScriptedForces().double().requires_grad_(False)
+    torch.jit.freeze(torch.jit.script(model.eval())).save(str(tmp_path / "model.pt"))
+    src, dst = structure(7, 20, generator, torch.float64)[2:]
+    x, vec, w = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((7, 8), (20, 3), (20, 16)))
+    torch.save((x, vec, w, src, dst), tmp_path / "inputs.pt")
+    run(
+        program, autograd_library, str(tmp_path / "model.pt"), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
+    )
+    for got, want in zip(torch.load(tmp_path / "outputs.pt"), model(x, vec, w, src, dst), strict=True):
+        assert want.abs().max() > 1e-3
+        assert (got - want).abs().max() <= 1e-12 * max(1.0, want.abs().max())
 
 
 def test_cpp_says_what_is_wrong(program, library, tmp_path):

@@ -1,11 +1,14 @@
 // Runs an exported model without Python:
 //
-//   load libeqk_cpu.so MODEL INPUTS OUTPUTS [INPUTS OUTPUTS ...]
+//   load LIBRARY MODEL INPUTS OUTPUTS [INPUTS OUTPUTS ...]
 //
-// MODEL is an AOTInductor package (.pt2) or TorchScript (.pt); INPUTS a tuple of tensors that torch.save wrote, and
-// OUTPUTS another one, for torch.load.
+// LIBRARY is libeqk_cpu.so or, where a gradient is made here or in the model, libeqk_autograd.so. MODEL is an
+// AOTInductor package (.pt2) or TorchScript (.pt); INPUTS a tuple of tensors that torch.save wrote, and OUTPUTS another
+// one, for torch.load. TorchScript of an energy alone (.energy.pt) gets its gradients here: OUTPUTS are the energy, the
+// forces on positions, the first of INPUTS, and with .energy2.pt the gradient of the sum of their squares.
 
 #include <dlfcn.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
@@ -48,9 +51,22 @@ std::function<Tensors(const Tensors&)> load(const std::string& path) {
     return [package](const Tensors& inputs) { return package->run(inputs); };
   }
   const auto script = std::make_shared<torch::jit::Module>(torch::jit::load(path));
+  const bool second = path.ends_with(".energy2.pt");
+  if (second || path.ends_with(".energy.pt"))
+    return [script, second](const Tensors& inputs) {
+      const Tensors positions{inputs[0].set_requires_grad(true)};
+      const at::Tensor energy = script->forward({inputs.begin(), inputs.end()}).toTensor();
+      const at::Tensor forces = -torch::autograd::grad({energy}, positions, {}, second, second)[0];
+      Tensors outputs{energy.detach(), forces.detach()};
+      if (second) outputs.push_back(torch::autograd::grad({forces.square().sum()}, positions)[0]);
+      return outputs;
+    };
   return [script](const Tensors& inputs) {
     const c10::IValue out = script->forward({inputs.begin(), inputs.end()});
-    return out.isTensor() ? Tensors{out.toTensor()} : out.toTensorVector();
+    if (out.isTensor()) return Tensors{out.toTensor()};
+    Tensors outputs;
+    for (const c10::IValue& element : out.toTupleRef().elements()) outputs.push_back(element.toTensor());
+    return outputs;
   };
 }
 
