@@ -272,7 +272,7 @@ void keep(Values& rest) {
 class OneHotIndex final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) const {
-    const at::Tensor rows = stack->front().toTensor();
+    const at::Tensor rows = arguments_of(op, *stack).front().toTensor();
     TORCH_CHECK(!rows.requires_grad() && !rows._fw_grad(0).defined(),
                 "eqk::one_hot_index: rows: expected a tensor of which nobody asks for derivatives");
     below(op, keys, *stack);

@@ -115,6 +115,11 @@ struct Call {
   std::size_t rule;
 };
 
+// The last of the stack, which is an interpreter's and has more on it.
+inline c10::ArrayRef<c10::IValue> arguments_of(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  return torch::jit::last(stack, op.schema().arguments().size());
+}
+
 inline void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack& stack) {
   const at::AutoDispatchBelowAutograd guard;
   op.redispatchBoxed(keys & c10::after_autograd_keyset, &stack);
@@ -184,10 +189,11 @@ class Kernel final : public c10::OperatorKernel {
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) const {
     const Rule& rule = rules()[rule_];
+    const auto arguments = arguments_of(op, *stack);
     Tensors operands;
     bool requires_grad = false, has_tangent = false;
     for (std::size_t n = 0; n < rule.operands; ++n) {
-      const c10::IValue& argument = (*stack)[n];
+      const c10::IValue& argument = arguments[n];
       at::Tensor t = argument.isNone() ? at::Tensor() : argument.toTensor();
       requires_grad = requires_grad || (t.defined() && t.requires_grad());
       has_tangent = has_tangent || (t.defined() && t._fw_grad(0).defined());
@@ -195,9 +201,9 @@ class Kernel final : public c10::OperatorKernel {
     }
     // Of tangents torch's own function refuses to be silent.
     if (!has_tangent && !(requires_grad && at::GradMode::is_enabled())) return below(op, keys, *stack);
-    Call call{op, keys, std::move(operands), part(*stack, rule.operands, stack->size()), rule_};
+    Call call{op, keys, std::move(operands), Values(arguments.begin() + rule.operands, arguments.end()), rule_};
     if (rule.before) rule.before(call.rest);
-    stack->clear();
+    torch::jit::drop(*stack, arguments.size());
     const Tensors there = those_there(call.operands);
     for (at::Tensor& result : Function::apply(at::TensorList(there), std::as_const(call)))
       stack->emplace_back(std::move(result));
