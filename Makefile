@@ -21,7 +21,7 @@ CXX_FILES := $(shell find csrc examples tests -name '*.h' -o -name '*.cpp' -o -n
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo demo-lammps examples test test-models sanitize bench bench-models gpu-report lint format docs clean
+.PHONY: demo demo-lammps examples test test-models sanitize fuzz bench bench-models gpu-report lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -89,6 +89,26 @@ bench-model-%: $(MODEL_VENVS)/%/.installed
 # 10 000 mutated calls under AddressSanitizer and UBSan; builds the library once more.
 sanitize: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(WITH_PATH) $(BIN)/python -m pytest -m sanitizer $(PYTEST_ARGS)
+
+# libFuzzer on the parsers of plans, with clang's sanitizers, for FUZZ_SECONDS on each of FUZZ_JOBS processes, from the texts of
+# the registry and of tests/data/plan_texts.jsonl, which is written anew, as few as reach all of the code that was reached.
+FUZZ_CXX ?= clang++
+FUZZ_SECONDS ?= 3600
+FUZZ_JOBS ?= 1
+FUZZ := build/fuzz
+FUZZ_LIMITS := -max_len=8192 -timeout=20 -rss_limit_mb=2048
+fuzz: $(VENV)/.installed-test
+	mkdir -p $(FUZZ)/generated $(FUZZ)/corpus $(FUZZ)/findings
+	$(FUZZ_CXX) -std=c++20 -O1 -Icsrc csrc/cg/generate.cpp -o $(FUZZ)/cg
+	$(FUZZ)/cg 3 > $(FUZZ)/generated/cg_table.h
+	$(FUZZ_CXX) -std=c++20 -O2 -g -w -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DEQK_LMAX=3 -Icsrc \
+		-I$(FUZZ)/generated tests/fuzz_plans.cpp -o $(FUZZ)/fuzz_plans
+	$(BIN)/python tests/plan_texts.py write $(FUZZ)/seeds
+	$(FUZZ)/fuzz_plans -fork=$(FUZZ_JOBS) -max_total_time=$(FUZZ_SECONDS) $(FUZZ_LIMITS) -dict=tests/fuzz_plans.dict \
+		-artifact_prefix=$(FUZZ)/findings/ $(FUZZ)/corpus $(FUZZ)/seeds
+	rm -rf $(FUZZ)/merged && mkdir $(FUZZ)/merged
+	$(FUZZ)/fuzz_plans -merge=1 -max_len=1024 $(FUZZ)/merged $(FUZZ)/corpus $(FUZZ)/seeds
+	$(BIN)/python tests/plan_texts.py read $(FUZZ)/merged
 
 bench: $(VENV)/.installed-bench
 	@test -n "$(BENCHES)" || { echo "make bench: no benchmark in bench/" >&2; exit 1; }

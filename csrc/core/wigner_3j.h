@@ -4,6 +4,7 @@
 // The complex coefficients use the binomial form of the Racah sum (Varshalovich, Moskalev & Khersonskii, Quantum Theory
 // of Angular Momentum, 8.2.1): for j1 + j2 + j3 <= 62 every product of binomials is an exact 64-bit integer, so
 // cancellation in the alternating sum costs no digit. The change of basis is e3nn's (m = -l..l, (-i)^l phase).
+#include <array>
 #include <cmath>
 #include <complex>
 #include <cstdint>
@@ -21,12 +22,21 @@ struct CgEntry {
 
 namespace detail {
 
-inline double binomial(int n, int k) {
-  if (k < 0 || k > n) return 0;
-  double r = 1;
-  for (int i = 1; i <= k; ++i) r = r * (n - k + i) / i;  // exact below 2^53: every prefix is itself a binomial
-  return r;
-}
+inline constexpr int kMaxSum = 3 * kMaxDegree + 1;
+
+// [n][k], by the compiler: all triples up to kMaxDegree would take ten seconds where each sum forms its own.
+inline constexpr auto kBinomials = [] {
+  std::array<std::array<double, kMaxSum + 1>, kMaxSum + 1> table{};
+  for (int n = 0; n <= kMaxSum; ++n)
+    for (int k = 0; k <= n; ++k) {
+      double r = 1;
+      for (int i = 1; i <= k; ++i) r = r * (n - k + i) / i;  // exact below 2^53: every prefix is itself a binomial
+      table[n][k] = r;
+    }
+  return table;
+}();
+
+inline double binomial(int n, int k) { return k < 0 || k > n ? 0 : kBinomials[n][k]; }
 
 inline double complex_cg(int j1, int m1, int j2, int m2, int j3, int m3) {
   if (m1 + m2 != m3) return 0;

@@ -87,6 +87,7 @@ class Lowering {
       auto terms = expand(path);
       const double factor = terms.empty() ? 0 : terms.front().value;
       for (Term& t : terms) t.value /= factor;
+      count_work(groups.size());
       const auto known = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return same(g, terms); });
       const int group = terms.empty() ? -1 : static_cast<int>(known - groups.begin());
       result.paths.push_back({group, static_cast<float>(factor), factor});
@@ -131,7 +132,14 @@ class Lowering {
   // Of the first irrep and the couplings up to one: they are prefixes of many chains.
   std::map<std::vector<int>, std::vector<Polynomial>> expanded_;
   std::map<std::array<int, 3>, std::vector<CgEntry>> symbols_;
-  std::int64_t work_ = 0;
+  std::size_t work_ = 0;
+
+  // Some seconds and 300 MB at most, however few characters ask for more. Four irreps of degree 20 take 2.3 million.
+  void count_work(std::size_t steps) {
+    constexpr std::size_t kMaxWork = 1 << 22;
+    work_ += steps;
+    if (work_ > kMaxWork) throw PlanError("plan: expected polynomials of at most 2^22 products and sums, got more");
+  }
 
   std::vector<Term> expand(const Path& path) {
     const Segment& out = plan_.out[path.out];
@@ -140,8 +148,10 @@ class Lowering {
     for (const Chain& chain : path.chains) {
       scale += std::abs(chain.coefficient);
       const auto& product = expand(chain.first, chain.couplings);
-      for (int k = 0; k < out.dim(); ++k)
+      for (int k = 0; k < out.dim(); ++k) {
+        count_work(product[k].size());
         for (const auto& [monomial, c] : product[k]) sum[k][monomial] += chain.coefficient * c;
+      }
     }
     std::vector<Term> terms;
     for (int k = 0; k < out.dim(); ++k)
@@ -198,9 +208,7 @@ class Lowering {
       const auto& left = expand(first, {couplings.begin(), couplings.end() - 1});
       result.resize(2 * last.to + 1);
       for (const CgEntry& c : symbol(last.from, s.l, last.to)) {
-        work_ += static_cast<std::int64_t>(left[c.i].size());
-        if (work_ > (std::int64_t{1} << 26))
-          throw PlanError("plan: expected chains of at most 2^26 products of components, got more");
+        count_work(left[c.i].size());
         for (const auto& [monomial, value] : left[c.i])
           result[c.k][times(monomial, static_cast<int>(s.offset) + c.j)] += c.c * value;
       }

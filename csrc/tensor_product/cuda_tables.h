@@ -314,6 +314,7 @@ class Tables {
         for (const ChannelPath* p : members) {
           const auto [m, fresh] = known.try_emplace({p->lc, offset, p->lo, p->coefficient}, numbers.size() - m_begin);
           if (fresh) add_numbers(*p, numbers);
+          if ((numbers.size() - m_begin) / 4 >= std::size_t{1} << DeviceChannelPath<T>::kMBits) return;
           const bool first = uses[p->out.offset]++ == 0;
           channels_.degree = std::max({channels_.degree, p->lc, p->ls, p->lo});
           channels_.channel_degree = std::max(channels_.channel_degree, p->lc);
@@ -343,7 +344,7 @@ class Tables {
         s.m_end = segments[n + 1].l == s.l ? segments[n + 1].m_end : segments[n + 1].m_begin;
       v.m_size = std::max(v.m_size, s.m_end - s.m_begin);
     }
-    channels_.covered = v.m_size / 4 < 1 << DeviceChannelPath<T>::kMBits;
+    channels_.covered = true;
     channels_.mirrored = lowered.mirrored;
     std::vector<std::int32_t> words;
     append_words(words, segments);

@@ -18,7 +18,8 @@ from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike, irreps_argument
 
 LAYOUTS = ("mul_ir", "ir_mul")
 WEIGHTS = ("none", "shared", "per_sample")
-MAX_LENGTH = 2**20  # of a plan's string: csrc/core/plan.h
+# Of a plan's string, and of any product of multiplicities: csrc/core/plan.h.
+MAX_LENGTH, MAX_SIZE = 2**20, 2**40
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"  # what the ops' parsers read as one
 _FIELDS = "(i_in1, i_in2, i_out, mode, has_weight[, coefficient])"
 MODES = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
@@ -109,7 +110,7 @@ class Plan:
                     raise ValueError(f"{name}: expected degrees up to {MAX_DEGREE}, got {ir}")
                 if mul > 2**31:
                     raise ValueError(f"{name}: expected multiplicities up to 2^31, got {mul}x{ir}")
-            if irreps.dim > 2**40:
+            if irreps.dim > MAX_SIZE:
                 raise ValueError(f"{name}: expected a dimension up to 2^40, got {irreps.dim}")
             put(name, irreps)
         for name in ("layout_in1", "layout_in2", "layout_out"):
@@ -124,6 +125,8 @@ class Plan:
             put("weights", "none")
         elif self.weights == "none":
             raise ValueError("weights: expected 'shared' or 'per_sample', since an instruction is weighted, got 'none'")
+        if self.weight_numel > MAX_SIZE:
+            raise ValueError(f"instructions: expected at most 2^40 weights, got {self.weight_numel}")
         put("_string", self._format())
         if len(self._string) > MAX_LENGTH:
             raise ValueError(f"instructions: expected a string of at most 2^20 characters, got {len(self._string)}")
@@ -151,6 +154,8 @@ class Plan:
         if not ins.has_weight:
             require(ins.connection_mode not in ("uvw", "u<vw"), f"a weight in mode {ins.connection_mode}")
             require(ins.connection_mode != "uuw" or mo == 1, "output multiplicity 1 for mode uuw without weight")
+        largest = max(m1 * m2, math.prod(path_shape(ins.connection_mode, m1, m2, mo)))
+        require(largest <= MAX_SIZE, "products of multiplicities up to 2^40")
         return ins._replace(has_weight=bool(ins.has_weight), coefficient=float(ins.coefficient))
 
     @classmethod

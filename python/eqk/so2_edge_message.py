@@ -33,9 +33,11 @@ from eqk import dispatch, reference
 from eqk._edge_tiles import EDGE, NODE, SHARED, ops_of, over_tiles, widened
 from eqk._signals import check_dense, count
 from eqk.irreps import MAX_DEGREE
+from eqk.plan import MAX_SIZE
 from eqk.register import MaybeTensor, _needed, _sum, jvp_rule, loop_over_samples, register
 from eqk.s2_activation import _plan as s2_plan
 from eqk.s2_activation import _product as s2_product
+from eqk.s2_activation_plan import S2ActivationPlan
 from eqk.s2_quadrature import Resolution
 from eqk.so2_conv import (
     Matrices,
@@ -84,13 +86,26 @@ class Plan(NamedTuple):
         if match:
             *sizes, activation, rescale, recompute, s2 = match.groups()
             plan = cls(*map(int, sizes), activation, rescale == "1", RECOMPUTE[int(recompute)], s2)
-            has_grid = (activation != "gate") == bool(s2)
-            if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0 and has_grid:
+            if plan.mmax <= plan.lmax <= MAX_DEGREE and min(plan[2:5]) > 0 and plan._fits():
                 return plan
         raise ValueError(
             "plan: expected 'LMAX,MMAX,CHANNELS_IN,HIDDEN,CHANNELS_OUT,ACTIVATION,RESCALE,RECOMPUTE,S2PLAN' with one "
             f"of {', '.join(ACTIVATIONS)}, got {text[:200]!r}"
         )
+
+    def _fits(self) -> bool:
+        """As csrc/so2_edge_message/plan.h: no product of sizes is too large, and but for gates there is a grid of them."""
+        components = (self.lmax + 1) ** 2
+        for layer in self.convolutions:
+            if 4 * components**2 * layer.channels_in * (layer.channels_out + layer.extra) > MAX_SIZE:
+                return False
+        if self.activation == "gate":
+            return not self.s2
+        try:
+            grid = S2ActivationPlan.parse(self.s2)
+        except ValueError:
+            return False
+        return set(grid.dims) == {count(self.lmax, self.mmax) * self.hidden}
 
     @property
     def numbers(self) -> int:
