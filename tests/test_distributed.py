@@ -2,9 +2,12 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -446,6 +449,13 @@ def test_child_has_the_same_bits(method, inherited, tmp_path, rng, two_threads):
     assert started == 0
     assert found == inherited
     assert torch.equal(conv_and_gradient(seed), expected)
+
+
+def test_fork_while_threads_are_in_an_op():
+    """forked.py: with a lock in the caches of plans a child of the first twenty hung."""
+    command = [sys.executable, str(Path(__file__).parent / "forked.py"), "40"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert result.stdout == "40\n", result.stdout + result.stderr
 
 
 class Convolved(torch.utils.data.Dataset):

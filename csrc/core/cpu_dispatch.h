@@ -2,35 +2,53 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "core/cached.h"
 #include "core/tensor.h"
 
 namespace eqk {
 
-// Of the three builds of a kernel, the one for the widest instruction set of this machine or for what EQK_CPU_ISA
-// names.
+enum class InstructionSet { avx512, avx2, baseline };
+
+// The widest of this machine, or what EQK_CPU_ISA names, when it is asked for first.
+inline InstructionSet instruction_set() {
+  return *cached(0, [] {
+    struct Candidate {
+      std::string_view name;
+      bool supported;
+      InstructionSet set;
+    };
+#if defined(EQK_X86)
+    __builtin_cpu_init();
+    const bool has_fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool has_avx512 = has_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+#endif
+    const Candidate candidates[] = {
+#if defined(EQK_X86)
+        {"avx512", has_avx512, InstructionSet::avx512},
+        {"avx2", has_fma && __builtin_cpu_supports("avx2"), InstructionSet::avx2},
+#endif
+        {"baseline", true, InstructionSet::baseline}};
+    const char* wanted = std::getenv("EQK_CPU_ISA");
+    for (const auto& candidate : candidates)
+      if (candidate.supported && (!wanted || wanted == candidate.name)) return candidate.set;
+    fail("EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '", wanted, "'");
+  });
+}
+
+// Of the three builds of a kernel, the one for that instruction set.
 template <class Kernel>
 Kernel choose_kernel([[maybe_unused]] Kernel (*avx512)(), [[maybe_unused]] Kernel (*avx2)(), Kernel (*baseline)()) {
-  struct InstructionSet {
-    std::string_view name;
-    bool supported;
-    Kernel (*kernel)();
-  };
+  switch (instruction_set()) {
 #if defined(EQK_X86)
-  __builtin_cpu_init();
-  const bool has_fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    case InstructionSet::avx512:
+      return avx512();
+    case InstructionSet::avx2:
+      return avx2();
 #endif
-  const InstructionSet sets[] = {
-#if defined(EQK_X86)
-      {"avx512", has_avx512, avx512},
-      {"avx2", has_fma && __builtin_cpu_supports("avx2"), avx2},
-#endif
-      {"baseline", true, baseline}};
-  const char* wanted = std::getenv("EQK_CPU_ISA");
-  for (const auto& set : sets)
-    if (set.supported && (!wanted || wanted == set.name)) return set.kernel();
-  fail("EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '", wanted, "'");
+    default:
+      return baseline();
+  }
 }
 
 #if defined(EQK_X86)

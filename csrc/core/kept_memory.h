@@ -7,17 +7,18 @@
 
 #include "core/aligned.h"
 
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#define EQK_HAS_FORK
+#endif
+
 namespace eqk {
 
 class KeptMemory {
  public:
   static constexpr std::size_t kSmallest = 1 << 20;  // the system's allocator keeps what is smaller
 
-  // Never destroyed: tensors may outlive every static object.
-  static KeptMemory& instance() {
-    static KeptMemory& memory = *new KeptMemory;
-    return memory;
-  }
+  static KeptMemory& instance();
 
   // Free blocks of at most so many bytes in all are kept; what is too much goes back at once, the oldest first.
   void keep_up_to(std::size_t bytes) {
@@ -64,6 +65,15 @@ class KeptMemory {
   }
 
  private:
+  // A fork waits for the thread that is in here, which would leave the child the lock and half a change.
+  KeptMemory() {
+#if defined(EQK_HAS_FORK)
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+#endif
+  }
+  static KeptMemory& only_;
+
   struct alignas(64) Block {
     std::size_t capacity;  // bytes that follow
   };
@@ -81,5 +91,11 @@ class KeptMemory {
     free_.erase(free_.begin(), free_.begin() + static_cast<std::ptrdiff_t>(count));
   }
 };
+
+// Made when the library is loaded, by one thread: what guards a static object of a function would be another lock.
+// Never destroyed: tensors may outlive every static object.
+inline KeptMemory& KeptMemory::only_ = *new KeptMemory;
+
+inline KeptMemory& KeptMemory::instance() { return only_; }
 
 }  // namespace eqk

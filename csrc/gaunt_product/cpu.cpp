@@ -19,7 +19,7 @@ struct Cpu {
   static bool covers(const Problem&) { return true; }
 
   static void launch(const Problem& problem, const Tensor& like) {
-    static const Kernels& kernels = EQK_CHOOSE_KERNEL();
+    const Kernels& kernels = EQK_CHOOSE_KERNEL();
     if (problem.rows == 0 || problem.plan->channels() == 0) {
       // A single signal beside none has a gradient, of zeros.
       for (const Result& out : problem.out)

@@ -13,7 +13,7 @@ constexpr std::int64_t kGrain = 16, kMaxTasks = 256;  // edges that are worth a 
 Tensor rotate(const OptionalTensor& x, const OptionalTensor& d, const OptionalTensor& weights, const OptionalTensor& z,
               const OptionalTensor& index, std::int64_t num_nodes, std::int64_t groups, std::int64_t columns,
               std::int64_t lmax, std::int64_t mmax, bool rescale, std::int64_t missing) {
-  static const Kernel kernel = EQK_CHOOSE_KERNEL();
+  const Kernel kernel = EQK_CHOOSE_KERNEL();
   const std::array<OptionalTensor, kSlots> operands{x, d, weights, z};
   Call call(operands, index, {num_nodes, groups, columns}, lmax, mmax, rescale, missing);
   Problem& problem = call.problem();

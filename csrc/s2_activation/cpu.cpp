@@ -14,7 +14,7 @@ template const Lowered<double>& lowering<double>(const Plan&);
 namespace {
 
 void launch(const Problem& problem) {
-  static const Kernels& kernels = EQK_CHOOSE_KERNEL();
+  const Kernels& kernels = EQK_CHOOSE_KERNEL();
   parallel_for(kernels.tasks(problem), 1,
                [&](std::int64_t begin, std::int64_t end) { kernels.run(problem, begin, end); });
 }

@@ -201,10 +201,7 @@ class Tiles {
   }
 };
 
-const Kernels& kernels() {
-  static const Kernels& kernels = EQK_CHOOSE_KERNEL();
-  return kernels;
-}
+const Kernels& kernels() { return EQK_CHOOSE_KERNEL(); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& q, const OptionalTensor& h,
                                                    const OptionalTensor& a, const OptionalTensor& w,

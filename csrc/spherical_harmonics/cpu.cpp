@@ -8,8 +8,7 @@ namespace eqk::spherical_harmonics {
 
 template <class T>
 const SolidCoefficients<T>& solid_coefficients() {
-  static const SolidCoefficients<T> coefficients;
-  return coefficients;
+  return *cached(0, [] { return SolidCoefficients<T>(); });
 }
 template const SolidCoefficients<float>& solid_coefficients<float>();
 template const SolidCoefficients<double>& solid_coefficients<double>();
@@ -19,7 +18,7 @@ namespace {
 constexpr std::int64_t kGrain = 256;  // rows that are worth a thread; a multiple of every kernel's vector
 
 Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::string& plan_text) {
-  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
+  const RowsKernel kernel = EQK_CHOOSE_KERNEL();
   const auto plan = cached_plan(plan_text);
   const auto columns = static_cast<std::int64_t>(plan->index.size());
   Problem problem;

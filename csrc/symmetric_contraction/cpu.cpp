@@ -55,7 +55,7 @@ struct Order {
 };
 
 void launch(const Problem& problem, const Tensor& like) {
-  static const Kernels& kernels = EQK_CHOOSE_KERNEL();
+  const Kernels& kernels = EQK_CHOOSE_KERNEL();
   Order order(problem);
   if (std::none_of(problem.out.begin(), problem.out.end(), [](const void* out) { return out; })) return;
   const auto lowered = cached_lowering(*problem.plan);

@@ -11,10 +11,7 @@
 
 namespace eqk::tensor_product {
 
-RowsKernel rows_kernel() {
-  static const RowsKernel kernel = EQK_CHOOSE_KERNEL();
-  return kernel;
-}
+RowsKernel rows_kernel() { return EQK_CHOOSE_KERNEL(); }
 
 namespace {
 

@@ -208,10 +208,7 @@ std::int64_t count_parts(const Problem& problem, bool sums_gx, std::int64_t nume
   return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(1, parts))));
 }
 
-const EdgeKernels& edge_kernels() {
-  static const EdgeKernels& kernels = EQK_CHOOSE_KERNEL();
-  return kernels;
-}
+const EdgeKernels& edge_kernels() { return EQK_CHOOSE_KERNEL(); }
 
 // with_weights(part, f) calls f with what makes the weights of its edges, or with null where they are the problem's.
 template <class WithWeights>

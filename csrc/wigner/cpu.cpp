@@ -8,7 +8,7 @@ constexpr std::int64_t kGrain = 16;  // vectors of rows that are worth a thread
 
 struct Cpu {
   static void launch(const Problem& problem, const Tensor&) {
-    static const Kernels& kernels = EQK_CHOOSE_KERNEL();
+    const Kernels& kernels = EQK_CHOOSE_KERNEL();
     parallel_for(kernels.tasks(problem), kGrain,
                  [&](std::int64_t begin, std::int64_t end) { kernels.run(problem, begin, end); });
   }
