@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,3 +78,18 @@ def test_a_compiler_that_is_too_old_is_named(tmp_path):
     message = " ".join(result.stderr.split())
     assert "eqk: expected GCC 12 or newer, or clang" in message
     assert f"got {compiler}" in message
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the flags are those of ELF")
+def test_libraries_are_hardened():
+    """Offsets of functions are read-only once the library is loaded, no stack is executable, frames have canaries."""
+    import eqk
+
+    for library in (Path(eqk.__file__).parent / "lib").glob("libeqk_*.so"):
+        read = ["readelf", "--wide", "--segments", "--dynamic", "--dyn-syms", library]
+        found = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+        assert "GNU_RELRO" in found, library
+        assert "BIND_NOW" in found, library
+        [flags] = re.findall(r"GNU_STACK(?: +0x\w+){5} +([RWE ]+) 0x", found)
+        assert flags.strip() == "RW", library
+        assert "__stack_chk_fail" in found, library
