@@ -16,7 +16,9 @@ void check_cuda(cudaError_t error, const char* what) { eqk::check_cuda("tensor_p
 class RelaxedCapture {
  public:
   RelaxedCapture() : error_(cudaThreadExchangeStreamCaptureMode(&mode_)) {}
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() {
+    if (error_ == cudaSuccess) cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
   RelaxedCapture(const RelaxedCapture&) = delete;
   RelaxedCapture& operator=(const RelaxedCapture&) = delete;
   cudaError_t error() const { return error_; }
