@@ -10,34 +10,20 @@ import collections
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import itertools
 import mmap
 import os
 import platform
 import re
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from stub_torch import load_stub_torch_cuda
 
-HERE = Path(__file__).resolve().parent
 DEVICES = 2
-
-
-def load_stub_torch_cuda() -> None:
-    [directory] = importlib.util.find_spec("torch").submodule_search_locations
-    libraries = Path(directory) / "lib"
-    with tempfile.TemporaryDirectory() as build:
-        library = Path(build) / "libtorch_cuda.so"
-        command = ["g++", "-std=c++20", "-shared", "-fPIC", "-isystem", f"{directory}/include", "-L", libraries]
-        command += [f"-Wl,-rpath,{libraries},-soname,{library.name}", HERE / "stub_torch_cuda.cpp", "-o", library]
-        subprocess.run([*command, "-lc10", "-ltorch_cpu"], check=True)
-        ctypes.CDLL(str(library))
-
 
 load_stub_torch_cuda()
 
@@ -101,6 +87,8 @@ SIGNATURES = {
     "cudaDeviceGetAttribute": (P, INT, INT),
     "cudaLaunchKernel": (P, Dim3, Dim3, P, SIZE, P),
 }
+# What a capture in progress allows in any mode: launches, which it records, and what touches no stream.
+HARMLESS = {"cudaLaunchKernel", "cudaFuncSetAttribute", "cudaDeviceGetAttribute", "cudaThreadExchangeStreamCaptureMode"}
 NEEDS_NO_DRIVER = {"cudaGetErrorString", "cudaGetErrorName"}
 
 
@@ -187,9 +175,7 @@ class Runtime:
         device, details, error = OPS.device(), {}, self.faults.pop(name, 0)
         try:
             relaxed = getattr(self.thread, "mode", 0) == RELAXED
-            harmless = ("cudaLaunchKernel", "cudaThreadExchangeStreamCaptureMode", "cudaDeviceGetAttribute")
-            touches_the_capture = name not in harmless
-            if not error and self.capturing and touches_the_capture and not relaxed:
+            if not error and self.capturing and name not in HARMLESS and not relaxed:
                 error = CAPTURE_UNSUPPORTED
             if not error:
                 error = getattr(self, name)(device, details, *arguments) or 0

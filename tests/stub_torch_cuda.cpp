@@ -4,8 +4,10 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -16,6 +18,8 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -152,15 +156,35 @@ at::Tensor on_host(const at::Tensor& t) {
   return at::from_blob(t.data_ptr(), t.sizes(), t.strides(), t.options().device(at::kCPU));
 }
 
+// Names of the operations of torch that ran since the last call; of a copy, whether it crossed devices.
+std::mutex operations_mutex;
+std::vector<std::string> operations;
+
+std::vector<std::string> take_operations() {
+  const std::lock_guard lock(operations_mutex);
+  return std::exchange(operations, {});
+}
+
 // Every other operation of torch: the CPU's, on the same memory.
 void run_on_host(const c10::OperatorHandle& op, c10::Stack* stack) {
   const auto& schema = op.schema();
+  {
+    const bool copies = schema.name() == "aten::copy_";
+    const auto argument = [&](std::size_t n) {
+      return torch::jit::peek(*stack, n, schema.arguments().size()).toTensor();
+    };
+    const bool crosses = copies && argument(0).device() != argument(1).device();
+    const std::lock_guard lock(operations_mutex);
+    operations.push_back(schema.name() + (crosses ? " between devices" : ""));
+  }
   const std::size_t count = schema.arguments().size();
   const Words::size_type begin = stack->size() - count;
   const std::vector<c10::IValue> arguments(stack->begin() + static_cast<std::ptrdiff_t>(begin), stack->end());
   std::optional<Device> device;
   const auto moved = [&device](const at::Tensor& t) {
     if (t.defined() && t.is_cuda() && !device) device = t.device();
+    // A result of an out= variant may be there to be resized, which memory of another's cannot be.
+    if (t.defined() && t.is_cuda() && t.numel() == 0) return at::empty(t.sizes(), t.options().device(at::kCPU));
     return t.defined() ? on_host(t) : t;
   };
   for (std::size_t n = begin; n < stack->size(); ++n) {
@@ -186,7 +210,15 @@ void run_on_host(const c10::OperatorHandle& op, c10::Stack* stack) {
     if (!value.isTensor()) continue;
     if (const auto* alias = schema.returns()[r].alias_info()) {
       for (std::size_t a = 0; a < count; ++a)
-        if (const auto* other = schema.arguments()[a].alias_info(); other && *other == *alias) value = arguments[a];
+        if (const auto* other = schema.arguments()[a].alias_info(); other && *other == *alias) {
+          const at::Tensor host = value.toTensor(), &given = arguments[a].toTensor();
+          value = given;
+          if (given.sizes() == host.sizes()) continue;
+          const at::Tensor resized = at::empty_strided(host.sizes(), host.strides(), given.options());
+          on_host(resized).copy_(host);
+          at::native::set_storage_cpu_(const_cast<at::Tensor&>(given), resized.storage(), 0, host.sizes(),
+                                       host.strides());
+        }
       TORCH_CHECK(alias->isWrite(), "stub_torch_cuda.cpp: the view ", op.operator_name(),
                   " needs its own implementation");
     } else {
@@ -196,6 +228,11 @@ void run_on_host(const c10::OperatorHandle& op, c10::Stack* stack) {
       value = result;
     }
   }
+}
+
+at::Tensor& set_to(at::Tensor& t, at::Storage storage) {
+  const auto size = static_cast<std::int64_t>(storage.nbytes() / t.itemsize());
+  return at::native::set_storage_cpu_(t, std::move(storage), 0, size, 1);
 }
 
 }  // namespace
@@ -211,6 +248,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
+  m.impl("set_.source_Storage", &set_to);
   m.impl("view", &at::native::view);
   m.impl("_reshape_alias", &at::native::_reshape_alias);
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
@@ -219,6 +257,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 TORCH_LIBRARY(stub_cuda, m) {
   m.def("live", [] { return memory().live(); });
   m.def("allocated", [] { return memory().allocated(); });
+  m.def("operations", &take_operations);
   m.def("set_stream", [](std::int64_t device, std::int64_t stream) { current_stream.at(device) = stream; });
   m.def("set_device",
         [](std::int64_t device) { Guard().setDevice({DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)}); });

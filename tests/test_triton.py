@@ -35,7 +35,8 @@ MIXED = Plan(
     weights="shared",
 )
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32)}
-TARGETS["gfx942"] = ("hip", "gfx942", 64)
+AMD = ("gfx90a", "gfx942")  # MI200, MI300
+TARGETS |= {name: ("hip", name, 64) for name in AMD}
 MEMBERS = {  # results, whether on dual numbers
     "forward": ((3,), False),
     "jvp": ((3,), True),
@@ -50,6 +51,19 @@ def test_interpreted(name):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert " passed" in process.stdout
+    assert "skipped" not in process.stdout
+
+
+def test_rocm():
+    """stubbed_rocm.py in a process of its own, whose torch takes the stub for its GPUs."""
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "stub_rocm"]
+    process = subprocess.run(
+        [*command, str(TESTS / "stubbed_rocm.py")], env=environment, capture_output=True, text=True, timeout=900
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     assert " passed" in process.stdout
     assert "skipped" not in process.stdout
@@ -85,7 +99,7 @@ def compiled(plan, member, dtype, target):
 @pytest.mark.parametrize("plan", [UVU, MIXED], ids=["uvu", "mixed"])
 def test_compiles_ahead_of_time(plan, target, tmp_path, monkeypatch):
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    assembly = "amdgcn" if target == "gfx942" else "ptx"
+    assembly = "amdgcn" if target in AMD else "ptx"
     for member in MEMBERS:
         for kernel in compiled(plan, member, "bf16" if member == "jvp" else "fp32", target):
             assert "kernel" in kernel.asm[assembly]
@@ -121,13 +135,13 @@ def compiled_s2_activation(plan, kinds, dtype, target):
     }
     launch = kernels.lower(str(plan), kinds, dtype)
     source = triton.compiler.ASTSource(kernels.kernel, signature | {"M": "constexpr"}, {"M": launch.problem}, aligned)
-    options = kernels.options(launch, target == "gfx942")
+    options = kernels.options(launch, target in AMD)
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
 def spills(kernel, target, path):
     """Bytes on the stack, or on AMD's GPUs registers, of a thread."""
-    if target == "gfx942":
+    if target in AMD:
         return int(re.search(r"\.vgpr_spill_count: *(\d+)", kernel.asm["amdgcn"])[1])
     path.write_bytes(kernel.asm["cubin"])
     return int(re.search(r"STACK:(\d+)", cuobjdump("--dump-resource-usage", path))[1])
@@ -223,7 +237,7 @@ def test_so2_edge_message_compiles_ahead_of_time(target, tmp_path, monkeypatch):
     from eqk.triton_kernels import so2_edge_message as kernels
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    tile, precision = kernels.tile_of(GPUTarget(*TARGETS[target])), "ieee" if target == "gfx942" else "tf32x3"
+    tile, precision = kernels.tile_of(GPUTarget(*TARGETS[target])), "ieee" if target in AMD else "tf32x3"
     dtype = torch.bfloat16 if target == "sm_100" else torch.float32
     keep = target == "sm_90"
     problems = kernels.lower("2,2,256,128,128,gate,0,0,", 128, 2, 128, 1536, 1, keep, tile, precision)

@@ -20,7 +20,9 @@ def load() -> None:
     if cuda is None:
         cuda_reason = "libeqk_cuda is not there: eqk was built without CUDA"
     elif torch.version.cuda is None:
-        cuda_reason = "libeqk_cuda is not loaded: torch is not built for CUDA"
+        cuda_reason = "libeqk_cuda is not loaded: torch is not built for CUDA" + " but for ROCm" * bool(
+            torch.version.hip
+        )
     else:
         try:
             torch.ops.load_library(str(cuda))

@@ -159,8 +159,16 @@ def can_run_reference(op: str, device: torch.device) -> str | None:
 
 def can_run_torch(op: str, device: torch.device) -> str | None:
     """None if ``op`` runs torch operations on tensors of ``device``, else the reason why not."""
-    has_kernel = device.type == "cpu" or (device.type == "cuda" and _has_cuda_kernel(op))
-    return "the op has a kernel there" if has_kernel else None
+    if device.type == "cpu" or (device.type == "cuda" and _has_cuda_kernel(op)):
+        return "the op has a kernel there"
+    if op in _AROUND_TENSOR_PRODUCT and can_run_cuda("tensor_product", device) is not None:
+        reason = can_run_triton("tensor_product", device)
+        return reason and f"it is torch operations around tensor_product, which cannot run: {reason}"
+    return None
+
+
+# Ops whose torch operations gather and sum for the kernels of tensor_product.
+_AROUND_TENSOR_PRODUCT = ("tensor_product_conv", "tensor_product_conv_radial")
 
 
 _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {

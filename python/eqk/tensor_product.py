@@ -76,6 +76,21 @@ def _batch(
 FAMILY = Multilinear("eqk", "tensor_product", 3, 2, _check, _shapes, _batch)
 
 
+def _on_other_devices(member: str):
+    """Triton's, on devices without a compiled kernel, such as AMD's GPUs: for ops whose torch operations call it."""
+
+    def by_triton(*args):
+        reason = dispatch.can_run_triton("tensor_product", args[0].device)
+        if reason is not None:
+            raise RuntimeError(f"eqk::tensor_product{member}: x: no kernel runs on {args[0].device}; triton: {reason}")
+        return getattr(torch.ops.eqk_triton, f"tensor_product{member}")(*args)
+
+    return by_triton
+
+
+FAMILY.on_other_devices(*map(_on_other_devices, ("", "_jvp", "_backward", "_double_backward")))
+
+
 def _leading_shape(shapes: list[list[int]]) -> list[int]:
     """torch.broadcast_shapes, which TorchScript does not know."""
     rank = 0
