@@ -94,7 +94,7 @@ class Plan(NamedTuple):
         )
 
     def _fits(self) -> bool:
-        """As csrc/so2_edge_message/plan.h: no product of sizes is too large, and but for gates there is a grid of them."""
+        """As csrc/so2_edge_message/plan.h: products of sizes are bounded, and but for gates there is a grid of them."""
         components = (self.lmax + 1) ** 2
         for layer in self.convolutions:
             if 4 * components**2 * layer.channels_in * (layer.channels_out + layer.extra) > MAX_SIZE:
