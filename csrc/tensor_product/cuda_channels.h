@@ -243,9 +243,13 @@ class ChannelSlice {
   static constexpr int kHeld = kStaged ? 1 : kParts;
   using P = Pack<Storage, kChannels>;
   using Path = DeviceChannelPath<T>;
-  // A pack of one segment: [component][channel].
+  // A pack of one segment: [component][channel]. nvcc 12.4 breaks on an alias of the array itself.
   template <int D>
-  using Tile = T[D * kChannels];
+  struct TileOf {
+    using Type = T[D * kChannels];
+  };
+  template <int D>
+  using Tile = typename TileOf<D>::Type;
 
  public:
   using Row = ChannelRow<T, Storage, kTeam>;

@@ -2,7 +2,8 @@
 
 from eqk import _library
 
-_library.load()
+__version__ = "0.1.0"
+_library.load(__version__)
 
 from eqk import analysis, nn, o3  # noqa: E402
 from eqk._library import wigner_3j  # noqa: E402
@@ -37,7 +38,6 @@ from eqk.tensor_product_conv_radial import tensor_product_conv_radial  # noqa: E
 from eqk.vector_gaunt_product import TensorHarmonics, vector_gaunt_product  # noqa: E402
 from eqk.wigner import wigner  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = [
     "GauntPlan",
     "Graph",

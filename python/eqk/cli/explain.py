@@ -156,7 +156,8 @@ _TABLES = {
 
 def own_cuda_kernel(plan: eqk.Plan) -> str:
     """Whether the CUDA library here has kernels for this plan alone: it holds the texts of the plans that it has."""
-    library = next(_library._DIRECTORY.glob("libeqk_cuda.*"), None)
+    there = _library.cuda_libraries()
+    library = there.get(_library.cuda_loaded, next(iter(there.values()), None))
     if library is None:
         return f"unknown: {_library.cuda_reason}"
     if str(plan).encode() in library.read_bytes():

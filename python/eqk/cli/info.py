@@ -67,16 +67,18 @@ def version_of(package: str) -> str | None:
 
 
 def libraries() -> dict[str, str]:
-    """What is in eqk's ``lib``: size, the architectures of the CUDA library, and why it is not loaded."""
-    result = {}
-    for path in sorted(_library._DIRECTORY.glob("libeqk_*")):
-        parts = [f"{path.stat().st_size / 1e6:.1f} MB"]
-        if path.name.startswith("libeqk_cuda"):
-            code, ptx = architectures(path)
-            parts.append(f"code for {' '.join(code)}, PTX {' '.join(ptx)}" if code or ptx else "architectures unknown")
-            parts.append(_library.cuda_reason or "loaded")
-        result[path.name] = ", ".join(parts)
-    if not any(name.startswith("libeqk_cuda") for name in result):
+    """The compiled libraries: size, the architectures of those for CUDA, and why they are not loaded."""
+    size = "{:.1f} MB".format
+    result = {path.name: size(path.stat().st_size / 1e6) for path in _library._DIRECTORY.glob("libeqk_cpu.*")}
+    there = _library.cuda_libraries()
+    for name, path in there.items():
+        code, ptx = architectures(path)
+        what = f"code for {' '.join(code)}, PTX {' '.join(ptx)}" if code or ptx else "architectures unknown"
+        how = "loaded" if name == _library.cuda_loaded else _library.cuda_reason
+        how = how or f"not loaded: that of {_library.cuda_loaded} is"
+        label = path.name if name == "eqk" else f"{path.name} of {name}"
+        result[label] = f"{size(path.stat().st_size / 1e6)}, {what}, {how}"
+    if not there:
         result["libeqk_cuda"] = f"none: {_library.cuda_reason}"
     return result
 
