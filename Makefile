@@ -121,7 +121,7 @@ bench: $(VENV)/.installed-bench
 gpu-report: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(WITH_PATH) $(BIN)/python bench/gpu_report.py $(GPU_REPORT_ARGS)
 
-# dist/: a wheel of eqk, the CUDA library for CUDA 12 and 13, a source distribution; hours of two cores the first time.
+# dist/: a wheel of eqk, the CUDA library for CUDA 12 and 13, a source distribution.
 wheels: $(VENV)/.wheel-tools
 	$(WITH_PATH) $(BIN)/python wheels/build.py $(WHEELS_ARGS)
 

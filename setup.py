@@ -75,7 +75,8 @@ class CMakeBuild(build_ext):
         subprocess.run([*install, "--prefix", package / "lib"], check=True)
 
     def get_outputs(self) -> list[str]:
-        return [] if self.inplace else [str(path) for path in (Path(self.build_lib) / self.library_package / "lib").glob("*")]
+        library = Path(self.build_lib) / self.library_package / "lib"
+        return [] if self.inplace else [str(path) for path in library.glob("*")]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

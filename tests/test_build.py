@@ -148,7 +148,9 @@ def test_wheels_of_another_machine(monkeypatch, tmp_path):
     build = wheels_module("build", monkeypatch)
     monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(tmp_path / "dist"), "--work", str(tmp_path / "work")])
-    with pytest.raises(SystemExit, match=r"expected Linux on x86_64, got \w+ on aarch64: there `pip install \.` builds"):
+    with pytest.raises(
+        SystemExit, match=r"expected Linux on x86_64, got \w+ on aarch64: there `pip install \.` builds"
+    ):
         build.main()
     assert not list(tmp_path.iterdir())
 

@@ -76,7 +76,7 @@ def main() -> None:
     args = parser.parse_args()
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         here = f"{platform.system()} on {platform.machine()}"
-        raise SystemExit(f"wheels: expected Linux on x86_64, got {here}: there `pip install .` builds eqk for the machine")
+        raise SystemExit(f"wheels: expected Linux on x86_64, got {here}: there `pip install .` builds eqk for itself")
     out, work = args.out.resolve(), args.work.resolve()
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The wheels in dist/: their names, what they ask of a system and of torch, and that each runs where nothing else is."""
+"""The wheels in dist/: their names, what they ask of a system and of torch, and that each runs alone."""
 
 import importlib.metadata
 import re
@@ -67,8 +67,9 @@ def environment(tmp_path_factory):
         if requirements not in made:
             folder = tmp_path_factory.mktemp("environment")
             venv.create(folder, with_pip=True)
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--find-links", DIST]
-            run(*pip, "--only-binary", "eqk", TORCH, *(f"{r}=={VERSION}" if r.startswith("eqk") else r for r in requirements))
+            pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+            pinned = [f"{r}=={VERSION}" if r.startswith("eqk") else r for r in requirements]
+            run(*pip, "--find-links", DIST, "--only-binary", "eqk", TORCH, *pinned)
             made[requirements] = folder / "bin" / "python"
         return made[requirements]
 
@@ -147,7 +148,7 @@ def test_symbols(unpacked, name):
 
 @pytest.mark.parametrize("major", CUDA)
 def test_architectures(unpacked, major):
-    """Each kernel has PTX, and machine code of every architecture that runs it: but sm_75, the convolution's have none."""
+    """Each kernel has PTX, and machine code of every architecture that runs it: all but sm_75 the convolution's."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     library = unpacked(CUDA[major])
     of_ptx: dict[str, int] = {}

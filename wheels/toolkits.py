@@ -26,8 +26,8 @@ CUDA13 = {
     "nvidia-cuda-runtime": "13.0.96",
     "nvidia-cuda-cccl": "13.0.85",
 }
-# Of CUDA 12's, PyPI has no nvcc: Debian has one, of 12.4, and PyPI the headers of 12.4 and the newest of what that one has
-# not: ptxas, which makes machine code of Blackwell GPUs, and the runtime to link with.
+# Of CUDA 12's, PyPI has no nvcc. Debian has one, of 12.4; PyPI has the headers of 12.4, and of 12.9 ptxas, which makes
+# machine code of Blackwell GPUs, and the runtime to link with.
 SUITE = "trixie"
 DEBIAN12 = {"nvidia-cuda-toolkit": "12.4.131~12.4.1-2"}
 HEADERS12 = {
@@ -109,7 +109,10 @@ def cuda13(directory: Path) -> Path:
         return Path(found)
     root = from_pypi(CUDA13, directory) / "nvidia" / "cu13"
     executable(*(root / "bin").iterdir(), *(root / "nvvm" / "bin").iterdir())
-    (root / "lib64").exists() or (root / "lib64").symlink_to("lib")
+    # What CMake looks for; libcudart.so is not linked.
+    for link, target in ((root / "lib64", "lib"), (root / "lib" / "libcudart.so", "libcudart.so.13")):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
     return root / "bin" / "nvcc"
 
 
