@@ -98,6 +98,20 @@ def test_size(name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
+def test_pip_takes_it(name, tmp_path):
+    """On each Python from 3.10 that has glibc 2.28, and on no older system."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-index", "--no-deps", "--only-binary", ":all:"]
+    command = [*pip, "--find-links", DIST, "--dest", tmp_path, name.replace("_", "-")]
+    for python in ("3.10", "3.14"):
+        run(*command, "--python-version", python, "--platform", "manylinux_2_28_x86_64")
+        (found,) = tmp_path.glob("*.whl")
+        found.unlink()
+    for refused in (["3.9", "manylinux_2_28_x86_64"], ["3.12", "manylinux_2_17_x86_64"], ["3.12", "win_amd64"]):
+        with pytest.raises(AssertionError, match="No matching distribution|requires a different Python"):
+            run(*command, "--python-version", refused[0], "--platform", refused[1])
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_contents(name):
     with zipfile.ZipFile(wheel(name)) as archive:
         files = [n for n in archive.namelist() if ".dist-info/" not in n and not n.endswith("/")]
