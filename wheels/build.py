@@ -94,7 +94,7 @@ def main() -> None:
         nvcc = toolkits.cuda13(work / "cuda13-parts")
         # Every driver of CUDA 13 reads this compression.
         flags = "--fatbin-options;-compress-all;--compress-mode=size"
-        codes = ";".join(f"sm_{n}" for n in ARCHITECTURES)
+        codes = ",".join(f"sm_{n}" for n in ARCHITECTURES)
         cmake = [*stubs, f"-DEQK_CUDA_ARCHITECTURES={codes}", f"-DEQK_CUDA_FLAGS={flags}"]
         environment = {"EQK_CUDA_MAJOR": "13", "CUDACXX": str(nvcc)}
         wheel(source / "wheels" / "cuda", work / "cuda13", work, out, cmake, environment)
