@@ -55,6 +55,7 @@ def wheel(project: Path, build: Path, work: Path, out: Path, cmake: list[str], e
     environment = {
         **os.environ,
         **environment,
+        "EQK_AUTOGRAD": "0",  # which is for one torch
         "EQK_BUILD_DIR": str(build),
         "EQK_CMAKE_ARGS": f"{shlex.join(cmake)} {os.environ.get('EQK_CMAKE_ARGS', '')}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

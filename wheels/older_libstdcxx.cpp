@@ -1,5 +1,7 @@
 // What these libraries take from glibc and libstdc++ that systems of manylinux_2_28 lack, which have glibc 2.28 and the
 // libstdc++ of GCC 8. All of it stays inside the library (exports.map).
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <sstream>
@@ -30,6 +32,12 @@ void __exception_ptr::exception_ptr::_M_release() noexcept {
 
 // GCC 11's too.
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+
+// GCC 12's, of _GLIBCXX_ASSERTIONS.
+void __glibcxx_assert_fail(const char* file, int line, const char* function, const char* condition) noexcept {
+  std::fprintf(stderr, "%s:%d: %s: expected %s\n", file, line, function, condition);
+  std::abort();
+}
 
 // Constructors of GCC 9 and str() of GCC 11, which libstdc++ instantiates for all.
 template class basic_stringbuf<char>;

@@ -69,8 +69,9 @@ def version_of(package: str) -> str | None:
 def libraries() -> dict[str, str]:
     """The compiled libraries: size, the architectures of those for CUDA, and why they are not loaded."""
     size = "{:.1f} MB".format
-    result = {path.name: size(path.stat().st_size / 1e6) for path in _library._DIRECTORY.glob("libeqk_cpu.*")}
     there = _library.cuda_libraries()
+    others = sorted(set(_library._DIRECTORY.glob("libeqk_*")) - set(there.values()))
+    result = {path.name: size(path.stat().st_size / 1e6) for path in others}
     for name, path in there.items():
         code, ptx = architectures(path)
         what = f"code for {' '.join(code)}, PTX {' '.join(ptx)}" if code or ptx else "architectures unknown"
