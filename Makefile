@@ -19,7 +19,7 @@ export EQK_AUTOGRAD
 BIN := $(abspath $(VENV))/bin
 BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc examples tests wheels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
