@@ -4,6 +4,7 @@ Run by test_cuda_host.py in a process of its own: those GPUs are torch's as long
 ``python -m pytest -p stub_cuda tests/stubbed_cuda.py``.
 """
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -94,6 +95,13 @@ def note_tables(runtime, plan, dtype, calls):
     for call in calls:
         if call.name == "cudaMalloc":
             runtime.tables[str(plan), dtype == torch.float64, call.device] = call.details["address"]
+
+
+def note_all_tables(runtime, calls):
+    """Of plans that a test does not name."""
+    for call in calls:
+        if call.name == "cudaMalloc":
+            runtime.tables[call.details["address"]] = call.details["address"]
 
 
 def run(member, plan, v, t, wanted=(True,) * 4):
@@ -264,7 +272,7 @@ def test_tables_of_a_plan(runtime, generator):
 
 
 def test_threads(runtime):
-    """First calls of one plan at once: one copy of the tables for each device, each thread on its own stream."""
+    """First calls of one plan at once: one copy of the tables is kept for each device, each thread on its own stream."""
     plan = eqk.Plan("3x0e", "1x1o", "3x1o", ((0, 0, 0, "uvu", True, 0.3),))
     barrier, seen = threading.Barrier(8), []
 
@@ -281,9 +289,14 @@ def test_threads(runtime):
         thread.start()
     for thread in threads:
         thread.join()
-    calls = runtime.take()
-    note_tables(runtime, plan, torch.float32, calls)
-    assert sorted(c.device for c in calls if c.name == "cudaMalloc") == [0, 1]
+    calls, kept = runtime.take(), {}
+    for c in calls:
+        if c.name == "cudaMalloc":
+            kept[c.details["address"]] = c
+        elif c.name == "cudaFree":  # where another thread was faster
+            assert kept.pop(c.details["address"]).device == c.device
+    note_tables(runtime, plan, torch.float32, kept.values())
+    assert sorted(c.device for c in kept.values()) == [0, 1]
     assert sorted((c.device, c.details["stream"]) for c in calls if c.name == "cudaLaunchKernel") == sorted(seen)
 
 
@@ -294,6 +307,155 @@ def test_first_call_in_a_capture(runtime, generator):
     runtime.capturing = True
     calls = check(runtime, "forward", plan, v, None)[1]
     assert [c.details["mode"] for c in calls if "Capture" in c.name] == [stub_cuda.RELAXED, 0]
+
+
+# Operations of torch that wait for the device, or read it from the host, in CUDA's implementation.
+WAITING = {
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero",
+    "aten::unique_dim", "aten::_unique2", "aten::unique_consecutive", "aten::bincount", "aten::repeat_interleave",
+    "aten::histc", "aten::copy_ between devices",
+}  # fmt: skip
+
+
+def captured(runtime, function, device):
+    """What ``function`` would leave in a CUDA graph: its launches, with the operations of torch.
+
+    Fails where a capture would, or would record what cannot be replayed: a call of the runtime beyond
+    those that a capture allows in any mode, a launch on any stream but the captured one, an operation of torch that waits for the device.
+    """
+    of_graph = stream(device, 7)
+    runtime.take(), OPS.operations(), stub_cuda.allocated()
+    OPS.set_stream(device, of_graph)
+    runtime.capturing = True
+    try:
+        function()
+    finally:
+        runtime.capturing = False
+        OPS.set_stream(device, 0)
+        calls, operations, blocks = runtime.take(), OPS.operations(), stub_cuda.allocated()
+    refused = {c.name for c in calls} - stub_cuda.HARMLESS
+    assert not refused, f"a graph cannot hold {refused}"
+    assert not WAITING & set(operations), f"the host waits in {WAITING & set(operations)}"
+    launched = launches(calls)
+    streams = {c.details["stream"] for c in calls if c.name == "cudaLaunchKernel"}
+    assert streams <= {of_graph}, f"launches are on streams {streams}, not on that of the capture"
+    ranges = [(address, size) for address, size, _ in blocks]
+    return launched, operations, ranges + stub_cuda.live()
+
+
+def assert_same_graph(a, b):
+    """But for where tensors lie, which an allocator of graphs holds fast: each word of an argument that is no address."""
+    for n, (one, two) in enumerate(zip(a[0], b[0], strict=True)):
+        assert {**one, "argument": None} == {**two, "argument": None}
+        words = [memoryview(launch["argument"]).cast("Q") for launch in (one, two)]
+        for word, other in zip(*words, strict=True):
+            addresses = [any(p <= w < p + size for p, size in g[2]) for w, g in ((word, a), (other, b))]
+            assert word == other or all(addresses), (n, one["name"], hex(word), hex(other))
+    assert a[1] == b[1]
+
+
+def all_orders(function, operands):
+    """Value, gradients, and gradients of these, as a training step on forces has them."""
+    inputs = [t.detach().requires_grad_() for t in operands]
+    out = function(*inputs)
+    first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    torch.autograd.grad(sum(t.sin().sum() for t in first), inputs)
+
+
+def of_its_own(plan):
+    """As ``plan``, but no other test's, which would count its tables."""
+    return dataclasses.replace(
+        plan, instructions=[i._replace(coefficient=i.coefficient / 3) for i in plan.instructions]
+    )
+
+
+def of_product(plan, dtype=torch.float32):
+    plan = of_its_own(plan)
+    return lambda g: (draw(plan, 5, dtype, g)[:3], lambda *t: eqk.tensor_product(*t, plan))
+
+
+def of_graph(function, given, hidden=0):
+    """Of a convolution, whose edges are others each time, with their orders or without."""
+    plan = of_its_own(CASES["depthwise-5"].plan)
+
+    def make(g):
+        (x, y, w), src, dst = edges_of(plan, 9, 3, 4, torch.float32, g, "cuda:0")
+        shapes = [(9, hidden), (hidden, plan.weight_numel)] if hidden else []
+        operands = [x, y, *((torch.randn(s, generator=g).to("cuda:0") for s in shapes) if hidden else [w])]
+        orders = [n.cpu().argsort(stable=True).to("cuda:0") if given else None for n in (dst, src)]
+        orders = dict(zip(("by_dst", "by_src"), orders, strict=True))
+        return operands, lambda *t: function(*t, src, dst, 4, plan, **orders)
+
+    return make
+
+
+def of_signals(plan, weighted=False):
+    def make(g):
+        x, y, *weights = gaunt_operands(plan, 4, (weighted,) * 3, torch.float32, g, "cuda:0")[:5]
+        weights = weights if weighted else []
+        return [x, y, *weights], lambda x, y, *w: EQK.gaunt_product(x, y, *(w or [None] * 3), str(plan))
+
+    return make
+
+
+GRAPHS = {
+    "channels": of_product(BY_CHANNELS),
+    "64 KiB of shared memory": of_product(CASES["even-parity"].plan),
+    "general": of_product(GENERAL),
+    "shared weights": of_product(SHARED),
+    "float64": of_product(BY_CHANNELS, torch.float64),
+    "convolution": of_graph(eqk.tensor_product_conv, False),
+    "convolution in order": of_graph(eqk.tensor_product_conv, True),
+    "radial convolution": of_graph(eqk.tensor_product_conv_radial, False, 8),
+    "radial convolution in order": of_graph(eqk.tensor_product_conv_radial, True, 8),
+    "product of signals": of_signals(GauntPlan.normalized(2, 2, 2, 3, 3, "all", "component")),
+    "product of signals by a grid": of_signals(GAUNTS["all"], True),
+    "wigner": lambda g: ([torch.randn(5, 4, generator=g).to("cuda:0")], lambda q: eqk.wigner(q, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_capture(runtime, name, generator):
+    """Value, backward and double backward after a warm-up: one graph for numbers, and edges, of any kind."""
+    make, graphs = GRAPHS[name], []
+    runtime.execute = "radial" in name  # torch's operations index by what a kernel writes
+    all_orders(*reversed(make(generator)))
+    note_all_tables(runtime, runtime.take())
+    for _ in range(2):
+        operands, function = make(generator)
+        graphs.append(captured(runtime, lambda f=function, t=operands: all_orders(f, t), 0))
+    assert_same_graph(*graphs)
+    assert bool(graphs[0][0]) == ("by a grid" not in name)
+    gaunt_grid._grids.cache_clear()
+
+
+def test_what_a_capture_refuses(runtime, generator):
+    """Planted: each is found that a capture on a GPU would not survive, or that would be replayed wrong."""
+    (x, y, w), product = of_product(BY_CHANNELS)(generator)
+    product(x, y, w)
+    note_all_tables(runtime, runtime.take())
+
+    def with_another_stream():
+        OPS.set_stream(0, stream(0, 3))
+        product(x, y, w)
+
+    fresh = eqk.Plan("2x0e", "1x1o", "2x1o", ((0, 0, 0, "uvu", True, 0.123),))
+    v = draw(fresh, 3, torch.float32, generator)
+    for fault, message in (
+        (lambda: product(x, y, w).sum().item(), "host waits in .*_local_scalar_dense"),
+        (lambda: product(x, y, w).tolist(), "host waits in .*copy_ between devices"),
+        (lambda: bool(product(x, y, w).sum() > 0), "host waits"),
+        (lambda: product(x, y, w)[x[:, 0] > 0], "host waits in .*nonzero"),
+        (lambda: product(x, y, w) + torch.zeros(5, 1).to("cuda:0"), "host waits in .*copy_ between devices"),
+        (lambda: eqk.tensor_product(*v[:3], fresh), "a graph cannot hold .*cudaStreamSynchronize"),
+        (with_another_stream, "not on that of the capture"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            captured(runtime, fault, 0)
+    runtime.tables.update({address: address for address in runtime.memory.keys() - set(runtime.tables.values())})
+    graphs = [captured(runtime, lambda n=n: product(x[:n], y[:n], w[:n]), 0) for n in (5, 4)]
+    with pytest.raises(AssertionError):
+        assert_same_graph(*graphs)
 
 
 @pytest.mark.parametrize("plan", [BY_CHANNELS, GENERAL, SHARED], ids=["channels", "general", "shared"])
