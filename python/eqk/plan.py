@@ -125,8 +125,9 @@ class Plan:
             put("weights", "none")
         elif self.weights == "none":
             raise ValueError("weights: expected 'shared' or 'per_sample', since an instruction is weighted, got 'none'")
-        if self.weight_numel > MAX_SIZE:
-            raise ValueError(f"instructions: expected at most 2^40 weights, got {self.weight_numel}")
+        weights = self._count_weights()
+        if weights > MAX_SIZE:
+            raise ValueError(f"instructions: expected at most 2^40 weights, got {weights}")
         put("_string", self._format())
         if len(self._string) > MAX_LENGTH:
             raise ValueError(f"instructions: expected a string of at most 2^20 characters, got {len(self._string)}")
@@ -305,10 +306,13 @@ class Plan:
             for ins in self.instructions
         )
 
-    @functools.cached_property
-    def weight_numel(self) -> int:
+    def _count_weights(self) -> int:
         pairs = zip(self.instructions, self.path_shapes, strict=True)
         return sum(math.prod(shape) for ins, shape in pairs if ins.has_weight)
+
+    @functools.cached_property
+    def weight_numel(self) -> int:
+        return self._count_weights()
 
 
 # The grammar of csrc/core/plan.h: spaces are free, no other blank is.
