@@ -4,22 +4,21 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from emulated_cuda import cuobjdump
+from own_process import run_tests
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eqk
 import eqk.o3
-from eqk import Plan, dispatch, testing
+from eqk import Plan, dispatch
 from eqk.s2_activation_plan import FUNCTIONS
 from eqk.testing import CASES
 
 triton = pytest.importorskip("triton")
 
-TESTS = Path(__file__).parent
 UVU = Plan(
     "32x0e+32x1o",
     "1x0e+1x1o",
@@ -48,25 +47,12 @@ MEMBERS = {  # results, whether on dual numbers
 @pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate", "so2_edge_message"])
 def test_interpreted(name):
     """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"interpreted_{name}.py")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert " passed" in process.stdout
-    assert "skipped" not in process.stdout
+    run_tests(f"interpreted_{name}", TRITON_INTERPRET="1")
 
 
 def test_rocm():
     """stubbed_rocm.py in a process of its own, whose torch takes the stub for its GPUs."""
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1", "EQK_SEED": str(testing.seed())}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "stub_rocm"]
-    process = subprocess.run(
-        [*command, str(TESTS / "stubbed_rocm.py")], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert " passed" in process.stdout
-    assert "skipped" not in process.stdout
+    run_tests("stubbed_rocm", plugin="stub_rocm", TRITON_INTERPRET="1")
 
 
 def compiled(plan, member, dtype, target):
