@@ -468,7 +468,11 @@ def test_a_derivative_that_is_not_there_is_an_error(autograd_library, tmp_path, 
     cases = operations(generator)
     op, operands, _ = cases["message gate False"]
     torch.save(
-        {"message": (op, operands, 2), "messages": ("tensor_product_conv_by_messages", cases["conv"][1], 1)},
+        {
+            "message": (op, operands, 2),
+            "plan": (op, [*operands[:-2], "20,20,1,1,1,gate,0,", False], 1),
+            "messages": ("tensor_product_conv_by_messages", cases["conv"][1], 1),
+        },
         tmp_path / "cases.pt",
     )
     code = """
@@ -488,6 +492,7 @@ print(torch.ops.eqk.one_hot_index(rows.detach()).tolist())
     output = without_eqk(code, autograd_library, tmp_path / "cases.pt")
     assert "no error" not in output
     assert "derivative for eqk::so2_edge_message_backward is not implemented" in output
+    assert "plan: expected 'LMAX,MMAX" in output
     assert "tensor_product_conv_by_messages" in output
     assert "eqk::one_hot_index: rows: expected a tensor of which nobody asks for derivatives" in output
     assert "[0, 1, 2]" in output

@@ -9,6 +9,12 @@
 
 namespace eqk::autograd {
 
+// The flags at the end of the arguments, and the rest without them.
+inline std::pair<Values, Flags> without_wanted(const Backward& b) {
+  const c10::List<bool> list = b.rest.back().toBoolList();
+  return {part(b.rest, 0, b.rest.size() - 1), Flags(list.begin(), list.end())};
+}
+
 // An op that is linear in each of n operands but, where one is `affine`, affine in that one; with its _jvp, _backward
 // and _double_backward.
 class Multilinear : public std::enable_shared_from_this<Multilinear> {
@@ -74,12 +80,6 @@ class Multilinear : public std::enable_shared_from_this<Multilinear> {
     return total;
   }
 
-  // The flags at the end of the arguments, and the rest without them.
-  static std::pair<Values, Flags> without_wanted(const Backward& b) {
-    const c10::List<bool> list = b.rest.back().toBoolList();
-    return {part(b.rest, 0, b.rest.size() - 1), Flags(list.begin(), list.end())};
-  }
-
   Tensors of_jvp(const Backward& b) const {
     const Tensors v = part(b.v, 0, n_), t = part(b.v, n_, 2 * n_);
     const at::Tensor& g = b.cotangents[0];
@@ -141,9 +141,8 @@ class Polynomial : public std::enable_shared_from_this<Polynomial> {
   }
 
   Tensors of_derivative(const Backward& b) const {
-    const c10::List<bool> list = b.rest.back().toBoolList();
-    const Values rest = part(b.rest, 0, b.rest.size() - 1);
-    const Tensors c = only(b.cotangents, Flags(list.begin(), list.end()));
+    const auto [rest, wanted] = without_wanted(b);
+    const Tensors c = only(b.cotangents, wanted);
     const auto group = [&](const auto& all, std::size_t i) { return part(all, i * (n_ + 1), (i + 1) * (n_ + 1)); };
     std::vector<Tensors> tangents;
     for (std::size_t i = 1; i <= most_; ++i) tangents.push_back(group(b.v, i));

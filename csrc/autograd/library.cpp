@@ -1,7 +1,6 @@
 // Derivatives of eqk's ops for processes without Python, such as LAMMPS with a TorchScript model. The formulas are
 // those of python/eqk: register.py for families, and the file of each other op; reverse mode, to any order but where
 // said.
-#include <ATen/Context.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_cross.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -10,11 +9,11 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/version.h>
 
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <string>
-#include <string_view>
 
 #include "autograd/families.h"
 #include "autograd/rule.h"
@@ -261,12 +260,7 @@ Tensors of_message(const Backward& b) {
       b.needed);
 }
 
-void keep(Values& rest) {
-  // In the plan's text: 1 where the backward pass is to make results again.
-  std::string_view text = rest[1].toStringRef();
-  for (int comma = 0; comma < 7; ++comma) text.remove_prefix(text.find(',') + 1);
-  rest[2] = text[0] != '1';
-}
+void keep(Values& rest) { rest[2] = !eqk::so2_edge_message::cached_plan(rest[1].toStringRef())->recomputes; }
 
 // one_hot_index: what it would be differentiated by is refused, since its result would be taken for a constant.
 class OneHotIndex final : public c10::OperatorKernel {

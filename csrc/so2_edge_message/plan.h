@@ -46,7 +46,7 @@ struct Plan {
   int lmax, mmax;
   std::int64_t channels_in, hidden, channels_out;
   Activation activation;
-  bool rescale, keeps_message;
+  bool rescale, recomputes, keeps_message;  // recomputes: the results of both layers, in the backward pass
   std::shared_ptr<const s2_activation::Plan> s2;
 
   EQK_HD int rows() const { return second().rows(); }
@@ -81,7 +81,9 @@ class PlanParser : private PlanReader {
     expect(name);
     expect(",");
     plan.rescale = read(1, 0);
-    plan.keeps_message = read(2, 0) < 2;                      // the rest of RECOMPUTE is autograd's
+    const std::int64_t recompute = read(2, 0);
+    plan.recomputes = recompute == 1;
+    plan.keeps_message = recompute < 2;
     for (const Layer& layer : {plan.first(), plan.second()})  // no product of sizes overflows
       product(product(4 * plan.components(), layer.in), product(plan.components(), layer.out + layer.extra));
     if (plan.activation == Activation::gate) {

@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 
+#include "core/cached.h"
 #include "core/cuda_stream.h"
 #include "tensor_product/cuda_enqueue.h"
 #include "tensor_product/op.h"

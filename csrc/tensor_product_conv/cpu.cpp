@@ -87,7 +87,7 @@ class GatheredEdges {
       gather_tile(place, count, node);
       tile_.rows = count;
       if (tiles_) use_weights(place);
-      tensor_product::rows_kernel()(tile_, lowered_, 0, count, gw_ ? gw_->few() : nullptr);
+      kernel_(tile_, lowered_, 0, count, gw_ ? gw_->few() : nullptr);
       for (std::int64_t e = 0; e < count; ++e) {
         while (place + e == edges_.row[node + 1]) {
           close(node++);
@@ -116,6 +116,7 @@ class GatheredEdges {
  private:
   const Problem& problem_;
   const Lowered& lowered_;
+  const tensor_product::RowsKernel kernel_ = tensor_product::rows_kernel();
   const Edges& edges_;
   const Part& part_;
   tensor_product::Problem tile_;
@@ -163,7 +164,7 @@ class GatheredEdges {
     values.out = {};
     values.out[kW] = {tiles_.gw_value(place), pitch};
     for (auto& in : values.in) in.tangent = nullptr;
-    tensor_product::rows_kernel()(values, lowered_, 0, tile_.rows, nullptr);
+    kernel_(values, lowered_, 0, tile_.rows, nullptr);
   }
 
   void add_edge(std::int64_t place, std::int64_t e) {
