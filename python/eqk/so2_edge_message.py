@@ -55,8 +55,11 @@ ACTIVATIONS = ("gate", "s2", "swiglu_s2")
 # What the backward pass makes again: nothing, the results of both layers, or that of the second.
 RECOMPUTE = (False, True, "second")
 
+# The grammar of csrc/so2_edge_message/plan.h: spaces around numbers, and zeros before them, are free.
 _PLAN = re.compile(
-    rf"(\d{{1,3}}),(\d{{1,3}}),(\d{{1,9}}),(\d{{1,9}}),(\d{{1,9}}),({'|'.join(ACTIVATIONS)}),([01]),([012]),(.*)"
+    "".join(rf" *0*(\d{{1,{digits}}}) *," for digits in (3, 3, 9, 9, 9))
+    + rf"({'|'.join(ACTIVATIONS)}), *0*([01]) *, *0*([012]) *,(.*)",
+    re.ASCII,
 )
 
 
@@ -100,7 +103,7 @@ class Plan(NamedTuple):
             if 4 * components**2 * layer.channels_in * (layer.channels_out + layer.extra) > MAX_SIZE:
                 return False
         if self.activation == "gate":
-            return not self.s2
+            return not self.s2.strip(" ")
         try:
             grid = S2ActivationPlan.parse(self.s2)
         except ValueError:

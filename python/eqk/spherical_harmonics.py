@@ -51,7 +51,7 @@ class _Parsed(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> _Parsed:
-    match = _PLAN.fullmatch(text)
+    match = _PLAN.fullmatch(text) if len(text) <= 2**16 else None  # as csrc/spherical_harmonics/plan.h
     ls = tuple(map(int, match[1].split(","))) if match and match[1] != "-" else ()
     if not match or max(ls, default=0) > MAX_DEGREE:
         raise ValueError(
