@@ -144,6 +144,21 @@ def wheels_module(name, monkeypatch):
     return module
 
 
+def test_the_workflow_builds_what_make_wheels_builds(monkeypatch):
+    """The same architectures, options and versions: the workflow can take none of them from Python."""
+    build = wheels_module("build", monkeypatch)
+    workflow, makefile = ((ROOT / name).read_text() for name in (".github/workflows/wheels.yml", "Makefile"))
+    codes = ",".join(f"sm_{n}" for n in build.ARCHITECTURES)
+    assert f"-DEQK_CUDA_ARCHITECTURES={codes}" in workflow
+    assert f"--assemble={':'.join(map(str, build.ARCHITECTURES))}" in workflow
+    assert f'"{codes}" CACHE STRING' in (ROOT / "CMakeLists.txt").read_text()
+    assert f"--plat {build.PLATFORM} --exclude libtorch_cpu.so" in workflow
+    assert f"glibc-{build.toolkits.GLIBC}-x86_64" in workflow
+    for package in ("torch", "ziglang"):
+        (version,) = set(re.findall(rf"(?<![\w-]){package}==([\d.]+)", makefile))
+        assert set(re.findall(rf"(?<![\w-]){package}==([\d.]+)", workflow)) == {version}
+
+
 def test_wheels_of_another_machine(monkeypatch, tmp_path):
     build = wheels_module("build", monkeypatch)
     monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")

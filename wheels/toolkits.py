@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -46,8 +47,22 @@ def run(*command: object, **options) -> subprocess.CompletedProcess:
     return done
 
 
+def kept(directory: Path, pins: object) -> bool:
+    """Whether ``directory`` was finished, with these pins; what was not is removed."""
+    stamp = directory / "pins.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == pins:
+        return True
+    shutil.rmtree(directory, ignore_errors=True)
+    return False
+
+
+def finish(directory: Path, pins: object) -> None:
+    (directory / "pins.json").write_text(json.dumps(pins))
+
+
 def from_pypi(packages: dict[str, str], directory: Path) -> Path:
     """The files of these wheels, unpacked over each other."""
+    shutil.rmtree(directory, ignore_errors=True)
     for name, version in packages.items():
         downloads = directory.parent / "downloads" / f"{name}-{version}"
         if not any(downloads.glob("*.whl")):
@@ -61,6 +76,7 @@ def from_pypi(packages: dict[str, str], directory: Path) -> Path:
 
 def from_debian(packages: dict[str, str], directory: Path) -> Path:
     """The files of these packages, by an apt with lists of its own: this machine's may be of another release."""
+    shutil.rmtree(directory, ignore_errors=True)
     for program in ("apt-get", "dpkg"):
         if shutil.which(program) is None:
             raise SystemExit(f"wheels: expected {program} on PATH: nvcc of CUDA 12 is a package of Debian {SUITE}")
@@ -71,7 +87,10 @@ def from_debian(packages: dict[str, str], directory: Path) -> Path:
     sites = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian").stdout
     archives = [site for site in sites.split() if not site.rstrip("/").endswith("-security")]
     if not archives:
-        raise SystemExit(f"wheels: expected an archive of Debian in apt's sources: nvcc of CUDA 12 is in its {SUITE}")
+        raise SystemExit(
+            f"wheels: expected apt to know an archive of Debian, whose {SUITE} has nvcc of CUDA 12; got none, either "
+            "because apt-get update was not run or because this is no Debian"
+        )
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     (state / "sources.list").write_text(f"deb [signed-by={keyring}] {archives[0]} {SUITE} main contrib non-free\n")
     options = {
@@ -103,16 +122,19 @@ def executable(*paths: Path) -> None:
 
 
 def cuda13(directory: Path) -> Path:
-    """nvcc of CUDA 13: the one on PATH, or else PyPI's."""
+    """nvcc of CUDA 13.0: the one on PATH, or else PyPI's. A newer one writes PTX that drivers of 13.0 do not read."""
     found = shutil.which("nvcc")
-    if found is not None and re.search(r"release 13\.", run(found, "--version").stdout):
+    if found is not None and "release 13.0," in run(found, "--version").stdout:
         return Path(found)
-    root = from_pypi(CUDA13, directory) / "nvidia" / "cu13"
+    root = directory / "nvidia" / "cu13"
+    if kept(directory, CUDA13):
+        return root / "bin" / "nvcc"
+    from_pypi(CUDA13, directory)
     executable(*(root / "bin").iterdir(), *(root / "nvvm" / "bin").iterdir())
     # What CMake looks for; libcudart.so is not linked.
     for link, target in ((root / "lib64", "lib"), (root / "lib" / "libcudart.so", "libcudart.so.13")):
-        link.unlink(missing_ok=True)
         link.symlink_to(target)
+    finish(directory, CUDA13)
     return root / "bin" / "nvcc"
 
 
@@ -124,43 +146,42 @@ def cuda12(directory: Path) -> Path:
     """
     root = directory / "toolkit"
     nvcc = root / "bin" / "nvcc"
-    if nvcc.exists():
+    pins = [DEBIAN12, HEADERS12, NEWEST12]
+    if kept(root, pins):
         return nvcc
     debian = from_debian(DEBIAN12, directory / "debian") / "usr"
     headers = from_pypi(HEADERS12, directory / "headers") / "nvidia"
     newest = from_pypi(NEWEST12, directory / "newest") / "nvidia"
-    unfinished = directory / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "bin").mkdir(parents=True)
+    (root / "bin").mkdir(parents=True)
     own = debian / "lib" / "nvidia-cuda-toolkit"
-    shutil.copytree(own / "bin" / "crt", unfinished / "bin" / "crt")
-    shutil.copy(debian / "bin" / "cudafe++", unfinished / "bin")
-    shutil.copy(debian / "bin" / "fatbinary", unfinished / "bin" / "fatbinary.nvidia")
-    shutil.copy(debian / "bin" / "nvlink", unfinished / "bin")
-    shutil.copy(own / "bin" / "nvcc", unfinished / "bin")
-    shutil.copy(newest / "cuda_nvcc" / "bin" / "ptxas", unfinished / "bin")
-    (unfinished / "nvvm" / "bin").mkdir(parents=True)
-    shutil.copy(own / "bin" / "cicc", unfinished / "nvvm" / "bin")
-    shutil.copytree(own / "libdevice", unfinished / "nvvm" / "libdevice")
+    shutil.copytree(own / "bin" / "crt", root / "bin" / "crt")
+    shutil.copy(debian / "bin" / "cudafe++", root / "bin")
+    shutil.copy(debian / "bin" / "fatbinary", root / "bin" / "fatbinary.nvidia")
+    shutil.copy(debian / "bin" / "nvlink", root / "bin")
+    shutil.copy(own / "bin" / "nvcc", root / "bin")
+    shutil.copy(newest / "cuda_nvcc" / "bin" / "ptxas", root / "bin")
+    (root / "nvvm" / "bin").mkdir(parents=True)
+    shutil.copy(own / "bin" / "cicc", root / "nvvm" / "bin")
+    shutil.copytree(own / "libdevice", root / "nvvm" / "libdevice")
     for part in ("cuda_nvcc", "cuda_runtime", "cuda_cccl"):
-        shutil.copytree(headers / part / "include", unfinished / "include", dirs_exist_ok=True)
-    (unfinished / "lib64").mkdir()
+        shutil.copytree(headers / part / "include", root / "include", dirs_exist_ok=True)
+    (root / "lib64").mkdir()
     for library in ("libcudart_static.a", "libcudart.so.12"):
-        shutil.copy(newest / "cuda_runtime" / "lib" / library, unfinished / "lib64")
-    (unfinished / "lib64" / "libcudart.so").symlink_to("libcudart.so.12")  # CMake asks for it; it is not linked
+        shutil.copy(newest / "cuda_runtime" / "lib" / library, root / "lib64")
+    (root / "lib64" / "libcudart.so").symlink_to("libcudart.so.12")  # CMake asks for it; it is not linked
     # nvcc links the device runtime whether it is used or not, and this nvlink refuses that of 12.9: an empty archive.
-    (unfinished / "lib64" / "libcudadevrt.a").write_bytes(b"!<arch>\n")
-    (unfinished / "bin" / "fatbinary").symlink_to(HERE / "fatbinary.py")
-    executable(*(unfinished / "bin").iterdir())
+    (root / "lib64" / "libcudadevrt.a").write_bytes(b"!<arch>\n")
+    (root / "bin" / "fatbinary").symlink_to(HERE / "fatbinary.py")
+    executable(*(root / "bin").iterdir())
     # As NVIDIA's own, whose paths are relative; Debian's says where its packages put things.
-    (unfinished / "bin" / "nvcc.profile").write_text(
+    (root / "bin" / "nvcc.profile").write_text(
         "TOP = $(_HERE_)/..\n"
         "NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice\n"
         "PATH += $(TOP)/nvvm/bin:$(_HERE_):\n"
         'INCLUDES += "-I$(TOP)/include" $(_SPACE_)\n'
         'LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64"\n'
     )
-    unfinished.rename(root)
+    finish(root, pins)
     return nvcc
 
 
@@ -171,7 +192,8 @@ def glibc_stubs(directory: Path, machine: str) -> Path:
     """
     wanted = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libld.so.2"}
     stubs = directory / f"glibc-{GLIBC}-{machine}"
-    if stubs.exists():
+    pins = {"ziglang": importlib.metadata.version("ziglang")}
+    if kept(stubs, pins):
         return stubs
     zig = directory / f"zig-{machine}"
     zig.mkdir(parents=True, exist_ok=True)
@@ -184,16 +206,14 @@ def glibc_stubs(directory: Path, machine: str) -> Path:
     if found.keys() != wanted:
         missing = ", ".join(sorted(wanted - found.keys()))
         raise SystemExit(f"wheels: expected Zig to write stubs of glibc {GLIBC} into {zig}; there is no {missing}")
-    unfinished = directory / "unfinished-stubs"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    stubs.mkdir()
     for name, path in found.items():
-        shutil.copy(path, unfinished / name)
-        (unfinished / f"{name.partition('.')[0]}.so").symlink_to(name)
+        shutil.copy(path, stubs / name)
+        (stubs / f"{name.partition('.')[0]}.so").symlink_to(name)
     # As that of any system: atexit is no symbol of the shared library, and some are the loader's (Zig's libld.so.2).
-    (unfinished / "libc.so").unlink()
-    (unfinished / "libc.so").write_text("GROUP ( libc.so.6 libc_nonshared.a AS_NEEDED ( libld.so.2 ) )\n")
-    unfinished.rename(stubs)
+    (stubs / "libc.so").unlink()
+    (stubs / "libc.so").write_text("GROUP ( libc.so.6 libc_nonshared.a AS_NEEDED ( libld.so.2 ) )\n")
+    finish(stubs, pins)
     shutil.rmtree(zig)
     return stubs
 
