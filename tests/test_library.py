@@ -78,6 +78,29 @@ def test_of_another_version(install):
     assert _library.choose_cuda("12.4", eqk.__version__) == (None, reason)
 
 
+def test_without_metadata(install, tmp_path):
+    """As in a folder that was copied: eqk's import goes on without."""
+    install("eqk-cuda12")
+    (metadata,) = tmp_path.glob("eqk_cuda12-*.dist-info")
+    (metadata / "METADATA").unlink()
+    metadata.rmdir()
+    chosen, reason = _library.choose_cuda("12.4", eqk.__version__)
+    assert chosen is None
+    assert reason.startswith("libeqk_cuda is not loaded: eqk-cuda12 was copied without its metadata")
+
+
+def test_info_where_none_is_loaded(install, monkeypatch):
+    """The reason is said once, and not of the package that it does not name."""
+    install("eqk-cuda12")
+    install("eqk-cuda13", "0.0.1")
+    chosen, reason = _library.choose_cuda("13.0", eqk.__version__)
+    monkeypatch.setattr(_library, "cuda_loaded", chosen)
+    monkeypatch.setattr(_library, "cuda_reason", reason)
+    lines = info.libraries()
+    assert all(lines[f"libeqk_cuda.so of eqk-cuda{major}"].endswith(", not loaded") for major in (12, 13))
+    assert lines["libeqk_cuda"] == f"none: {reason}"
+
+
 def test_loads_the_chosen_one(install, tmp_path, monkeypatch):
     """And info says which, and why not the other."""
     install("eqk-cuda12")
@@ -93,4 +116,5 @@ def test_loads_the_chosen_one(install, tmp_path, monkeypatch):
     assert loaded == [str(tmp_path / "own" / "libeqk_cpu.so"), str(folder / "libeqk_cuda.so")]
     lines = info.libraries()
     assert lines["libeqk_cuda.so of eqk-cuda12"].endswith(", loaded")
-    assert lines["libeqk_cuda.so of eqk-cuda13"].endswith(", not loaded: that of eqk-cuda12 is")
+    assert lines["libeqk_cuda.so of eqk-cuda13"].endswith(", not loaded")
+    assert "libeqk_cuda" not in lines

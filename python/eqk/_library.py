@@ -42,7 +42,10 @@ def choose_cuda(cuda: str | None, eqk_version: str) -> tuple[str | None, str | N
     if name not in there:
         have = f", not {' or '.join(there)}" if there else ""
         return None, f"libeqk_cuda is not there: torch is built for CUDA {cuda}, which needs {name}{have}"
-    version = importlib.metadata.version(name)
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None, f"libeqk_cuda is not loaded: {name} was copied without its metadata, which say of which eqk it is"
     if version != eqk_version:
         return None, f"libeqk_cuda is not loaded: {name} is {version}, eqk {eqk_version}; they have to be the same"
     return name, None

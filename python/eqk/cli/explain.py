@@ -155,12 +155,15 @@ _TABLES = {
 
 
 def own_cuda_kernel(plan: eqk.Plan) -> str:
-    """Whether the CUDA library here has kernels for this plan alone: it holds the texts of the plans that it has."""
+    """Whether the CUDA library here has kernels for this plan alone: it holds the texts of the plans that it has.
+
+    It is the one that is loaded or, where none is, each that is there.
+    """
     there = _library.cuda_libraries()
-    library = there.get(_library.cuda_loaded, next(iter(there.values()), None))
-    if library is None:
+    libraries = [there[_library.cuda_loaded]] if _library.cuda_loaded else list(there.values())
+    if not libraries:
         return f"unknown: {_library.cuda_reason}"
-    if str(plan).encode() in library.read_bytes():
+    if all(str(plan).encode() in library.read_bytes() for library in libraries):
         return (
             "float32 of this plan has kernels of its own (csrc/tensor_product/cuda_plans.txt), where rows are aligned"
         )

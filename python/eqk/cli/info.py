@@ -67,7 +67,7 @@ def version_of(package: str) -> str | None:
 
 
 def libraries() -> dict[str, str]:
-    """The compiled libraries: size, the architectures of those for CUDA, and why they are not loaded."""
+    """The compiled libraries: size, the architectures of those for CUDA, and why none of these is loaded."""
     size = "{:.1f} MB".format
     there = _library.cuda_libraries()
     others = sorted(set(_library._DIRECTORY.glob("libeqk_*")) - set(there.values()))
@@ -75,11 +75,10 @@ def libraries() -> dict[str, str]:
     for name, path in there.items():
         code, ptx = architectures(path)
         what = f"code for {' '.join(code)}, PTX {' '.join(ptx)}" if code or ptx else "architectures unknown"
-        how = "loaded" if name == _library.cuda_loaded else _library.cuda_reason
-        how = how or f"not loaded: that of {_library.cuda_loaded} is"
+        how = "loaded" if name == _library.cuda_loaded else "not loaded"
         label = path.name if name == "eqk" else f"{path.name} of {name}"
         result[label] = f"{size(path.stat().st_size / 1e6)}, {what}, {how}"
-    if not there:
+    if _library.cuda_loaded is None:
         result["libeqk_cuda"] = f"none: {_library.cuda_reason}"
     return result
 
