@@ -8,6 +8,7 @@ import pytest
 import stub_rocm  # noqa: F401
 import torch
 
+import eqk
 from eqk import dispatch, testing
 from eqk.cli.cases import all_cases
 
@@ -49,4 +50,10 @@ def test_without_triton(monkeypatch):
     text = "1x0e * 1x0e -> 1x0e [mul_ir,mul_ir,mul_ir] per_sample {0 0 0 uvu w 1.0}"
     with pytest.raises(RuntimeError, match=r"eqk::tensor_product: x: no kernel runs on cuda:0; triton: Triton cannot"):
         torch.ops.eqk.tensor_product(x, x, w, text)
-    assert dispatch.choose("rotate", GPU) == "torch"
+    q = torch.ones(2, 4, device=GPU).requires_grad_()
+    d = eqk.wigner(q, 1)
+    with pytest.raises(
+        RuntimeError, match=r"eqk::tensor_product_backward: x: no kernel runs on cuda:0; triton: Triton"
+    ):
+        torch.autograd.grad(d.sum(), q)
+    torch.testing.assert_close(d.detach().cpu(), eqk.wigner(q.detach().cpu(), 1))

@@ -9,8 +9,8 @@ import pytest
 import eqk
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOLDERS = "bench|csrc|docs|examples|python|tests|triton_kernels"
+PAGES = [ROOT / "README.md", *sorted(page for name in ("docs", "examples") for page in (ROOT / name).rglob("*.md"))]
+FOLDERS = "bench|csrc|docs|examples|python|tests|triton_kernels|wheels"
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -46,7 +46,7 @@ def test_options_of_programs_are_theirs():
     shared = {path.name: path.read_text() for path in (ROOT / "bench").glob("*.py")}
     wrong = []
     for page in PAGES:
-        for program, options in re.findall(r"((?:bench|examples)/\w+\.py)((?: [\w/.-]+)+)", page.read_text()):
+        for program, options in re.findall(r"((?:bench|examples)/[\w/]+\.py)((?: [\w/.-]+)+)", page.read_text()):
             source = (ROOT / program).read_text() + shared["tensor_product.py"]
             wrong += [
                 f"{page.name}: {program} {o}" for o in re.findall(r"--[a-z-]+", options) if f'"{o}"' not in source
