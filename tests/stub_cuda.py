@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import re
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -123,6 +124,7 @@ class Runtime:
         self.pending: list[tuple[int, int, bytes]] = []
         self.allowed_shared: dict[tuple[int, str], int] = {}
         self.thread = threading.local()
+        self.lock = threading.Lock()
         self.kernels: dict[int, str] = {}
         self.ptx = {name: text for text in ptx_of(library) for name in re.findall(r"\.entry (\w+)\(", text)}
         self._keep: list = []
@@ -178,7 +180,8 @@ class Runtime:
             if not error and self.capturing and name not in HARMLESS and not relaxed:
                 error = CAPTURE_UNSUPPORTED
             if not error:
-                error = getattr(self, name)(device, details, *arguments) or 0
+                with self.lock:
+                    error = getattr(self, name)(device, details, *arguments) or 0
         except Exception as exception:
             self.broken.append(f"{name}: {exception!r}")
             error = UNKNOWN
@@ -253,8 +256,10 @@ class Runtime:
         # As these tests number the streams of torch; 0 is the default stream of the current device.
         if stream and stream % DEVICES != device:
             return INVALID_HANDLE
-        if self.pending:
-            self.broken.append(f"{name} was launched before a copy was complete")
+        # Another thread may be copying what no launch has been told of.
+        words = [w for at in range(0, len(argument) - 7, 8) for w in struct.unpack_from("<Q", argument, at)]
+        if any(to <= word < to + size for word in words for _, to, _, size in self.pending):
+            self.broken.append(f"{name} was launched on a copy that was not complete")
         if self.execute:
             self.run(details)
 

@@ -39,7 +39,7 @@ std::string plan_text(const std::string& in1, const std::string& in2, const std:
                       const std::vector<Path>& paths) {
   std::string text;
   for (const Path& p : paths)
-    text += (text.empty() ? "" : "; ") + std::to_string(p.in1) + " " + std::to_string(p.in2) + " " +
+    text += std::string(text.empty() ? "" : "; ") + std::to_string(p.in1) + " " + std::to_string(p.in2) + " " +
             std::to_string(p.out) + " " + mode + " - " + number(p.coefficient);
   return in1 + " * " + in2 + " -> " + out + " [mul_ir,mul_ir,mul_ir] none {" + text + "}";
 }
@@ -181,7 +181,8 @@ std::string generators(std::int64_t lmax, std::int64_t mmax) {
   std::string irreps;
   std::vector<Path> paths;
   for (int l = 0; l <= lmax; ++l) {
-    irreps += (l ? "+" : "") + std::to_string(2 * std::min<std::int64_t>(l, mmax) + 1) + "x" + std::to_string(l) + "e";
+    if (l) irreps += '+';
+    irreps += std::to_string(2 * std::min<std::int64_t>(l, mmax) + 1) + "x" + std::to_string(l) + "e";
     if (l) paths.push_back({l, 0, l, std::sqrt(l * (l + 1.0) * (2 * l + 1))});
   }
   return plan_text(irreps, "1x1e", irreps, "uvu", paths);
