@@ -17,7 +17,7 @@ EQK_AUTOGRAD ?= 1
 export EQK_AUTOGRAD
 
 BIN := $(abspath $(VENV))/bin
-BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/models.py,$(wildcard bench/[a-z]*.py))
+BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/frameworks.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc examples tests wheels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
@@ -87,7 +87,7 @@ test-model-%: $(MODEL_VENVS)/%/.installed
 bench-models: $(patsubst models-%,bench-model-%,$(filter models-%,$(.VARIABLES)))
 
 bench-model-%: $(MODEL_VENVS)/%/.installed
-	PYTHONPATH=$(abspath python) $(MODEL_VENVS)/$*/bin/python bench/models.py $(models-$*) $(BENCH_ARGS)
+	PYTHONPATH=$(abspath python) $(MODEL_VENVS)/$*/bin/python bench/frameworks.py $(models-$*) $(BENCH_ARGS)
 
 # 10 000 mutated calls under AddressSanitizer and UBSan; builds the library once more.
 sanitize: $(VENV)/.installed-test

@@ -20,7 +20,7 @@ FRAMEWORKS = re.search(r"^FRAMEWORKS \?= (.+)$", (ROOT / "Makefile").read_text()
 
 if os.environ.get("EQK_TEST_MODEL") == "equiformer_v2":
     sys.path.insert(0, str(ROOT / "bench"))
-    from models import stand_in_for_torch_scatter
+    from frameworks import stand_in_for_torch_scatter
 
     stand_in_for_torch_scatter()
 

@@ -1,4 +1,4 @@
-"""What every converted model must keep; ``framework`` and ``options`` as in bench/models.py."""
+"""What every converted model must keep; ``framework`` and ``options`` as in bench/frameworks.py."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from eqk.convert import ConversionReport
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from models import Framework, relative_error, silicon
+from frameworks import Framework, relative_error, silicon
 
 # Largest error relative to the largest magnitude.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}

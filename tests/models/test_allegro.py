@@ -3,7 +3,7 @@
 import model_checks
 import pytest
 import torch
-from models import Allegro
+from frameworks import Allegro
 
 SMALL = {"l_max": 2, "num_layers": 2, "num_scalar_features": 16, "num_tensor_features": 5}
 CASES = {

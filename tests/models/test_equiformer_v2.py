@@ -7,7 +7,7 @@ import model_checks
 import pytest
 import torch
 import torch_geometric.utils
-from models import EquiformerV2, default_dtype, silicon, stand_in_for_torch_scatter
+from frameworks import EquiformerV2, default_dtype, silicon, stand_in_for_torch_scatter
 
 stand_in_for_torch_scatter()
 

@@ -6,8 +6,8 @@ import mace  # before e3nn: e3nn 0.4.4 cannot be imported by itself with torch 2
 import model_checks
 import pytest
 import torch
+from frameworks import MACE
 from mace.modules import interaction_classes
-from models import MACE
 from torch.autograd import forward_ad
 
 SMALL = {

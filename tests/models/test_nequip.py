@@ -8,7 +8,7 @@ from pathlib import Path
 import model_checks
 import pytest
 import torch
-from models import NequIP
+from frameworks import NequIP
 
 SMALL = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": [8, 5, 4], "radial_mlp_width": 16}
 

@@ -3,7 +3,7 @@
 import model_checks
 import pytest
 import torch
-from models import Nequix
+from frameworks import Nequix
 
 SMALL = {"hidden_irreps": "16x0e + 8x1o + 4x2e", "lmax": 2, "n_layers": 3}
 # What the published models have: odd multiplicities, outputs that are not sorted, an output of scalars.

@@ -11,7 +11,7 @@ from fairchem.core.models.uma.nn import layer_norm
 from fairchem.core.models.uma.nn.execution_backends import ExecutionBackend
 from fairchem.core.models.uma.nn.radial import PolynomialEnvelope
 from fairchem.core.models.uma.nn.so3_layers import SO3_Linear
-from models import Uma, copper, default_dtype, silicon
+from frameworks import Uma, copper, default_dtype, silicon
 
 import eqk
 from eqk.testing import relative_error

@@ -1,9 +1,9 @@
 """Time of energy and forces of published models, as they are and after eqk.convert, on the CPU.
 
     make bench-models                                 # all, each in an environment of its own
-    python bench/models.py nequip-l nequip-m          # in an environment that has NequIP
-    python bench/models.py nequip-l --training --memory
-    python bench/models.py uma-s --layer backbone.blocks.0.edge_wise
+    python bench/frameworks.py nequip-l nequip-m          # in an environment that has NequIP
+    python bench/frameworks.py nequip-l --training --memory
+    python bench/frameworks.py uma-s --layer backbone.blocks.0.edge_wise
 
 Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms, UMA's copper; the
 graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their
