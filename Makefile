@@ -23,13 +23,16 @@ CXX_FILES := $(shell find csrc examples tests wheels -name '*.h' -o -name '*.cpp
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo demo-lammps examples test test-models sanitize fuzz bench bench-models gpu-report wheels test-wheels \
+.PHONY: demo demo-lammps demo-tetris examples test test-models sanitize fuzz bench bench-models gpu-report wheels test-wheels \
 	lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sevennet_demo.py
+
+demo-tetris: $(VENV)/.installed-demo
+	$(BIN)/python examples/tetris.py
 
 # The others at their full size: some minutes each. The tests run them at a small one.
 examples: $(VENV)/.installed-demo

@@ -111,6 +111,13 @@ def test_training_learns(folder, trained):
     assert is_picture(folder / "train_nequip_style.png")
 
 
+def test_tetris(folder):
+    out = run(folder, EXAMPLES / "tetris.py", "--orientations", 20, "--seed", eqk.testing.seed() % 1000)
+    for what in ("turned and moved", "mirrored as well"):
+        assert numbers(out, what + ": # of 160 right, # %") == [160, 100]
+    assert is_picture(folder / "tetris.png")
+
+
 def test_phonon_finetuning_learns(folder, trained):
     size = ("--molecules", "CH3OH", "H2CO", "--unseen", "C2H6", "--structures", 8, "--steps", 40, "--threads", 1)
     out = run(folder, EXAMPLES / "phonon_finetune.py", *size)

@@ -1,6 +1,5 @@
 #pragma once
 // The formulas of python/eqk/register.py, which says why they hold, in C++ and reverse mode.
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>

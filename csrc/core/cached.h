@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <utility>
+#include <type_traits>
 
 namespace eqk {
 
@@ -16,11 +16,10 @@ namespace eqk {
 // construction of a static object, would stay locked in the child for ever. So entries are only ever put at the head
 // of a list, by one atomic exchange, and the lists are there before any code runs.
 template <class Key, class Make>
-auto cached(const Key& key, const Make& make) {
-  using Value = decltype(make());
+const std::invoke_result_t<Make>* cached(const Key& key, const Make& make) {
   struct Entry {
     const Key key;
-    const std::shared_ptr<const Value> value;
+    const std::invoke_result_t<Make> value;
     const Entry* next;
   };
   constexpr int kLogLists = 8;
@@ -33,13 +32,13 @@ auto cached(const Key& key, const Make& make) {
     return from;
   };
   const Entry* known = head.load(std::memory_order_acquire);
-  if (const Entry* const found = find(known, nullptr)) return found->value;
-  auto entry = std::make_unique<Entry>(Entry{key, std::make_shared<const Value>(make()), known});
+  if (const Entry* const found = find(known, nullptr)) return &found->value;
+  std::unique_ptr<Entry> entry(new Entry{key, make(), known});
   while (!head.compare_exchange_weak(entry->next, entry.get(), std::memory_order_acq_rel, std::memory_order_acquire)) {
-    if (const Entry* const found = find(entry->next, known); found != known) return found->value;
+    if (const Entry* const found = find(entry->next, known); found != known) return &found->value;
     known = entry->next;
   }
-  return entry.release()->value;
+  return &entry.release()->value;
 }
 
 }  // namespace eqk

@@ -1,7 +1,6 @@
 #pragma once
 // A call of a member of a multilinear family of ops (python/eqk/register.py), its arguments checked.
 #include <array>
-#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -64,19 +63,19 @@ class FamilyCall {
 
  protected:
   // rows_name: what a message calls the rows of x.
-  FamilyCall(const char* op, const Tensor& first, std::shared_ptr<const Plan> plan, const char* rows_name)
+  FamilyCall(const char* op, const Tensor& first, const Plan* plan, const char* rows_name)
       : op_(op), first_(first), plan_(std::move(plan)) {
     if (!first.defined()) fail("eqk::", op_, ": x: expected a tensor, got None");
     problem_.dtype = kernel_dtype(op, first);
     if (first.dim() != 2)
       fail("eqk::", op_, ": x: expected 2 dimensions [", rows_name, ", ", plan_->dim[0], "], got shape ",
            shape_string(first));
-    problem_.plan = plan_.get();
+    problem_.plan = plan_;
   }
 
   const char* op_;
   const Tensor& first_;
-  std::shared_ptr<const Plan> plan_;
+  const Plan* plan_;
   Description problem_;
   std::array<Shape, kCount> shapes_{};
 

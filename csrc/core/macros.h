@@ -6,7 +6,6 @@
 #if defined(__CUDACC__)
 #define EQK_HD __host__ __device__ __forceinline__
 #define EQK_ROLLED _Pragma("unroll 1")  // a loop of which nvcc is not to make several
-#define EQK_UNROLL _Pragma("unroll")
 #else
 #define EQK_HD inline __attribute__((always_inline))
 #define EQK_ROLLED
@@ -17,8 +16,9 @@
 #endif
 #endif
 #define EQK_LAMBDA __attribute__((always_inline))
-// EQK_UNROLL stands before a loop whose bounds are constants, for straight code where no index has to be a compile-time
-// value: GCC takes half of the time that it takes for unroll(), each of whose steps is a function to inline.
+// EQK_UNROLL, in code of the CPU, stands before a loop whose bounds are constants, for straight code where no index has
+// to be a compile-time value: GCC takes half of the time that it takes for unroll(), each of whose steps is a function
+// to inline.
 
 namespace eqk {
 

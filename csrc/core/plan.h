@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <locale>
-#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -299,7 +298,7 @@ class PlanParser : private PlanReader {
   }
 };
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] { return PlanParser(text).parse(); });
 }
 

@@ -8,7 +8,6 @@
 // Scales: of each degree of x, of y and of the result. python/eqk/gaunt_plan.py writes the same grammar.
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -93,7 +92,7 @@ class PlanParser : private PlanReader {
   }
 };
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] { return PlanParser(text).parse(); });
 }
 

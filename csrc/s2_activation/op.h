@@ -19,7 +19,7 @@ class Call {
   Call(const char* op, const Tensor& x, const std::vector<OptionalTensor>& factors, const std::string& plan,
        const std::string& kinds)
       : op_(op), x_(x), plan_(cached_plan(plan)) {
-    problem_.plan = plan_.get();
+    problem_.plan = plan_;
     problem_.dtype = kernel_dtype(op, x);
     if (x.dim() != 2)
       fail("eqk::", op, ": x: expected 2 dimensions [rows, ", plan_->dim[kX], "], got shape ", shape_string(x));
@@ -52,7 +52,7 @@ class Call {
  private:
   const char* op_;
   const Tensor& x_;
-  std::shared_ptr<const Plan> plan_;
+  const Plan* plan_;
   Problem problem_;
   std::vector<Tensor> kept_;
 

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -113,7 +112,7 @@ class PlanParser : private PlanReader {
   }
 };
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] { return PlanParser(text).parse(); });
 }
 

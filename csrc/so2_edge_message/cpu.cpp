@@ -112,7 +112,7 @@ class Tiles {
     const bool two = plan.activation == Activation::swiglu_s2;
     using s2_activation::Operand;
     s2_activation::Problem& value = steps_.value;
-    value.plan = plan.s2.get(), value.dtype = p_.dtype, value.x = {nullptr, row, s2_activation::kX};
+    value.plan = plan.s2, value.dtype = p_.dtype, value.x = {nullptr, row, s2_activation::kX};
     value.result = s2_activation::kZ;
     s2_activation::Problem& gradient = steps_.gradient = value;
     if (two) value.factors = {Operand{nullptr, row, s2_activation::kX}};

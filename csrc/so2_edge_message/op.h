@@ -43,7 +43,7 @@ class Call {
     const Tensor& x = *v[kX];
     const auto& [_, q, h, a, w, conv1, conv2] = v;
     Problem& p = problem_;
-    p.plan = plan_.get();
+    p.plan = plan_;
     dtype_ = x.scalar_type();
     p.dtype = kernel_dtype(op, x);
     if (p.dtype != Dtype::float64) p.dtype = Dtype::float32;
@@ -112,7 +112,7 @@ class Call {
   static constexpr std::array<const char*, 3> kKeptNames{"y", "s", "message"};
 
   const char* op_;
-  std::shared_ptr<const Plan> plan_;
+  const Plan* plan_;
   Problem problem_;
   ScalarType dtype_{}, wide_{};
   std::vector<Tensor> kept_;

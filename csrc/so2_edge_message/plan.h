@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 
@@ -47,7 +46,7 @@ struct Plan {
   std::int64_t channels_in, hidden, channels_out;
   Activation activation;
   bool rescale, recomputes, keeps_message;  // recomputes: the results of both layers, in the backward pass
-  std::shared_ptr<const s2_activation::Plan> s2;
+  const s2_activation::Plan* s2;
 
   EQK_HD int rows() const { return second().rows(); }
   EQK_HD int components() const { return (lmax + 1) * (lmax + 1); }
@@ -105,7 +104,7 @@ class PlanParser : private PlanReader {
   }
 };
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] {
     try {
       return PlanParser(text).parse();

@@ -22,7 +22,7 @@ Tensor launch(const char* op, const Tensor& x, const Tensor* g, const std::strin
   const auto plan = cached_plan(plan_text);
   const auto columns = static_cast<std::int64_t>(plan->index.size());
   Problem problem;
-  problem.plan = plan.get();
+  problem.plan = plan;
   problem.dtype = kernel_dtype(op, x);
   if (x.dim() != 2 || x.size(1) != 3) fail("eqk::", op, ": x: expected shape [rows, 3], got ", shape_string(x));
   problem.rows = x.size(0);

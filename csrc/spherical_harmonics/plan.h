@@ -3,7 +3,6 @@
 // Degrees come in any order and may repeat; each is 2 l + 1 columns. python/eqk/spherical_harmonics.py writes the same.
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,7 +51,7 @@ inline Plan parse_plan(const std::string& text) {
   }
 }
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] { return parse_plan(text); });
 }
 

@@ -13,7 +13,7 @@ namespace eqk::symmetric_contraction {
 namespace {
 
 // Plans are never freed: their addresses tell them apart.
-std::shared_ptr<const Lowered> cached_lowering(const Plan& plan) {
+const Lowered* cached_lowering(const Plan& plan) {
   return cached(&plan, [&] { return Lowering(plan).run(); });
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 // Arguments of the two ops, checked and turned into a Problem. A backend registers register_impls with its launcher.
 #include <array>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -17,7 +16,7 @@ class Call {
 
   Call(const char* op, const Tensor& x, const Tensor& w, const OptionalTensor& species, const std::string& plan)
       : op_(op), x_(x), plan_(cached_plan(plan)) {
-    problem_.plan = plan_.get();
+    problem_.plan = plan_;
     problem_.dtype = kernel_dtype(op, x);
     const std::int64_t dim = plan_->dim_in;
     const bool mul_ir = plan_->layout_in == Layout::mul_ir;
@@ -71,7 +70,7 @@ class Call {
  private:
   const char* op_;
   const Tensor& x_;
-  std::shared_ptr<const Plan> plan_;
+  const Plan* plan_;
   Problem problem_;
   bool has_g_ = false;
   std::vector<Tensor> kept_;

@@ -13,7 +13,6 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -135,7 +134,7 @@ class PlanParser : private PlanReader {
   }
 };
 
-inline std::shared_ptr<const Plan> cached_plan(const std::string& text) {
+inline const Plan* cached_plan(const std::string& text) {
   return cached(text, [&] { return PlanParser(text).parse(); });
 }
 

@@ -21,7 +21,7 @@ struct CpuPlan {
 };
 
 // Plans are never freed: their addresses tell them apart.
-std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
+const CpuPlan* cached_lowering(const Plan& plan) {
   return cached(&plan, [&] { return CpuPlan{lower(plan, EQK_LMAX), MatmulPlan::of(plan, EQK_LMAX)}; });
 }
 
@@ -72,7 +72,7 @@ std::string kernel_names(const Tensor& x, StringArgument text) {
   const auto parsed = cached_plan(text);
   const auto lowering = cached_lowering(*parsed);
   Problem problem;
-  problem.plan = parsed.get();
+  problem.plan = parsed;
   problem.dtype = kernel_dtype("tensor_product_cpu_kernel", x);
   const auto lanes = [&](const Plan& plan, const Lowered& lowered) -> std::string {
     if (plan.instructions.empty()) return "none";

@@ -4,7 +4,6 @@
 // last.
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
 #include "core/arena.h"
 #include "core/interleave.h"

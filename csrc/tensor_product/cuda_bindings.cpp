@@ -38,7 +38,7 @@ Problem problem(const std::string& plan, const std::string& dtype, std::int64_t 
                 const Addresses& values, const Addresses& tangents, const Strides& strides, const Addresses& results,
                 const std::optional<Strides>& tangent_strides) {
   Problem p;
-  p.plan = eqk::cached_plan(plan).get();
+  p.plan = eqk::cached_plan(plan);
   p.dtype = dtype_of(dtype);
   p.rows = rows;
   p.dual = dual;
@@ -118,7 +118,7 @@ gaunt::Problem gaunt_problem(const std::string& plan, const std::string& dtype, 
                              const std::array<std::int64_t, gaunt::kSlots>& tangent_strides,
                              const std::array<std::uint64_t, gaunt::kSlots>& results) {
   gaunt::Problem p;
-  p.plan = gaunt::cached_plan(plan).get();
+  p.plan = gaunt::cached_plan(plan);
   p.dtype = dtype_of(dtype);
   p.rows = rows;
   p.dual = dual;

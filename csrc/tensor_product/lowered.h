@@ -2,7 +2,6 @@
 // A plan made ready for loops: coefficients as sparse tables, strides of each segment, and which loop order runs it.
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "core/cached.h"
@@ -54,7 +53,7 @@ inline Coupling couple(int l1, int l2, int l3) {
   return c;
 }
 
-inline std::shared_ptr<const Coupling> coupling(int l1, int l2, int l3) {
+inline const Coupling* coupling(int l1, int l2, int l3) {
   return cached((l1 * (kMaxDegree + 1) + l2) * (kMaxDegree + 1) + l3, [&] { return couple(l1, l2, l3); });
 }
 
@@ -75,7 +74,7 @@ struct Path {
   std::int64_t m1, m2, mo, weight_offset;
   int l1, l2, l3;
   View x, y, out;
-  std::shared_ptr<const Coupling> cg;
+  const Coupling* cg;
 };
 
 // A path in which one input has a single channel, so that its components are shared by all channels of a row: mode uvu

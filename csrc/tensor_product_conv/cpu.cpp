@@ -29,7 +29,7 @@ struct CpuPlan {
 };
 
 // Plans are never freed: their addresses tell them apart.
-std::shared_ptr<const CpuPlan> cached_lowering(const Plan& plan) {
+const CpuPlan* cached_lowering(const Plan& plan) {
   return cached(&plan, [&] {
     return CpuPlan{tensor_product::lower(plan, EQK_LMAX), tensor_product::lower(plan, EQK_LMAX, true)};
   });
@@ -332,11 +332,11 @@ std::string kernel_names(const Tensor& x, StringArgument text) {
   const auto parsed = cached_plan(text);
   const auto lowering = cached_lowering(*parsed);
   Problem problem;
-  problem.plan = parsed.get();
+  problem.plan = parsed;
   problem.dtype = kernel_dtype("tensor_product_conv_cpu_kernel", x);
   if (edge_kernels().can_run(problem, lowering->edges)) return "channels, sums in registers";
   tensor_product::Problem tile;
-  tile.plan = parsed.get();
+  tile.plan = parsed;
   tile.dtype = problem.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
   const bool in_channels = tensor_product::rows_kernel().in_channels(tile, lowering->rows);
   return std::string("gathered edges by ") + (in_channels ? "channels" : "rows");

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -176,7 +175,7 @@ struct UnitPlan {
 };
 
 // Plans are never freed: their addresses tell them apart.
-inline std::shared_ptr<const UnitPlan> cached_units(const Plan& plan) {
+inline const UnitPlan* cached_units(const Plan& plan) {
   return cached(&plan, [&] { return UnitPlan(plan); });
 }
 
@@ -337,7 +336,7 @@ class Launches {
 
   const DeviceProblem& problem_;
   const DeviceEdges& edges_;
-  const std::shared_ptr<const UnitPlan> units_;
+  const UnitPlan* const units_;
   unsigned char* const scratch_;
   std::int64_t bytes_ = 0;
   std::int32_t *const edge_, *const src_, *const row_;

@@ -119,7 +119,7 @@ class RadialLaunches {
 
   const DeviceRadialProblem& problem_;
   const RadialDevice device_;
-  const std::shared_ptr<const UnitPlan> units_;
+  const UnitPlan* const units_;
   const int parts_;
   const std::int64_t steps_;
   std::vector<SetOfY> sets_;
