@@ -128,7 +128,9 @@ def main() -> None:
     shapes = torch.tensor([SHAPES[name] for name in NAMES], dtype=torch.get_default_dtype())
     model, start = Classifier(), time.perf_counter()
     losses = train(model, shapes, args.steps)
-    print(f"loss {losses[0]:.3f} at first, {losses[-1]:.2e} after {args.steps} steps, {time.perf_counter() - start:.1f} s")
+    print(
+        f"loss {losses[0]:.3f} at first, {losses[-1]:.2e} after {args.steps} steps, {time.perf_counter() - start:.1f} s"
+    )
     test = moved(shapes, args.orientations, np.random.default_rng(args.seed))
     total = args.orientations * len(shapes)
     for what, points, classes in (

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqk import Irreps, Plan, tensor_product, testing
+from eqk import Irreps, Plan, tensor_product, testing, wigner_3j
 from eqk.plan import MODES, path_shape
 from eqk.testing import CASES
 
@@ -194,3 +194,79 @@ def test_plans_that_are_too_long_for_the_op_are_refused():
         Plan("1x1o", "1x1o", "1x0e", [(0, 0, 0, "uuu", True)] * 63_000)
     longest = Plan("1x1o", "1x1o", "1x0e", [(0, 0, 0, "uuu", True)] * 61_600)
     assert accepted_by_op(str(longest))
+
+
+EINSUMS = {
+    "uvu": "nau,nbv,abk->nku",
+    "uvv": "nau,nbv,abk->nkv",
+    "uuw": "nau,nbu,abk->nk",
+    "uuu": "nau,nbu,abk->nku",
+    "uvuv": "nau,nbv,abk->nkuv",
+}
+
+
+@pytest.mark.parametrize("mode", EINSUMS)
+def test_couplings_are_their_tables(mode, generator):
+    """Two of a mode, of which one result is a sum, and derivatives to the second, against dense tables."""
+    u, v = 3, 3 if mode in ("uuw", "uuu") else 2
+    channels = {"uvu": u, "uvv": v, "uuw": 1, "uuu": u, "uvuv": u * v}[mode]
+    dims = (4, 3), (2, 5), (3, 6)
+    tables = {}
+    for place in ((0, 0, 0), (1, 1, 0), (0, 1, 1)):
+        shape = [dim[at] for dim, at in zip(dims, place, strict=True)]
+        dense = torch.randn(shape, generator=generator, dtype=torch.float64)
+        tables[place] = dense * (torch.rand(shape, generator=generator) < 0.4)
+    plan = Plan.from_couplings(
+        *[[(mul, dim) for dim in both] for mul, both in zip((u, v, channels), dims, strict=True)],
+        [(*place, mode, table) for place, table in tables.items()],
+    )
+    assert len(plan.instructions) == sum(int(table.count_nonzero()) for table in tables.values())
+    assert plan.weights == "none"
+
+    def dense(x, y):
+        xs, ys = (
+            [part.unflatten(1, (-1, mul)) for part in t.split([mul * dim for dim in both], 1)]
+            for t, mul, both in ((x, u, dims[0]), (y, v, dims[1]))
+        )
+        out = [0, 0]
+        for (i, j, o), table in tables.items():
+            out[o] = out[o] + torch.einsum(EINSUMS[mode], xs[i], ys[j], table).flatten(1)
+        return torch.cat(out, 1)
+
+    x, y, _ = testing.random_operands(plan, 7, torch.float64, generator)
+    comparison = testing.Comparison(dense, [x, y], 2, generator)
+    for dtype in (torch.float64, torch.float32):
+        results = comparison.results(lambda x, y: tensor_product(x, y, None, plan), dtype)
+        assert max(map(max, comparison.excess(results, dtype))) <= 1
+
+
+def test_couplings_of_irreps(generator):
+    """Those of e3nn's symbols are the plan of the irreps."""
+    irreps = "4x1o", "1x2e", "4x3o"
+    plan = Plan(*irreps, [(0, 0, 0, "uvu", False)], layout_in1="ir_mul", layout_out="ir_mul")
+    table = wigner_3j(1, 2, 3, dtype=torch.float64)
+    coupled = Plan.from_couplings([(4, 3)], [(1, 5)], [(4, 7)], [(0, 0, 0, "uvu", table)])
+    x, y, _ = testing.random_operands(plan, 5, torch.float64, generator)
+    testing.assert_close(tensor_product(x, y, None, coupled), tensor_product(x, y, None, plan))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"in1": [(2, -1)]}, r"in1: expected pairs \(channels, dimension\) of integers >= 0, got \(2, -1\)"),
+        ({"out": [(2, 3, 1)]}, r"out: expected pairs"),
+        ({"couplings": [(0, 0, 0, "uvu")]}, r"coupling 0: expected \(i_in1, i_in2, i_out, mode, table\)"),
+        ({"couplings": [(0, 1, 0, "uvu", torch.ones(3, 3, 3))]}, "coupling 0: expected i_in2 below 1, got 1"),
+        (
+            {"couplings": [(0, 0, 0, "uvu", torch.ones(3, 3))]},
+            r"coupling 0: expected a real table of shape \[3, 3, 3\]",
+        ),
+        ({"couplings": [(0, 0, 0, "uvu", 1j * torch.ones(3, 3, 3))]}, "got .* of torch.complex64"),
+        ({"couplings": [(0, 0, 0, "uvw", torch.ones(3, 3, 3))]}, "a weight in mode uvw"),
+        ({"couplings": [(0, 0, 0, "uvu", torch.full((3, 3, 3), torch.nan))]}, "a finite coefficient"),
+    ],
+)
+def test_couplings_that_are_wrong(wrong, message):
+    arguments = {"in1": [(2, 3)], "in2": [(1, 3)], "out": [(2, 3)], "couplings": []}
+    with pytest.raises(ValueError, match=message):
+        Plan.from_couplings(**arguments | wrong)

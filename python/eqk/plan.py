@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from eqk._symbols import generated_buffers, reads_symbol, relative_sign, relative_signs
 from eqk.irreps import MAX_DEGREE, Irreps, IrrepsLike, irreps_argument
@@ -225,6 +226,62 @@ class Plan:
                 raise ValueError(f"expected variances and path weights >= 0, got {alpha} for {tuple(ins)}")
             normalized.append(ins._replace(coefficient=math.sqrt(alpha)))
         return cls(in1, in2, out, tuple(normalized), **kwargs)
+
+    @classmethod
+    def from_couplings(
+        cls,
+        in1: Sequence[tuple[int, int]],
+        in2: Sequence[tuple[int, int]],
+        out: Sequence[tuple[int, int]],
+        couplings: Iterable[tuple[int, int, int, str, Tensor]],
+    ) -> Plan:
+        """A plan of bilinear maps given by their coefficients, of any group: equivariant if the tables are.
+
+        For a coupling (i, j, o) of mode ``uvu``, say,
+
+            out_o[k, u] += sum_v sum_ab table[a, b, k] x_i[a, u] y_j[b, v]
+
+        To eqk a component of a representation is a scalar, and each nonzero coefficient a path: as many as there are,
+        no work for zeros, every kernel and derivative as of any plan. The columns of an operand are those of its
+        representations one after another, each [component, channel] (``"ir_mul"`` in e3nn's words).
+
+        The maps have no weights: weights of channels multiply their results or operands, which are linear too. In a
+        convolution with weights of edges that is y.
+
+        Args:
+            in1, in2, out: (channels, dimension) of the representations that x, y and out are made of.
+            couplings: (i_in1, i_in2, i_out, mode, table), with a mode that can be without weights and a table [dim1,
+                dim2, dim_out] of that path's dimensions, whose nonzeros count.
+
+        Raises:
+            ValueError: naming the argument or coupling that does not fit.
+        """
+        operands, first = [], []
+        for name, representations in (("in1", in1), ("in2", in2), ("out", out)):
+            columns, irreps = [], []
+            for pair in representations:
+                if len(pair) != 2 or not all(isinstance(n, int) and n >= 0 for n in pair):
+                    raise ValueError(f"{name}: expected pairs (channels, dimension) of integers >= 0, got {pair!r}")
+                columns.append(range(len(irreps), len(irreps) + pair[1]))
+                irreps += [(pair[0], (0, 1))] * pair[1]
+            operands.append(Irreps(irreps))
+            first.append(columns)
+        instructions = []
+        for n, coupling in enumerate(couplings):
+            if not isinstance(coupling, Sequence) or len(coupling) != 5:
+                raise ValueError(f"coupling {n}: expected (i_in1, i_in2, i_out, mode, table), got {coupling!r}")
+            *indices, mode, table = coupling
+            for name, index, columns in zip(("i_in1", "i_in2", "i_out"), indices, first, strict=True):
+                if not isinstance(index, int) or not 0 <= index < len(columns):
+                    raise ValueError(f"coupling {n}: expected {name} below {len(columns)}, got {index!r}")
+            a, b, o = (columns[index] for columns, index in zip(first, indices, strict=True))
+            table = torch.as_tensor(table)
+            if table.shape != (len(a), len(b), len(o)) or table.is_complex():
+                expected = f"a real table of shape [{len(a)}, {len(b)}, {len(o)}]"
+                raise ValueError(f"coupling {n}: expected {expected}, got {list(table.shape)} of {table.dtype}")
+            for i, j, k in table.nonzero().tolist():
+                instructions.append((a[i], b[j], o[k], mode, False, float(table[i, j, k])))
+        return cls(*operands, tuple(instructions))
 
     @classmethod
     def from_e3nn(cls, tp, **kwargs) -> Plan:
