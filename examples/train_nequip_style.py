@@ -16,7 +16,6 @@ loss on them takes second derivatives of the op.
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
 from ase.neighborlist import neighbor_list
+from models.layers import Gate, bessel_basis
 from tblite.ase import TBLite
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -93,32 +93,6 @@ def collate(structures: Sequence[ase.Atoms], dtype: torch.dtype = torch.float32)
         energies=torch.tensor([atoms.get_potential_energy() for atoms in structures], dtype=dtype),
         forces=torch.tensor(np.concatenate([atoms.get_forces() for atoms in structures]), dtype=dtype),
     )
-
-
-def bessel_basis(length: Tensor, count: int) -> Tensor:
-    """[edges] -> [edges, count]: Bessel functions times an envelope that is smooth and zero at the cutoff.
-
-    Gasteiger et al., Directional message passing (ICLR 2020), Eqs. 7 and 8 with p = 6.
-    """
-    r = length[:, None] / CUTOFF
-    n = torch.arange(1, count + 1, dtype=r.dtype, device=r.device)
-    envelope = 1 - 28 * r**6 + 48 * r**7 - 21 * r**8
-    return math.sqrt(2 / CUTOFF) * torch.sin(n * math.pi * r) / length[:, None] * envelope
-
-
-class Gate(nn.Module):
-    """Scalars through SiLU; each irrep of higher degree times a sigmoid of a scalar of its own."""
-
-    def __init__(self, scalars: o3.Irreps, gated: o3.Irreps) -> None:
-        super().__init__()
-        self.irreps_in = scalars + o3.Irreps([(gated.num_irreps, (0, 1))]) + gated
-        self.irreps_out = scalars + gated
-        self.sizes = (scalars.dim, gated.num_irreps, gated.dim)
-        self.product = o3.ElementwiseTensorProduct(gated, f"{gated.num_irreps}x0e")
-
-    def forward(self, x: Tensor) -> Tensor:
-        scalars, gates, gated = x.split(self.sizes, dim=-1)
-        return torch.cat([nn.functional.silu(scalars), self.product(gated, gates.sigmoid())], dim=-1)
 
 
 class Layer(nn.Module):
@@ -191,7 +165,7 @@ class Potential(nn.Module):
     def forward(self, positions: Tensor, batch: Batch) -> Tensor:
         """Positions [atoms, 3] in A, beside which those of ``batch`` do not count -> energies [molecules] in eV."""
         edges = positions[batch.graph.dst] - positions[batch.graph.src]
-        radial = bessel_basis(edges.norm(dim=1), self.options["bessel"])
+        radial = bessel_basis(edges.norm(dim=1), self.options["bessel"], CUTOFF)
         sh = self.harmonics(edges)
         one_hot = nn.functional.one_hot(batch.species, len(SPECIES)).to(positions.dtype)
         x = self.embedding(one_hot)

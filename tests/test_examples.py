@@ -193,11 +193,11 @@ def test_potential(structures, generator):
 def test_bessel_basis():
     """Zero with two derivatives at the cutoff, and sin(n pi r / c) / r towards the middle of two atoms."""
     r = torch.tensor([training.CUTOFF], dtype=torch.float64, requires_grad=True)
-    value = training.bessel_basis(r, 4).sum()
+    value = training.bessel_basis(r, 4, training.CUTOFF).sum()
     (slope,) = torch.autograd.grad(value, r, create_graph=True)
     (bend,) = torch.autograd.grad(slope, r)
     assert max(abs(float(t.detach())) for t in (value, slope, bend)) < 1e-9
-    near = training.bessel_basis(torch.tensor([1e-3], dtype=torch.float64), 4)[0]
+    near = training.bessel_basis(torch.tensor([1e-3], dtype=torch.float64), 4, training.CUTOFF)[0]
     expected = [(2 / training.CUTOFF) ** 0.5 * n * np.pi / training.CUTOFF for n in (1, 2, 3, 4)]
     torch.testing.assert_close(near, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
 
