@@ -43,6 +43,33 @@ def test_a_difference_is_seen():
     assert gallery.equivariance_error(wrong, ours, turned, generator) > 1e-3
 
 
+def test_nequix_by_muon(generator):
+    """Its matrices, o3.Linear's too, become parameters of their own, of the same model, that one step makes better."""
+    file, system = SYSTEMS["Nequix, layer"]
+    inputs = system.inputs(generator)
+    model, _ = gallery.pair(file, system, torch.float64)
+    before = model(*inputs.values()).detach()
+    count = sum(p.numel() for p in model.parameters())
+    muon, adam = gallery.models.load(file).optimizers(model, 1e-3, 0.0)
+    assert torch.equal(model(*inputs.values()), before)
+    of = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in (muon, adam)]
+    assert sum(p.numel() for params in of for p in params) == count
+    assert len(of[0]) == 3 + 3 * 3  # of the radial network, and of three linear maps with three irreps
+    assert len(of[1]) == 3  # of the norm
+    losses = []
+    for _ in range(5):
+        loss = (model(*inputs.values()) - 1).square().mean()
+        losses.append(loss.item())
+        for optimizer in (muon, adam):
+            optimizer.zero_grad()
+        loss.backward()
+        changed = [p.detach().clone() for params in of for p in params]
+        for optimizer in (muon, adam):
+            optimizer.step()
+        assert not any(torch.equal(a, b) for a, b in zip(changed, [*of[0], *of[1]], strict=True))
+    assert losses == sorted(losses, reverse=True)
+
+
 def test_files():
     """Each file is in both rooms and in the list, and short."""
     for folder in (FOLDER, FOLDER / "on_e3nn"):
