@@ -1,10 +1,10 @@
 """Allegro (Musaelian et al. 2023, Nat. Commun. 14, 579), two-body embedding and layers, as of nequip-allegro 0.8.3.
 
 Features belong to edges: a layer multiplies those of an edge with the sum of weighted harmonics of all edges to the
-same node, channel by channel and with a weight for each path, and gives the scalars that result to the
-network that makes the edge's next scalars and the weights of the next sum. No network has a bias: all is zero at the
-cutoff, as the Bessel functions are. Neither weighted harmonics nor outer products of edges are ever stored; a channel
-is the fastest index.
+same node, channel by channel and with a weight for each path, and gives the scalars that result to the network that
+makes the edge's next scalars and the weights of the next sum. No network has a bias: all is zero at the cutoff, as the
+Bessel functions are. Neither the terms of that sum nor their weights, nor outer products of edges, are ever stored. A
+channel is the fastest index of features.
 """
 
 from __future__ import annotations

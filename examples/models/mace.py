@@ -1,9 +1,9 @@
 """A layer of MACE (Batatia et al. 2022, arXiv:2206.07697), as of mace-torch 0.3.16, with two product bases.
 
 The interaction: a linear map, the convolution with the harmonics of the edges, whose weights are a network of their
-lengths, one op, and a linear map to features of as many channels in each degree. The product basis: of the
-features of a node, channel by channel, all products of up to three of them that turn as the output does, with weights
-of its species (Eq. 10 and 11), one op; or, in their place, powers of the function on the sphere whose coefficients the
+lengths, one op, and a linear map to features of as many channels in each degree. The product basis: of the features of
+a node, channel by channel, all products of up to three of them that turn as the output does, with weights of its
+species (Eq. 10 and 11), one op; or, in their place, powers of the function on the sphere whose coefficients the
 features are (Xie et al. 2025, arXiv:2506.13523). Then a linear map, and a skip connection with weights of the species.
 """
 

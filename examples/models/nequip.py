@@ -1,8 +1,8 @@
 """A layer of NequIP (Batzner et al. 2022, Nat. Commun. 13, 2453, Fig. 1), as of nequip 0.19.
 
-A linear map, the convolution with the harmonics of the edges, whose weights are a network of their lengths, a
-linear map, and the self-connection with weights of the species; then a gate. Gather, product, the last layer of that
-network and the sum are one op: neither messages nor weights of all edges are ever stored.
+A linear map, the convolution with the harmonics of the edges, whose weights are a network of their lengths, a linear
+map, and the self-connection with weights of the species; then a gate. Gather, product, the last layer of that network
+and the sum are one op: neither messages nor weights of all edges are ever stored.
 """
 
 from __future__ import annotations
