@@ -1,16 +1,14 @@
-"""Products of representations of other groups, made of their generators alone: Lorentz's and SU(2).
+"""Convolutions of representations of any Lie group, made of their generators alone; here of SU(2), half-integer spins too.
 
 All bilinear maps that commute with generators are the null space of linear equations (Batatia et al. 2023,
-arXiv:2306.00091); eqk.Plan.from_couplings takes them as tables, so that products, convolutions and their derivatives of
-any order run on the kernels of tensor products. The Lorentz layer passes messages between particles of a jet, weighted
-by invariants of pairs (LorentzNet: Gong et al. 2022, arXiv:2201.08187), in scalars, four-vectors and traceless symmetric
-tensors. The SU(2) layer couples spins, half-integer ones too; a complex number is a pair of real ones.
+arXiv:2306.00091). eqk.Plan.from_couplings takes them as tables, so that convolutions and their derivatives of any order
+run on the kernels of tensor products. lorentz.py is another group. A complex number is a pair of real ones.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
+from collections.abc import Callable
 
 import scipy.linalg
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 import eqk
 
-from .system import System
+from .system import System, random_cloud, random_features
 
 
 def bilinear_maps(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
@@ -35,65 +33,91 @@ def bilinear_maps(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
     return sparse.reshape(-1, *(g.shape[-1] for g in (first, second, out)))
 
 
-def lorentz_generators() -> dict[str, Tensor]:
-    """[6, d, d], rotations about x, y, z and boosts along them: scalars, vectors (t, x, y, z), traceless tensors."""
-    vector = torch.zeros(6, 4, 4, dtype=torch.float64)
-    for n, (i, j) in enumerate(((2, 3), (3, 1), (1, 2))):
-        vector[n, j, i], vector[n, i, j] = 1, -1
-        vector[3 + n, 0, n + 1] = vector[3 + n, n + 1, 0] = 1
-    metric = torch.diag(torch.tensor([1.0, -1, -1, -1], dtype=torch.float64))
-    tensors = [torch.zeros(4, 4, dtype=torch.float64) for _ in range(9)]
-    for tensor, (a, b) in zip(tensors, itertools.combinations(range(4), 2), strict=False):
-        tensor[a, b] = tensor[b, a] = 1
-    for n, tensor in enumerate(tensors[6:]):  # of no trace in the metric
-        tensor[0, 0] = tensor[n + 1, n + 1] = 1
-    basis = torch.stack(tensors).flatten(1)
-    one = torch.eye(4, dtype=torch.float64)
-    both = torch.stack([torch.kron(x, one) + torch.kron(one, x) for x in vector])
-    assert (basis @ metric.flatten()).abs().max() == 0
-    tensor = torch.linalg.pinv(basis.T) @ both @ basis.T
-    return {"scalar": torch.zeros(6, 1, 1, dtype=torch.float64), "vector": vector, "tensor": tensor}
-
-
 def spin_generators(twice: int) -> Tensor:
-    """[3, d, d], -i J of spin twice / 2 about x, y, z, on real and imaginary parts: d = 2 (twice + 1)."""
+    """[3, d, d], -i J of spin twice / 2 about x, y, z, on real parts and then imaginary ones: d = 2 (twice + 1)."""
     j = twice / 2
     m = torch.arange(j, -j - 1, -1, dtype=torch.float64)
     up = torch.diag((j * (j + 1) - m[1:] * (m[1:] + 1)).sqrt(), 1).to(torch.complex128)
-    x, y, z = (up + up.mH) / 2, (up - up.mH) / 2j, torch.diag(m).to(torch.complex128)
-    generators = -1j * torch.stack([x, y, z])
+    generators = -1j * torch.stack([(up + up.mH) / 2, (up - up.mH) / 2j, torch.diag(m).to(torch.complex128)])
     real, imaginary = generators.real, generators.imag
     return torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1)
 
 
 def mixed(x: Tensor, weight: Tensor) -> Tensor:
-    """[rows, dim * channels] by [channels, outputs] for each component."""
+    """[rows, dim * channels] -> [rows, dim * outputs] by [channels, outputs], the same for each component."""
     return (x.unflatten(1, (-1, len(weight))) @ weight).flatten(1) / len(weight) ** 0.5
 
 
-class Products(nn.Module):
-    """All maps of a representation of x and one of y into one of the result, each with weights of channels after it."""
+class Layer(nn.Module):
+    """Sums over neighbours of all products of x with attributes of edges; channels mixed; gates of the scalars.
 
-    def __init__(self, in1: dict[str, Tensor], in2: dict[str, Tensor], out: dict[str, Tensor], channels: int) -> None:
+    ``first`` and ``edge`` are generators by name, of which the first of ``first`` are scalars; results are of ``first``.
+    x [nodes, dims of first * channels], each representation [component, channel]; edge attributes of one channel.
+    """
+
+    def __init__(self, first: dict[str, Tensor], edge: dict[str, Tensor], channels: int, neighbours: float) -> None:
         super().__init__()
-        maps = [
-            (a, b, o, table)
-            for (a, x), (b, y), (o, z) in itertools.product(*map(enumerate, (in1.values(), in2.values(), out.values())))
-            for table in bilinear_maps(x, y, z)
+        self.dims, self.channels, self.scale = [len(g[0]) for g in first.values()], channels, neighbours**-0.5
+        in1, in2 = list(first.values()), list(edge.values())
+        self.maps = [
+            (i, j, o, table)
+            for i, j, o in itertools.product(range(len(in1)), range(len(in2)), range(len(in1)))
+            for table in bilinear_maps(in1[i], in2[j], in1[o])
         ]
-        self.sizes = [channels * table.shape[-1] for *_, table in maps]
         self.plan = eqk.Plan.from_couplings(
-            [(channels, g.shape[-1]) for g in in1.values()],
-            [(1, g.shape[-1]) for g in in2.values()],
-            [(channels, table.shape[-1]) for *_, table in maps],
-            [(a, b, n, "uvu", table) for n, (a, b, _, table) in enumerate(maps)],
+            [(channels, dim) for dim in self.dims],
+            [(1, len(g[0])) for g in in2],
+            [(channels, self.dims[o]) for _, _, o, _ in self.maps],
+            [(i, j, n, "uvu", table) for n, (i, j, _, table) in enumerate(self.maps)],
         )
-        self.ends = [o for _, _, o, _ in maps]
-        self.weights = nn.ParameterList(torch.randn(channels, channels) for _ in maps)
+        self.weights = nn.Parameter(torch.randn(len(self.maps), channels, channels))
+        self.gates = nn.Parameter(torch.randn(len(in1), channels, channels))
 
-    def forward(self, products: Tensor) -> Tensor:
-        """Those of the plan -> for each representation of the result the sum of its own, mixed."""
-        sums: dict[int, Tensor] = {}
-        for end, part, weight in zip(self.ends, products.split(self.sizes, 1), self.weights, strict=True):
-            sums[end] = sums.get(end, 0) + mixed(part, weight)
-        return torch.cat([sums[end] for end in sorted(sums)], 1)
+    def forward(self, x: Tensor, edge: Tensor, graph: eqk.Graph) -> Tensor:
+        products = self.scale * graph.conv(x, edge, None, self.plan)
+        parts = products.split([self.channels * self.dims[o] for _, _, o, _ in self.maps], 1)
+        sums = [0.0] * len(self.dims)
+        for (_, _, o, _), part, weight in zip(self.maps, parts, self.weights, strict=True):
+            sums[o] = sums[o] + mixed(part, weight)
+        gates = [torch.sigmoid(mixed(sums[0], gate)) for gate in self.gates]
+        return torch.cat([t * g.repeat(1, d) for t, g, d in zip(sums, gates, self.dims, strict=True)], 1)
+
+
+def turn(generators: list[Tensor], channels: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """How columns [component, channel] of representations turn, by coordinates in the algebra: a third of it for boosts."""
+
+    def turned(x: Tensor, axis_angle: Tensor) -> Tensor:
+        parts = []
+        for g, part in zip(generators, x.split([channels * len(g[0]) for g in generators], 1), strict=True):
+            along = torch.cat([axis_angle, axis_angle / 3])[: len(g)]
+            matrix = torch.linalg.matrix_exp(torch.einsum("g,gab->ab", along, g))
+            parts.append(torch.einsum("ab,nbu->nau", matrix, part.unflatten(1, (-1, channels))).flatten(1))
+        return torch.cat(parts, 1)
+
+    return turned
+
+
+def systems(small: bool) -> list[System]:
+    channels, nodes, k = (3, 10, 4) if small else (32, 256, 16)
+    one = torch.eye(3, dtype=torch.float64)
+    scalar, vector = torch.zeros(3, 1, 1, dtype=torch.float64), torch.linalg.cross(one[:, None], one[None]).mT
+    spins = {"0": scalar, "1/2": spin_generators(1), "1": vector, "3/2": spin_generators(3)}
+    columns = channels * sum(len(g[0]) for g in spins.values())
+
+    def inputs(generator: torch.Generator) -> dict:
+        points, graph = random_cloud(nodes, k, generator)
+        edge = eqk.spherical_harmonics("0e+1e", points[graph.dst] - points[graph.src], normalize=True)
+        return {"x": random_features(f"{columns}x0e", nodes, generator), "edge": edge, "graph": graph}
+
+    of_x, of_edge = turn(list(spins.values()), channels), turn([scalar, vector], 1)
+    return [
+        System(
+            title="SU(2) with half-integer spins, layer",
+            source="Batatia et al. 2023, arXiv:2306.00091",
+            module=Layer,
+            arguments={"first": spins, "edge": {"0": scalar, "1": vector}, "channels": channels, "neighbours": k},
+            inputs=inputs,
+            turn={"x": of_x, "edge": of_edge},
+            out=of_x,
+        )
+    ]
