@@ -67,6 +67,36 @@ def test_conv(name, edges, num_src, num_dst, generator):
             assert_close(a, c, order)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_conv_radial(biased, generator):
+    """To second order the convolution with weights h a + bias, and the bits of the function without orders."""
+    product = eqk.o3.TensorProduct(
+        "4x0e + 3x1o", "0e + 1o", "4x0e + 3x0e", [(0, 0, 0, "uvu", True), (1, 1, 1, "uvu", True)], shared_weights=False
+    )
+    src, dst = random_edges(40, 6, 9, generator, ordered=False)
+    graph = eqk.Graph.from_edges(src, dst, 9, 6)
+    shapes = (6, 13), (40, 4), (40, 5), (5, product.weight_numel), *([(product.weight_numel,)] if biased else [])
+    operands = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    directions = random_directions(operands, torch.empty(9, 7, dtype=torch.float64), 2, generator)
+
+    def over_graph(x, y, h, a, bias=None):
+        return graph.conv_radial(x, y, h, a, product, bias)
+
+    def without(x, y, h, a, bias=None):
+        return eqk.tensor_product_conv_radial(x, y, h, a, src, dst, 9, str(product.plan), bias)
+
+    def by_weights(x, y, h, a, bias=0.0):
+        return reference.tensor_product_conv(x, y, h @ a + bias, src, dst, 9, product.plan)
+
+    got, same, truth = (derivatives(f, operands, directions) for f in (over_graph, without, by_weights))
+    for order, (results, equal, expected) in enumerate(zip(got, same, truth, strict=True)):
+        for a, b, c in zip(results, equal, expected, strict=True):
+            assert torch.equal(a, b)
+            assert_close(a, c, order)
+    with pytest.raises(RuntimeError, match="x: expected 6 rows, num_src of the graph, got 5"):
+        graph.conv_radial(operands[0][:5], *operands[1:4], product)
+
+
 @pytest.mark.parametrize("internal", [True, False])
 def test_module(internal, generator):
     """In place of a plan, eqk.o3's module, which brings its weights along; scripted code may give it the orders."""

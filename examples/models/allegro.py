@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import eqk
 from eqk import o3
 
-from .layers import FullyConnectedNet, bessel_basis, conv_radial, depthwise
+from .layers import FullyConnectedNet, bessel_basis, depthwise
 from .system import System, random_cloud
 
 LAYOUTS = ("layout_in1", "layout_in2", "layout_out")
@@ -92,7 +92,7 @@ class Allegro(nn.Module):
         for tp, following in zip(self.tps, self.latents, strict=True):
             scalars.append(hidden @ latent.last[:, : self.scalars])
             matrix = self.weights(latent.last[:, self.scalars :])
-            of_nodes = self.scale * conv_radial(ones[: graph.num_src], sh, hidden, matrix, graph, self.weigh)
+            of_nodes = self.scale * graph.conv_radial(ones[: graph.num_src], sh, hidden, matrix, self.weigh)
             features = tp(features, of_nodes, graph)
             latent = following
             hidden = latent.hidden(torch.cat([*scalars, features[:, : self.channels]], 1))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-import eqk
 from eqk import o3
 
 
@@ -91,16 +90,6 @@ class FullyConnectedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.hidden(x) @ self.last
-
-
-def conv_radial(
-    x: Tensor, sh: Tensor, hidden: Tensor, last: Tensor, graph: eqk.Graph, product: o3.TensorProduct
-) -> Tensor:
-    """``graph.conv`` with the weights hidden @ last, those of all edges never stored: [nodes, dim_out]."""
-    src, dst, _, nodes, by_dst, by_src = graph
-    return eqk.tensor_product_conv_radial(
-        x, sh, hidden, last, src, dst, nodes, product.plan, by_dst=by_dst, by_src=by_src
-    )
 
 
 class Gate(nn.Module):

@@ -1,4 +1,4 @@
-"""Convolutions of representations of any Lie group, made of their generators alone; here of SU(2), half-integer spins too.
+"""Convolutions of representations of any Lie group, made of their generators alone; here of SU(2), with half spins.
 
 All bilinear maps that commute with generators are the null space of linear equations (Batatia et al. 2023,
 arXiv:2306.00091). eqk.Plan.from_couplings takes them as tables, so that convolutions and their derivatives of any order
@@ -20,7 +20,7 @@ from .system import System, random_cloud, random_features
 
 
 def bilinear_maps(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
-    """[maps, d1, d2, d3]: a basis of C with C(X x, y) + C(x, Y y) = Z C(x, y) for generators X, Y, Z [generators, d, d]."""
+    """[maps, d1, d2, d3]: a basis of C with C(X x, y) + C(x, Y y) = Z C(x, y); generators X, Y, Z: [number, d, d]."""
     one = [torch.eye(g.shape[-1], dtype=g.dtype) for g in (first, second, out)]
     equations = torch.einsum("gap,bq,kr->gpqrabk", first, one[1], one[2])
     equations = equations + torch.einsum("ap,gbq,kr->gpqrabk", one[0], second, one[2])
@@ -51,7 +51,7 @@ def mixed(x: Tensor, weight: Tensor) -> Tensor:
 class Layer(nn.Module):
     """Sums over neighbours of all products of x with attributes of edges; channels mixed; gates of the scalars.
 
-    ``first`` and ``edge`` are generators by name, of which the first of ``first`` are scalars; results are of ``first``.
+    ``first`` and ``edge`` are generators by name, ``first``, of x and of results, with scalars before others.
     x [nodes, dims of first * channels], each representation [component, channel]; edge attributes of one channel.
     """
 
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
 
 def turn(generators: list[Tensor], channels: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """How columns [component, channel] of representations turn, by coordinates in the algebra: a third of it for boosts."""
+    """How columns [component, channel] of representations turn by ``axis_angle``, and by a boost of a third of it."""
 
     def turned(x: Tensor, axis_angle: Tensor) -> Tensor:
         parts = []

@@ -1,4 +1,4 @@
-"""Messages between the particles of a jet, equivariant to boosts too: scalars, four-vectors and traceless symmetric tensors.
+"""Messages between the particles of a jet, equivariant to boosts too: scalars, four-vectors and symmetric tensors.
 
 As in LorentzNet (Gong et al. 2022, arXiv:2201.08187) attributes of edges are weighted by a network of the invariants of
 pairs of momenta; the products are all that the Lorentz group has of these representations (lie_groups.py).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import eqk
 from eqk import o3
 
-from .layers import FullyConnectedNet, bessel_basis, conv_radial, depthwise
+from .layers import FullyConnectedNet, bessel_basis, depthwise
 from .system import System, random_cloud, random_features
 
 PRODUCTS = {"Clebsch-Gordan": o3.SymmetricContraction, "Gaunt": eqk.nn.GauntSymmetricContraction}
@@ -61,7 +61,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, species: Tensor, sh: Tensor, radial: Tensor, graph: eqk.Graph) -> Tensor:
         one_hot = nn.functional.one_hot(species, self.species).to(x.dtype)
         hidden, last = self.conv_tp_weights.hidden(radial), self.conv_tp_weights.last
-        message = conv_radial(self.linear_up(x), sh, hidden, last, graph, self.conv_tp)
+        message = graph.conv_radial(self.linear_up(x), sh, hidden, last, self.conv_tp)
         features = self.linear(message / self.neighbours).unflatten(1, (-1, self.channels)).mT
         return self.linear_out(self.symmetric_contractions(features, one_hot)) + self.skip_tp(x, one_hot)
 

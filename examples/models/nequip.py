@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import eqk
 from eqk import o3
 
-from .layers import FullyConnectedNet, Gate, bessel_basis, conv_radial, depthwise, normalized
+from .layers import FullyConnectedNet, Gate, bessel_basis, depthwise, normalized
 from .system import System, random_cloud, random_features
 
 silu = nn.functional.silu
@@ -48,7 +48,7 @@ class ConvNetLayer(nn.Module):
     def forward(self, x: Tensor, species: Tensor, sh: Tensor, radial: Tensor, graph: eqk.Graph) -> Tensor:
         own = self.sc(x, nn.functional.one_hot(species, self.species).to(x.dtype))
         x = self.scale * self.linear_1(x)
-        x = conv_radial(x, sh, self.edge_mlp.hidden(radial), self.edge_mlp.last, graph, self.tp)
+        x = graph.conv_radial(x, sh, self.edge_mlp.hidden(radial), self.edge_mlp.last, self.tp)
         return self.gate(self.linear_2(x) + own)
 
 

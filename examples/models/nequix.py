@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 import eqk
 from eqk import o3
 
-from .layers import Gate, bessel_basis, conv_radial, depthwise
+from .layers import Gate, bessel_basis, depthwise
 from .system import System, random_cloud, random_features
 
 
@@ -75,7 +75,7 @@ class NequixConvolution(nn.Module):
         *matrices, last = self.radial_mlp
         for weight in matrices:
             radial = nn.functional.silu(radial @ weight)
-        summed = self.scale * conv_radial(self.linear_1(x), sh, radial, last, graph, self.tp)
+        summed = self.scale * graph.conv_radial(self.linear_1(x), sh, radial, last, self.tp)
         return self.gate(self.layer_norm(self.linear_2(summed) + self.skip(x)))
 
 

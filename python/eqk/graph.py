@@ -11,6 +11,7 @@ from torch import Tensor
 from eqk.o3 import TensorProduct
 from eqk.plan import Plan
 from eqk.tensor_product_conv import tensor_product_conv
+from eqk.tensor_product_conv_radial import tensor_product_conv_radial
 
 
 class Graph(NamedTuple):
@@ -102,11 +103,39 @@ class Graph(NamedTuple):
         Raises:
             RuntimeError, TypeError: as :func:`eqk.tensor_product_conv`.
         """
-        if isinstance(x, Tensor) and x.dim() == 2 and x.shape[0] != self.num_src:
-            raise RuntimeError(f"x: expected {self.num_src} rows, num_src of the graph, got {x.shape[0]}")
+        self._check_rows(x)
         if isinstance(plan, TensorProduct):
             return plan.convolution(x, y, w, self.src, self.dst, self.num_dst, self.by_dst, self.by_src)
         return tensor_product_conv(x, y, w, self.src, self.dst, self.num_dst, plan, self.by_dst, self.by_src)
+
+    def conv_radial(
+        self, x: Tensor, y: Tensor, h: Tensor, a: Tensor, plan: Plan | str | TensorProduct, bias: Tensor | None = None
+    ) -> Tensor:
+        """:func:`eqk.tensor_product_conv_radial` over this graph: out[dst[e]] += T(x[src[e]], y[e], h[e] a + bias).
+
+        Args:
+            x: [num_src, dim1].
+            y: [edges, dim2], its rows in the order of ``src`` and ``dst`` as they were given.
+            h: [edges, hidden]: the radial network up to its last layer.
+            a: [hidden, weight_numel]: the last layer's matrix.
+            plan: an :class:`eqk.Plan` with per-sample weights, its string, or a module :class:`eqk.o3.TensorProduct`
+                that has such a plan.
+            bias: [weight_numel], or None.
+
+        Returns:
+            [num_dst, dim_out]. The same bits as without the graph.
+
+        Raises:
+            RuntimeError, TypeError: as :func:`eqk.tensor_product_conv_radial`.
+        """
+        self._check_rows(x)
+        plan = plan.plan if isinstance(plan, TensorProduct) else plan
+        orders = self.by_dst, self.by_src
+        return tensor_product_conv_radial(x, y, h, a, self.src, self.dst, self.num_dst, plan, bias, *orders)
+
+    def _check_rows(self, x: Tensor) -> None:
+        if isinstance(x, Tensor) and x.dim() == 2 and x.shape[0] != self.num_src:
+            raise RuntimeError(f"x: expected {self.num_src} rows, num_src of the graph, got {x.shape[0]}")
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
         """The graph with its tensors on ``device``; they are the same ones where they are there already."""
