@@ -6,7 +6,17 @@ Each file has a function ``systems`` that says what its systems are made of; ben
 import importlib
 from types import ModuleType
 
-FILES = ("tensor_field_network", "point_convolution", "nequip", "nequix", "allegro", "mace", "lie_groups", "lorentz")
+FILES = (
+    "tensor_field_network",
+    "point_convolution",
+    "nequip",
+    "nequix",
+    "allegro",
+    "mace",
+    "phonon_fine_tuning",
+    "lie_groups",
+    "lorentz",
+)
 
 
 def load(file: str, on: str = "eqk") -> ModuleType:
