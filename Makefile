@@ -17,13 +17,13 @@ EQK_AUTOGRAD ?= 1
 export EQK_AUTOGRAD
 
 BIN := $(abspath $(VENV))/bin
-BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/frameworks.py,$(wildcard bench/[a-z]*.py))
+BENCHES ?= $(filter-out bench/gpu_model.py bench/gpu_report.py bench/frameworks.py bench/gallery.py,$(wildcard bench/[a-z]*.py))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc examples tests wheels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # pip and the build call cmake and ninja by name.
 WITH_PATH := PATH="$(BIN):$$PATH"
 
-.PHONY: demo demo-lammps demo-tetris examples test test-models sanitize fuzz bench bench-models gpu-report wheels test-wheels \
+.PHONY: demo demo-lammps demo-tetris examples test test-models sanitize fuzz bench bench-models bench-gallery gpu-report wheels test-wheels \
 	lint format docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -87,7 +87,11 @@ test-model-%: $(MODEL_VENVS)/%/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath python) EQK_TEST_MODEL=$* $(MODEL_VENVS)/$*/bin/python -m pytest \
 		tests/models/test_$**.py tests/test_code_blocks.py $(PYTEST_ARGS)
 
-bench-models: $(patsubst models-%,bench-model-%,$(filter models-%,$(.VARIABLES)))
+bench-models: bench-gallery $(patsubst models-%,bench-model-%,$(filter models-%,$(.VARIABLES)))
+
+# The systems of examples/models and the same ones of e3nn.
+bench-gallery: $(VENV)/.installed-test $(VENV)/.installed-demo
+	$(BIN)/python bench/gallery.py $(GALLERY_ARGS)
 
 bench-model-%: $(MODEL_VENVS)/%/.installed
 	PYTHONPATH=$(abspath python) $(MODEL_VENVS)/$*/bin/python bench/frameworks.py $(models-$*) $(BENCH_ARGS)

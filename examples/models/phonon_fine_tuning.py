@@ -1,4 +1,4 @@
-"""A step of phonon fine-tuning (PFT: Koker et al. 2026, arXiv:2601.07742): products of an energy's Hessian with vectors.
+"""A step of phonon fine-tuning (PFT: Koker et al. 2026, arXiv:2601.07742): products of a Hessian with vectors.
 
 H v is the gradient of <gradient of the energy, v>, so that a loss on it takes third derivatives of everything in the
 model, here of NequIP's layers. eqk's ops have every order: any other layers of this folder would do as well.
