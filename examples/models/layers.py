@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+import eqk
 from eqk import o3
 
 
@@ -49,32 +50,71 @@ def normalizer(activation: Callable[[Tensor], Tensor]) -> float:
     return activation(z).square().mean().rsqrt().item()
 
 
-class FullyConnectedNet(nn.Module):
-    """e3nn.nn's: of weights and inputs of the standard normal distribution, with outputs of about that one."""
+def normalized(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The activation times its :func:`normalizer`, as e3nn's gates have it."""
+    return lambda x: normalizer(activation) * activation(x)
 
-    def __init__(self, sizes: Sequence[int], activation: Callable[[Tensor], Tensor] = nn.functional.silu) -> None:
+
+class FullyConnectedNet(nn.Module):
+    """e3nn.nn's: of weights and inputs of the standard normal distribution, with outputs of about that one.
+
+    ``gain``: what activations are multiplied by; None for their :func:`normalizer`. NequIP has the square root of 2.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Callable[[Tensor], Tensor] = nn.functional.silu,
+        gain: float | None = None,
+    ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.gain = activation, normalizer(activation) if gain is None else gain
         self.names = [f"layer{n}" for n in range(len(sizes) - 1)]
         for name, inputs, outputs in zip(self.names, sizes, sizes[1:], strict=False):
             layer = nn.Module()
             layer.weight = nn.Parameter(torch.randn(inputs, outputs))
             self.add_module(name, layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for name in self.names:
-            weight = self.get_submodule(name).weight
-            x = x @ (weight / len(weight) ** 0.5)
-            if name != self.names[-1]:
-                x = normalizer(self.activation) * self.activation(x)
+    def matrix(self, name: str) -> Tensor:
+        weight = self.get_submodule(name).weight
+        return weight / len(weight) ** 0.5
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The network up to its last layer, whose matrix is ``last``."""
+        for name in self.names[:-1]:
+            x = self.gain * self.activation(x @ self.matrix(name))
         return x
+
+    @property
+    def last(self) -> Tensor:
+        return self.matrix(self.names[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(x) @ self.last
+
+
+def conv_radial(
+    x: Tensor, sh: Tensor, hidden: Tensor, last: Tensor, graph: eqk.Graph, product: o3.TensorProduct
+) -> Tensor:
+    """``graph.conv`` with the weights hidden @ last, those of all edges never stored: [nodes, dim_out]."""
+    src, dst, _, nodes, by_dst, by_src = graph
+    return eqk.tensor_product_conv_radial(
+        x, sh, hidden, last, src, dst, nodes, product.plan, by_dst=by_dst, by_src=by_src
+    )
 
 
 class Gate(nn.Module):
-    """Scalars through SiLU; each irrep of higher degree times a sigmoid of a scalar of its own."""
+    """Scalars through an activation; each irrep of higher degree times one of a scalar of its own."""
 
-    def __init__(self, scalars: o3.Irreps, gated: o3.Irreps) -> None:
+    def __init__(
+        self,
+        scalars: o3.Irreps,
+        gated: o3.Irreps,
+        activation: Callable[[Tensor], Tensor] = nn.functional.silu,
+        gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    ) -> None:
         super().__init__()
+        self.activation, self.gate = activation, gate
         self.irreps_in = scalars + o3.Irreps([(gated.num_irreps, (0, 1))]) + gated
         self.irreps_out = scalars + gated
         self.sizes = (scalars.dim, gated.num_irreps, gated.dim)
@@ -82,4 +122,4 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scalars, gates, gated = x.split(self.sizes, dim=-1)
-        return torch.cat([nn.functional.silu(scalars), self.product(gated, gates.sigmoid())], dim=-1)
+        return torch.cat([self.activation(scalars), self.product(gated, self.gate(gates))], dim=-1)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import eqk
 
+Turn = str | list[str | None] | None
+
 
 @dataclass(frozen=True)
 class System:
@@ -22,8 +24,9 @@ class System:
         module: of eqk. That of the same name in on_e3nn/ takes the same arguments and inputs, and loads its weights.
         arguments: of ``module``.
         inputs: makes what it is called with, in order, from a generator: tensors in float64, graphs, numbers.
-        turn: irreps of those inputs that turn with the world; others are the same in every frame.
-        out: irreps of the output, or of each where it is a tuple; None of what does not turn.
+        turn: irreps of the last dimension of those inputs that turn with the world; others are the same in every
+            frame. A list has irreps of as many last dimensions, None where one does not turn.
+        out: of the output as ``turn`` of inputs, or of each output where it is a tuple; None of what does not turn.
         parity: False where the system is equivariant to rotations alone.
     """
 
@@ -32,8 +35,8 @@ class System:
     module: type[nn.Module]
     arguments: dict[str, Any]
     inputs: Callable[[torch.Generator], dict[str, Any]]
-    turn: dict[str, str]
-    out: str | tuple[str | None, ...] | None
+    turn: dict[str, Turn]
+    out: Turn | tuple[Turn, ...]
     parity: bool = True
 
 
