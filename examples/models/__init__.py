@@ -10,6 +10,7 @@ FILES = (
     "tensor_field_network",
     "point_convolution",
     "phisnet",
+    "relaxed",
 )
 
 
