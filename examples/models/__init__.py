@@ -11,6 +11,7 @@ FILES = (
     "point_convolution",
     "phisnet",
     "relaxed",
+    "equiformer",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -53,6 +54,19 @@ def normalizer(activation: Callable[[Tensor], Tensor]) -> float:
 def normalized(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The activation times its :func:`normalizer`, as e3nn's gates have it."""
     return lambda x: normalizer(activation) * activation(x)
+
+
+def smooth_leaky_relu(x: Tensor) -> Tensor:
+    """Of the Equiformers' attention (Liao and Smidt 2022, arXiv:2206.11990): x for large x, x / 5 for small ones."""
+    return 0.6 * x + 0.4 * x * (2 * x.sigmoid() - 1)
+
+
+def radial_network(sizes: Sequence[int]) -> nn.Sequential:
+    """The Equiformers': a norm and SiLU between linear layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-2])
 
 
 class FullyConnectedNet(nn.Module):
