@@ -12,6 +12,7 @@ FILES = (
     "phisnet",
     "relaxed",
     "equiformer",
+    "equiformer_v2",
 )
 
 

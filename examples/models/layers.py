@@ -69,6 +69,19 @@ def radial_network(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])
 
 
+class SO2Linear(nn.Module):
+    """The parameters of a layer of :func:`eqk.so2_edge_message`; ``extra`` scalars are for gates and logits."""
+
+    def __init__(self, lmax: int, mmax: int, channels_in: int, channels_out: int, extra: int = 0) -> None:
+        super().__init__()
+        degrees = [lmax + 1 - m for m in range(mmax + 1)]
+        self.fc_m0 = nn.Linear(degrees[0] * channels_in, extra + degrees[0] * channels_out)
+        self.so2_m_fc = nn.ModuleList(nn.Linear(n * channels_in, 2 * n * channels_out, bias=False) for n in degrees[1:])
+
+    def layer(self) -> tuple[Tensor, ...]:
+        return self.fc_m0.weight, self.fc_m0.bias, *(fc.weight for fc in self.so2_m_fc)
+
+
 class FullyConnectedNet(nn.Module):
     """e3nn.nn's: of weights and inputs of the standard normal distribution, with outputs of about that one.
 

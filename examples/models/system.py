@@ -28,6 +28,7 @@ class System:
             frame. A list has irreps of as many last dimensions, None where one does not turn.
         out: of the output as ``turn`` of inputs, or of each output where it is a tuple; None of what does not turn.
         parity: False where the system is equivariant to rotations alone.
+        equivariance: bound of the error; more than rounding where a function on a grid has degrees beyond it.
     """
 
     title: str
@@ -38,6 +39,7 @@ class System:
     turn: dict[str, Turn]
     out: Turn | tuple[Turn, ...]
     parity: bool = True
+    equivariance: float = 1e-12
 
 
 def random_features(irreps: str, rows: int, generator: torch.Generator) -> Tensor:
