@@ -136,6 +136,6 @@ def systems(small: bool) -> list[System]:
             turn={"x": [irreps, None], "vec": "1o"},
             out=[irreps, None],
             parity=False,
-            equivariance=1e-7 if small else 1e-2,
+            equivariance=1e-5 if small else 1e-2,
         )
     ]

@@ -38,6 +38,13 @@ def rotation_to_y(vec):
     return torch.stack([one, sign, sign], 1)[:, :, None] * shortest
 
 
+def euler_angles(matrix):
+    """As o3.matrix_to_angles, without its inverse cosine, which loses digits near the y axis."""
+    column, row = matrix[:, :, 1], matrix[:, 1]
+    alpha, gamma = torch.atan2(column[:, 0], column[:, 2]), torch.atan2(row[:, 0], -row[:, 2])
+    return alpha, torch.atan2(torch.hypot(column[:, 0], column[:, 2]), column[:, 1]), gamma
+
+
 class Wigner:
     """Of edges, [edges, rows, (lmax + 1)^2], and [edges, (lmax + 1)^2, rows] of the way back, rescaled.
 
@@ -57,7 +64,7 @@ class Wigner:
         return turns.cos().diag_embed() + sines
 
     def __call__(self, vec):
-        alpha, beta, gamma = o3.matrix_to_angles(rotation_to_y(vec))
+        alpha, beta, gamma = euler_angles(rotation_to_y(vec))
         whole = vec.new_zeros(len(vec), (self.lmax + 1) ** 2, (self.lmax + 1) ** 2)
         for l, J in enumerate(self.J):
             J, block = J.to(vec), slice(l * l, (l + 1) ** 2)
