@@ -13,6 +13,7 @@ FILES = (
     "relaxed",
     "equiformer",
     "equiformer_v2",
+    "equiformer_v3",
 )
 
 
