@@ -30,7 +30,7 @@ from eqk.testing import relative_error, rotate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 import models  # noqa: E402
-from models.system import System  # noqa: E402
+from models.system import System, Turn  # noqa: E402
 
 TABLE = ROOT / "bench" / "gallery.csv"
 
@@ -94,8 +94,13 @@ def equivariance_error(system: System, module: torch.nn.Module, inputs: dict, ge
     axis_angle = torch.randn(3, generator=generator, dtype=torch.float64)
     axis_angle *= math.pi * torch.rand(1, generator=generator, dtype=torch.float64) / axis_angle.norm()
 
-    def turned(value: Tensor, irreps: str | None) -> Tensor:
-        return value if irreps is None else rotate(value, irreps, axis_angle, inversion=system.parity)
+    def turned(value: Tensor, turn: Turn) -> Tensor:
+        if callable(turn):
+            return turn(value, axis_angle)
+        for dim, one in enumerate(reversed(turn if isinstance(turn, list) else [turn]), 1):
+            if one is not None:
+                value = rotate(value.transpose(-1, -dim), one, axis_angle, inversion=system.parity).transpose(-1, -dim)
+        return value
 
     with torch.no_grad():
         expected = [turned(t, i) for t, i in zip(tuple_of(module(*inputs.values())), tuple_of(system.out), strict=True)]

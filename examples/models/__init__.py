@@ -13,7 +13,12 @@ FILES = (
     "nequix",
     "allegro",
     "mace",
+    "equiformer",
+    "equiformer_v2",
+    "equiformer_v3",
     "phonon_fine_tuning",
+    "phisnet",
+    "relaxed",
     "lie_groups",
     "lorentz",
 )

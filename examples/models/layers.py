@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -52,6 +53,32 @@ def normalizer(activation: Callable[[Tensor], Tensor]) -> float:
 def normalized(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The activation times its :func:`normalizer`, as e3nn's gates have it."""
     return lambda x: normalizer(activation) * activation(x)
+
+
+def smooth_leaky_relu(x: Tensor) -> Tensor:
+    """Of the Equiformers' attention (Liao and Smidt 2022, arXiv:2206.11990): x for large x, x / 5 for small ones."""
+    return 0.6 * x + 0.4 * x * (2 * x.sigmoid() - 1)
+
+
+def radial_network(sizes: Sequence[int]) -> nn.Sequential:
+    """The Equiformers': a norm and SiLU between linear layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-2])
+
+
+class SO2Linear(nn.Module):
+    """The parameters of a layer of :func:`eqk.so2_edge_message`; ``extra`` scalars are for gates and logits."""
+
+    def __init__(self, lmax: int, mmax: int, channels_in: int, channels_out: int, extra: int = 0) -> None:
+        super().__init__()
+        degrees = [lmax + 1 - m for m in range(mmax + 1)]
+        self.fc_m0 = nn.Linear(degrees[0] * channels_in, extra + degrees[0] * channels_out)
+        self.so2_m_fc = nn.ModuleList(nn.Linear(n * channels_in, 2 * n * channels_out, bias=False) for n in degrees[1:])
+
+    def layer(self) -> tuple[Tensor, ...]:
+        return self.fc_m0.weight, self.fc_m0.bias, *(fc.weight for fc in self.so2_m_fc)
 
 
 class FullyConnectedNet(nn.Module):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import eqk
 
+Turn = str | list[str | None] | Callable[[Tensor, Tensor], Tensor] | None
+
 
 @dataclass(frozen=True)
 class System:
@@ -22,9 +24,12 @@ class System:
         module: of eqk. That of the same name in on_e3nn/ takes the same arguments and inputs, and loads its weights.
         arguments: of ``module``.
         inputs: makes what it is called with, in order, from a generator: tensors in float64, graphs, numbers.
-        turn: irreps of those inputs that turn with the world; others are the same in every frame.
-        out: irreps of the output, or of each where it is a tuple; None of what does not turn.
+        turn: irreps of the last dimension of those inputs that turn with the world; others are the same in every
+            frame. A list has irreps of as many last dimensions, None where one does not turn; a function of value and
+            axis times angle stands for representations of other groups.
+        out: of the output as ``turn`` of inputs, or of each output where it is a tuple; None of what does not turn.
         parity: False where the system is equivariant to rotations alone.
+        equivariance: bound of the error; more than rounding where a function on a grid has degrees beyond it.
     """
 
     title: str
@@ -32,9 +37,10 @@ class System:
     module: type[nn.Module]
     arguments: dict[str, Any]
     inputs: Callable[[torch.Generator], dict[str, Any]]
-    turn: dict[str, str]
-    out: str | tuple[str | None, ...] | None
+    turn: dict[str, Turn]
+    out: Turn | tuple[Turn, ...]
     parity: bool = True
+    equivariance: float = 1e-12
 
 
 def random_features(irreps: str, rows: int, generator: torch.Generator) -> Tensor:
