@@ -9,11 +9,11 @@ from types import ModuleType
 FILES = (
     "tensor_field_network",
     "point_convolution",
-    "phisnet",
-    "relaxed",
     "equiformer",
     "equiformer_v2",
     "equiformer_v3",
+    "phisnet",
+    "relaxed",
 )
 
 
