@@ -112,7 +112,7 @@ def systems(small: bool) -> list[System]:
     of_small = (4, 2, 3, 3, 2, 1, [8, 8, 8], 5, 6, (18, 18))
     of_31m = (128, 8, 64, 16, 4, 2, [512, 128, 128], 64, 128, (18, 18))
     arguments = dict(zip(keys, of_small if small else of_31m, strict=True))
-    nodes, k = (12, 5) if small else (24, 20)
+    nodes, k = (12, 5) if small else (20, 16)
     irreps = str(eqk.Irreps.spherical_harmonics(arguments["lmax"]))
 
     def inputs(generator: torch.Generator) -> dict:
