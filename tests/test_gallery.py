@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 
-from eqk.testing import generators
+import eqk
+from eqk.testing import assert_close, generators
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -49,6 +51,64 @@ def test_files():
         assert files == set(gallery.models.FILES)
     for file in gallery.models.FILES:
         assert len((FOLDER / f"{file}.py").read_text().splitlines()) <= 150
+
+
+@pytest.fixture
+def symphony():
+    """One focus, on a coarse grid, and its distribution [radii, res_beta, res_alpha]."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        system = gallery.of("symphony", small=True)[0]
+        module = system.module(**{**system.arguments, "res": (12, 23)})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    inputs = system.inputs(generators("symphony")[1])
+    x, species = inputs["x"][:1], inputs["species"][:1]
+    with torch.no_grad():
+        return module, x, species, module.log_probabilities(module.coefficients(x, species))[0].exp()
+
+
+def test_symphony_probabilities(symphony):
+    module, x, species, p = symphony
+    assert_close(p.sum(), torch.ones((), dtype=torch.float64))
+    for n, i, j in ((0, 0, 0), (2, 5, 20), (3, 11, 7)):
+        with torch.no_grad():
+            _, of_radii, density = module(x, species, module.radii[n] * module.points[i, j][None])
+        assert_close(of_radii[0].exp(), p.sum((1, 2)))
+        assert_close(density[0].exp() * module.weights[i], p[n, i, j])
+
+
+def test_symphony_samples(symphony):
+    """How often each radius and octant is drawn: a chi-square that once in a billion seeds is larger."""
+    module, x, species, p = symphony
+
+    def cells(positions):
+        octant = ((positions > 0) * torch.tensor([1, 2, 4])).sum(-1)
+        return 8 * (positions.norm(dim=-1, keepdim=True) - module.radii).abs().argmin(-1) + octant
+
+    places = module.radii[:, None, None, None] * module.points
+    probability = torch.zeros(8 * len(module.radii), dtype=torch.float64)
+    probability.index_add_(0, cells(places).flatten(), p.flatten())
+    count, generator = 4000, torch.Generator().manual_seed(eqk.testing.seed())
+    with torch.no_grad():
+        drawn = module.sample(x.expand(count, -1), species.expand(count), generator)
+    frequency = torch.bincount(cells(drawn), minlength=len(probability))
+    assert not frequency[probability == 0].any()
+    expected = count * probability
+    often = expected > 5  # the others as one cell
+    observed = torch.cat([frequency[often], frequency[~often].sum()[None]]).double()
+    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    present = expected > 0
+    square = ((observed - expected)[present] ** 2 / expected[present]).sum()
+    assert square < scipy.stats.chi2.isf(1e-9, int(present.sum()) - 1)
+
+
+def test_symphony_picture(symphony, tmp_path):
+    module, x, species, _ = symphony
+    gallery.models.load("symphony").draw(module, x, species, tmp_path / "signals.png")
+    picture = (tmp_path / "signals.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
 
 
 def test_table():
