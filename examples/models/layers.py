@@ -71,10 +71,14 @@ class FullyConnectedNet(nn.Module):
 
 
 class Gate(nn.Module):
-    """Scalars through SiLU; each irrep of higher degree times a sigmoid of a scalar of its own."""
+    """Scalars through SiLU; each irrep of higher degree times a sigmoid of a scalar of its own.
 
-    def __init__(self, scalars: o3.Irreps, gated: o3.Irreps) -> None:
+    ``normalize``: both functions are scaled as e3nn.nn.Gate does it.
+    """
+
+    def __init__(self, scalars: o3.Irreps, gated: o3.Irreps, normalize: bool = False) -> None:
         super().__init__()
+        self.factors = [normalizer(f) if normalize else 1.0 for f in (nn.functional.silu, torch.sigmoid)]
         self.irreps_in = scalars + o3.Irreps([(gated.num_irreps, (0, 1))]) + gated
         self.irreps_out = scalars + gated
         self.sizes = (scalars.dim, gated.num_irreps, gated.dim)
@@ -82,4 +86,5 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scalars, gates, gated = x.split(self.sizes, dim=-1)
-        return torch.cat([nn.functional.silu(scalars), self.product(gated, gates.sigmoid())], dim=-1)
+        a, b = self.factors
+        return torch.cat([a * nn.functional.silu(scalars), self.product(gated, b * gates.sigmoid())], dim=-1)
