@@ -6,7 +6,7 @@ Each file has a function ``systems`` that says what its systems are made of; ben
 import importlib
 from types import ModuleType
 
-FILES = ("tensor_field_network", "point_convolution", "symphony", "ophiuchus", "point_cloud")
+FILES = ("tensor_field_network", "point_convolution", "symphony", "ophiuchus", "point_cloud", "rotation_tools")
 
 
 def load(file: str, on: str = "eqk") -> ModuleType:
