@@ -18,9 +18,13 @@ FILES = (
     "equiformer_v3",
     "phonon_fine_tuning",
     "phisnet",
+    "symphony",
+    "ophiuchus",
     "relaxed",
     "lie_groups",
     "lorentz",
+    "point_cloud",
+    "rotation_tools",
 )
 
 
