@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import eqk
 from eqk import o3
 
-from .layers import Gate, depthwise, gaussians, normalized, radial_network, smooth_leaky_relu
+from .layers import SILU_AND_SIGMOID, Gate, depthwise, gaussians, normalized, radial_network, smooth_leaky_relu
 from .system import System, random_cloud, random_features
 
 SCALAR = o3.Irrep("0e")
@@ -41,8 +41,7 @@ class LayerNorm(nn.Module):
 
 
 def swish_gate(irreps: o3.Irreps) -> Gate:
-    activations = normalized(nn.functional.silu), normalized(torch.sigmoid)
-    return Gate(irreps.filter(keep=SCALAR), irreps.filter(drop=SCALAR), *activations)
+    return Gate(irreps.filter(keep=SCALAR), irreps.filter(drop=SCALAR), *SILU_AND_SIGMOID)
 
 
 class Attention(nn.Module):

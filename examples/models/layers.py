@@ -119,6 +119,10 @@ class FullyConnectedNet(nn.Module):
         return self.hidden(x) @ self.last
 
 
+# As e3nn scales what its gates take.
+SILU_AND_SIGMOID = normalized(nn.functional.silu), normalized(torch.sigmoid)
+
+
 class Gate(nn.Module):
     """Scalars through an activation; each irrep of higher degree times one of a scalar of its own."""
 

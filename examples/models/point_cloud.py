@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import eqk
 from eqk import o3
 
-from .layers import Gate, normalized
+from .layers import SILU_AND_SIGMOID, Gate
 from .system import System, random_cloud, random_features
 
 
@@ -29,8 +29,7 @@ class Product(nn.Module):
 
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, attr: o3.Irreps, gated: bool = False) -> None:
         super().__init__()
-        functions = normalized(nn.functional.silu), normalized(torch.sigmoid)
-        self.gate = Gate(irreps_out[:1], irreps_out[1:], *functions) if gated else nn.Identity()
+        self.gate = Gate(irreps_out[:1], irreps_out[1:], *SILU_AND_SIGMOID) if gated else nn.Identity()
         irreps_out = self.gate.irreps_in.simplify() if gated else irreps_out
         of_input = [
             (i, (ir, j, k))

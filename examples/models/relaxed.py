@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import eqk
 from eqk import o3
 
-from .layers import FullyConnectedNet, Gate, gaussians, normalized
+from .layers import SILU_AND_SIGMOID, FullyConnectedNet, Gate, gaussians
 from .point_convolution import Convolution
 from .system import System, random_cloud, random_features
 
@@ -63,8 +63,7 @@ class SymmetryBreaking(nn.Module):
     ) -> None:
         super().__init__()
         hidden, scalar = o3.Irreps(irreps_hidden), o3.Irrep("0e")
-        activations = map(normalized, (nn.functional.silu, torch.sigmoid))
-        gate = Gate(hidden.filter(keep=scalar), hidden.filter(drop=scalar), *activations)
+        gate = Gate(hidden.filter(keep=scalar), hidden.filter(drop=scalar), *SILU_AND_SIGMOID)
 
         def convolution(irreps_in: str, irreps_out: o3.Irreps) -> Convolution:
             return Convolution(irreps_in, irreps_types, irreps_sh, irreps_out, sizes, num_neighbors)

@@ -36,7 +36,7 @@ def _linear(
     numels: tuple[int, int],
     f: tuple[int, int],
     has_features: bool,
-    dim_in: int,
+    sizes: tuple[list[int], list[int]],
     channels_last: tuple[bool, bool],
     segments: list[tuple[int, int]],
     all_paths: list[list[tuple[tuple[int, int, int], float]]],
@@ -55,6 +55,7 @@ def _linear(
     f_in, f_out = f
     if not torch.jit.is_scripting() and not isinstance(features, Tensor):
         raise TypeError(f"features: expected a tensor, got {features}")
+    dim_in = sum(sizes[0])
     wrong = features.dim() < (2 if has_features else 1) or features.shape[-1] != dim_in
     if wrong or (has_features and features.shape[-2] != f_in):
         raise RuntimeError(
@@ -71,16 +72,19 @@ def _linear(
     else:
         w = weight.reshape(weight.numel() // (f_in * f_out * max(numel, 1)), f_in, f_out, numel)
 
+    # Cut once: the gradient of a cut is a copy, of one narrowed part a whole tensor of zeros around it.
+    xs = torch.split_with_sizes(x, sizes[0], -1)
+    ws = torch.split_with_sizes(w, sizes[1], -1)
     parts: list[Tensor] = []
     for paths, (mul_out, dim) in zip(all_paths, segments):  # noqa: B905 TorchScript
         total: Tensor | None = None
-        for (start, mul, at), path_weight in paths:
-            part = x.narrow(-1, start, mul * dim)
+        for (i, mul, n), path_weight in paths:
+            part = xs[i]
             if channels_last[0]:
                 part = part.reshape(rows, f_in, dim, mul).transpose(1, 2)
             else:
                 part = part.reshape(rows, f_in, mul, dim).permute(0, 3, 1, 2)
-            matrix = w.narrow(-1, at, mul * mul_out) * path_weight
+            matrix = ws[n] * path_weight
             matrix = matrix.reshape(-1, f_in, f_out, mul, mul_out).transpose(2, 3)
             matrix = matrix.reshape(-1, f_in * mul, f_out * mul_out)
             if shared:
@@ -146,7 +150,7 @@ class Linear(E3nnModule):
     _f_in: int
     _f_out: int
     _features: bool
-    _dim_in: int
+    _sizes: tuple[list[int], list[int]]
     _channels_last_in: bool
     _channels_last_out: bool
     _segments: list[tuple[int, int]]
@@ -221,16 +225,15 @@ class Linear(E3nnModule):
         self.instructions = [
             LinearInstruction(i, o, (irreps_in[i].mul, irreps_out[o].mul), path_weight(i, o)) for i, o in paths
         ]
-        slices = weight_slices(self.instructions, [True] * len(paths))
-        starts_in, starts_out = [s.start for s in irreps_in.slices()], [s.start for s in irreps_out.slices()]
+        numels = [numel for _, numel in weight_slices(self.instructions, [True] * len(paths))]
+        starts_out = [s.start for s in irreps_out.slices()]
         self._segments = [(mul, ir.dim) for mul, ir in irreps_out]
         self._paths = [[] for _ in irreps_out]
-        self.weight_numel = 0
-        for ins, (start, numel) in zip(self.instructions, slices, strict=True):
-            self.weight_numel += numel
+        self._sizes = ([mul * ir.dim for mul, ir in irreps_in], numels)
+        self.weight_numel = sum(self._sizes[1])
+        for n, (ins, numel) in enumerate(zip(self.instructions, numels, strict=True)):
             if numel:
-                place = (starts_in[ins.i_in], irreps_in[ins.i_in].mul, start)
-                self._paths[ins.i_out].append((place, ins.path_weight))
+                self._paths[ins.i_out].append(((ins.i_in, irreps_in[ins.i_in].mul, n), ins.path_weight))
         self._biases = []
         self.bias_numel = 0
         for o, (bias, (mul, _)) in enumerate(zip(biases, irreps_out, strict=True)):
@@ -245,7 +248,6 @@ class Linear(E3nnModule):
         ]
         self._features = f_in is not None
         self._f_in, self._f_out = f_in or 1, f_out or 1
-        self._dim_in = irreps_in.dim
         self._channels_last_in, self._channels_last_out = layout_in == "ir_mul", layout_out == "ir_mul"
         self.shared_weights = shared_weights is not False
         self.internal_weights = self.shared_weights if internal_weights is None else internal_weights
@@ -284,7 +286,7 @@ class Linear(E3nnModule):
             (self.weight_numel, self.bias_numel),
             (self._f_in, self._f_out),
             self._features,
-            self._dim_in,
+            self._sizes,
             (self._channels_last_in, self._channels_last_out),
             self._segments,
             self._paths,
