@@ -51,7 +51,9 @@ def source_distribution(work: Path, out: Path) -> Path:
 def wheel(project: Path, build: Path, work: Path, out: Path, cmake: list[str], environment: dict[str, str]) -> None:
     """Builds the wheel of ``project`` with CMake in ``build``, and has auditwheel check it and name its platform."""
     built = work / "built" / build.name
-    shutil.rmtree(built, ignore_errors=True)
+    # setuptools packs what lies in its build folder, another wheel's library too.
+    for old in (built, project / "build"):
+        shutil.rmtree(old, ignore_errors=True)
     environment = {
         **os.environ,
         **environment,
