@@ -109,7 +109,7 @@ class SEGNN(nn.Module):
 
 def systems(small: bool) -> list[System]:
     irreps_in, irreps_out = "1x0e+1x1o", "1x1o"
-    hidden, count, k, layers, size = ("4x0e+3x1o", 12, 5, 2, 5) if small else ("16x0e+8x1o", 5000, 8, 1, 1000)
+    hidden, count, k, layers, size = ("4x0e+3x1o", 12, 5, 2, 5) if small else ("16x0e+8x1o", 5000, 6, 1, 1000)
     irreps = {"irreps_in": irreps_in, "hidden": hidden, "irreps_out": irreps_out}
 
     def inputs(generator: torch.Generator) -> dict:
