@@ -1,9 +1,9 @@
 """SEGNN on clouds of thousands of points, in memory that the number of edges does not enter.
 
-Steerable messages (Brandstetter et al. 2021, arXiv:2110.02905, Eqs. 4 to 6) are a nonlinear function of both ends of an
-edge, so that no convolution sums them: products with the harmonics of the edge, gated, twice. As Balla et al. (2024,
-arXiv:2410.20516) use it, for points that are galaxies. Ranges of nodes are taken one after the other, each with all
-edges that lead there, and made again in the backward pass: of an edge nothing is kept.
+Steerable messages (Brandstetter et al. 2021, arXiv:2110.02905) are a nonlinear function of both ends of an edge, which
+no convolution sums: products with the harmonics of the edge, gated, twice. As Balla et al. (2024, arXiv:2410.20516) use
+it, points are galaxies. Ranges of nodes are taken one after the other, each with all edges that lead there, and made
+again in the backward pass: of an edge nothing is kept.
 """
 
 from __future__ import annotations
@@ -22,39 +22,24 @@ from .system import System, random_cloud, random_features
 
 
 class Product(nn.Module):
-    """x [rows, irreps_in], attributes [rows, irreps_attr] -> [rows, irreps_out]: fully connected, biases, a gate.
-
-    Each attribute has one channel, so that channels are mixed first, by ``tp``, and coupled then.
-    """
+    """x [rows, irreps_in], attributes [rows, attr] -> [rows, irreps_out]: a fully connected product, biases, a gate."""
 
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, attr: o3.Irreps, gated: bool = False) -> None:
         super().__init__()
         self.gate = Gate(irreps_out[:1], irreps_out[1:], *SILU_AND_SIGMOID) if gated else nn.Identity()
         irreps_out = self.gate.irreps_in.simplify() if gated else irreps_out
-        of_input = [
-            (i, (ir, j, k))
-            for i, (_, ir) in enumerate(irreps_in)
-            for j, (_, ir_attr) in enumerate(attr)
-            for k, (_, ir_out) in enumerate(irreps_out)
-            if ir_out in ir * ir_attr
-        ]
-        paths = list(dict.fromkeys(path for _, path in of_input))
-        mixed = o3.Irreps([(irreps_out[k].mul, ir) for ir, _, k in paths])
-        self.tp = o3.Linear(irreps_in, mixed, instructions=[(i, paths.index(path)) for i, path in of_input])
-        # As in SEGNN the scale 1 / sqrt(terms of a sum) is the weights', and o3.Linear's is taken out.
-        coupled = [(n, j, k, "uvu", False, irreps_in.count(ir)) for n, (ir, j, k) in enumerate(paths)]
-        self.couple = o3.TensorProduct(mixed, attr, irreps_out, coupled, path_normalization="none")
-        bounds = [sum(irreps_in.count(ir) for ir, _, k in paths if k == n) ** -0.5 for n in range(len(irreps_out))]
+        # SEGNN divides e3nn's product by the scale that weights begin with, 1 / sqrt(terms of a sum).
+        self.tp = o3.FullyConnectedTensorProduct(irreps_in, attr, irreps_out, path_normalization="none")
+        terms = [0] * len(irreps_out)
+        for ins in self.tp.instructions:
+            terms[ins.i_out] += ins.path_shape[0] * ins.path_shape[1]
         for _, ins, weight in self.tp.weight_views(yield_instruction=True):
-            nn.init.uniform_(weight, *(sign * bounds[paths[ins.i_out][2]] for sign in (-1, 1)))
+            nn.init.uniform_(weight, *(sign * terms[ins.i_out] ** -0.5 for sign in (-1, 1)))
         scalars = irreps_out[0].mul if irreps_out[0].ir == (0, 1) else 0
-        self.biases = nn.Parameter((2 * torch.rand(scalars) - 1) * bounds[0])
+        self.biases = nn.Parameter((2 * torch.rand(scalars) - 1) * terms[0] ** -0.5)
 
     def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
-        return self.coupled(self.tp(x), attributes)
-
-    def coupled(self, mixed: Tensor, attributes: Tensor) -> Tensor:
-        y = self.couple(mixed, attributes)
+        y = self.tp(x, attributes)
         return self.gate(y + nn.functional.pad(self.biases, (0, y.shape[1] - len(self.biases))))
 
 
@@ -75,7 +60,7 @@ def sums(t: Tensor, dst: Tensor, nodes: slice) -> Tensor:
 
 
 class Layer(nn.Module):
-    """x [nodes, hidden], attributes [nodes, irreps_attr] -> [nodes, hidden]."""
+    """x [all nodes, hidden], attributes [all nodes, irreps_attr] -> [nodes, hidden]."""
 
     def __init__(self, hidden: o3.Irreps, irreps_attr: o3.Irreps) -> None:
         super().__init__()
@@ -85,18 +70,12 @@ class Layer(nn.Module):
         self.update_layer_1 = Product(2 * hidden, hidden, irreps_attr, gated=True)
         self.update_layer_2 = Product(hidden, hidden, irreps_attr)
 
-    def forward(self, x: Tensor, attributes: Tensor, points: Tensor, graph: eqk.Graph, size: int) -> Tensor:
-        # The first layer takes both ends and the length, and mixes channels before anything of the edge comes in.
-        mix, pad, dim = self.message_layer_1.tp, nn.functional.pad, x.shape[1]
-        of_dst, of_src, of_length = pad(x, (0, dim + 1)), pad(x, (dim, 1)), pad(x.new_ones(1, 1), (2 * dim, 0))
-        mixed = mix(of_dst), mix(of_src), mix(of_length)
-        return by_nodes(self.of_nodes, size, graph, points, x, attributes, *mixed)
-
-    def of_nodes(self, nodes: slice, src: Tensor, dst: Tensor, points: Tensor, *operands: Tensor) -> Tensor:
-        (x, attributes, of_dst, of_src, of_length), vectors = operands, points[dst] - points[src]
-        sh = self.harmonics(vectors)
-        mixed = torch.addcmul(of_dst[dst] + of_src[src], vectors.norm(dim=1, keepdim=True), of_length)
-        messages = self.message_layer_2(self.message_layer_1.coupled(mixed, sh), sh)
+    def forward(self, nodes: slice, src: Tensor, dst: Tensor, points: Tensor, *of_nodes: Tensor) -> Tensor:
+        x, attributes = of_nodes
+        vectors = points[dst] - points[src]
+        sh, length = self.harmonics(vectors), vectors.norm(dim=1, keepdim=True)
+        ends = x.index_select(0, dst), x.index_select(0, src)
+        messages = self.message_layer_2(self.message_layer_1(torch.cat([*ends, length], 1), sh), sh)
         x, attributes = x[nodes], attributes[nodes]
         update = self.update_layer_1(torch.cat([x, sums(messages, dst, nodes)], 1), attributes)
         return x + self.update_layer_2(update, attributes)
@@ -124,13 +103,13 @@ class SEGNN(nn.Module):
         attributes = by_nodes(self.attributes, self.size, graph, points)
         x = self.embedding_layer(x, attributes)
         for layer in self.layers:
-            x = layer(x, attributes, points, graph, self.size)
+            x = by_nodes(layer, self.size, graph, points, x, attributes)
         return self.pre_pool2(self.pre_pool1(x, attributes), attributes)
 
 
 def systems(small: bool) -> list[System]:
     irreps_in, irreps_out = "1x0e+1x1o", "1x1o"
-    hidden, count, k, layers, size = ("4x0e+3x1o", 12, 5, 2, 5) if small else ("32x0e+16x1o", 5000, 10, 1, 250)
+    hidden, count, k, layers, size = ("4x0e+3x1o", 12, 5, 2, 5) if small else ("16x0e+8x1o", 5000, 6, 1, 1000)
     irreps = {"irreps_in": irreps_in, "hidden": hidden, "irreps_out": irreps_out}
 
     def inputs(generator: torch.Generator) -> dict:

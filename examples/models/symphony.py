@@ -2,8 +2,8 @@
 
 Where an atom of a given species goes, seen from the focus: on each of some spheres a density exp(f) / Z, with f the
 logarithm of a sum over channels of exponentials of signals on the sphere, whose coefficients are a linear map of the
-features of the focus (Section 3.2). Integrals are sums over rings of Gauss and Legendre, exact to rounding where the
-grid resolves exp(f).
+features of the focus. Integrals are sums over rings of Gauss and Legendre, exact to rounding where the grid resolves
+exp(f).
 
     cd examples && python -m models.symphony    # writes symphony.png
 """
