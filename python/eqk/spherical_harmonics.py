@@ -211,7 +211,8 @@ def resolve(
         try:
             irreps = Irreps(l)
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"l: expected a degree, several, or irreps, got {l!r} ({error})") from error
+            got = f"a tensor of shape {list(l.shape)}" if isinstance(l, Tensor) else f"{l!r} ({error})"
+            raise ValueError(f"l: expected a degree, several, or irreps, got {got}") from error
         ls = irreps.ls
     if not ls or min(ls) < 0:
         raise ValueError(f"l: expected at least one degree, none negative, got {l!r}")
