@@ -400,7 +400,12 @@ def test_not_finite():
         (None, {}, ValueError, "l: expected at least one degree, none negative, got None"),
         (1.0, {}, ValueError, "l: expected a degree, several, or irreps, got 1.0"),
         ([0, 1.0], {}, ValueError, "l: expected a degree, several, or irreps, got"),
-        (torch.ones(2, 3), {}, ValueError, r"l: expected a degree, several, or irreps, got a tensor of shape \[2, 3\]$"),
+        (
+            torch.ones(2, 3),
+            {},
+            ValueError,
+            r"l: expected a degree, several, or irreps, got a tensor of shape \[2, 3\]$",
+        ),
         ([None], {}, ValueError, "l: expected a degree, several, or irreps, got"),
         (object, {}, ValueError, "l: expected a degree, several, or irreps, got"),
         (1, {"normalization": "sphere"}, AssertionError, "normalization: expected one of"),
