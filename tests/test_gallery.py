@@ -31,7 +31,7 @@ def test_system(title):
     _, generator = generators(f"gallery {title}")
     inputs = system.inputs(generator)
     ours, theirs = gallery.pair(file, system, torch.float64)
-    assert gallery.difference(ours, theirs, inputs) < 1e-12
+    assert gallery.difference(ours, theirs, inputs) < gallery.DIFFERENCE
     assert gallery.equivariance_error(system, ours, inputs, generator) < system.equivariance
     # Of what turns, or there would be nothing to hold.
     assert system.turn.keys() <= inputs.keys()
@@ -293,7 +293,7 @@ def test_table():
     with gallery.TABLE.open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert [row["system"] for row in rows] == list(SYSTEMS)
-    assert all(float(row["difference"]) < 1e-11 and float(row["ratio"]) > 0 for row in rows)
+    assert all(float(row["difference"]) < gallery.DIFFERENCE and float(row["ratio"]) > 0 for row in rows)
 
 
 def test_bench(capsys, monkeypatch):

@@ -90,7 +90,7 @@ def turn(generators: list[Tensor], channels: int) -> Callable[[Tensor, Tensor], 
         parts = []
         for g, part in zip(generators, x.split([channels * len(g[0]) for g in generators], 1), strict=True):
             along = torch.cat([axis_angle, axis_angle / 3])[: len(g)]
-            matrix = torch.linalg.matrix_exp(torch.einsum("g,gab->ab", along, g))
+            matrix = torch.from_numpy(scipy.linalg.expm(torch.einsum("g,gab->ab", along, g).numpy()))
             parts.append(torch.einsum("ab,nbu->nau", matrix, part.unflatten(1, (-1, channels))).flatten(1))
         return torch.cat(parts, 1)
 
