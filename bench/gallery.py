@@ -132,7 +132,7 @@ def row_of(file: str, system: System, args: argparse.Namespace) -> dict[str, obj
     return {
         "system": system.title,
         "source": system.source,
-        "file": f"examples/models/{file}.py",
+        "file": f"{file}.py",
         "difference": f"{error:.1e}",
         "equivariance": f"{equivariance:.1e}",
         "eqk_ms": f"{1e3 * times['eqk']:.2f}",

@@ -71,7 +71,7 @@ def systems(small: bool) -> list[System]:
     return [
         System(
             title="e3nn's point convolution",
-            source="e3nn.nn.models.v2106.points_convolution",
+            source="e3nn, nn.models.v2106",
             module=Convolution,
             arguments={
                 "irreps_node_input": hidden,
