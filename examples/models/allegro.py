@@ -16,7 +16,7 @@ import eqk
 from eqk import o3
 
 from .layers import FullyConnectedNet, bessel_basis, depthwise
-from .system import System, random_cloud
+from .system import System, random_edges
 
 LAYOUTS = ("layout_in1", "layout_in2", "layout_out")
 
@@ -104,11 +104,10 @@ def systems(small: bool) -> list[System]:
     sh = "0e+1o+2e"
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edges = points[graph.dst] - points[graph.src]
+        graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
         return {
-            "radial": bessel_basis(edges.norm(dim=1), 8, 4.0),
-            "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
+            "radial": bessel_basis(lengths, 8, 4.0),
+            "sh": harmonics,
             "graph": graph,
         }
 

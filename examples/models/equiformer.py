@@ -14,7 +14,7 @@ import eqk
 from eqk import o3
 
 from .layers import SILU_AND_SIGMOID, Gate, depthwise, gaussians, normalized, radial_network, smooth_leaky_relu
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 SCALAR = o3.Irrep("0e")
 
@@ -101,12 +101,11 @@ def systems(small: bool) -> list[System]:
     head, sh = f"{mul}x0e+{max(mul // 2, 1)}x1e+{max(mul // 4, 1)}x2e", "0e+1e+2e"
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edges = points[graph.dst] - points[graph.src]
+        graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
         return {
             "x": random_features(irreps, nodes, generator),
-            "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
-            "scalars": gaussians(edges.norm(dim=1), basis, 2.5),
+            "sh": harmonics,
+            "scalars": gaussians(lengths, basis, 2.5),
             "graph": graph,
         }
 

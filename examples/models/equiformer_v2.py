@@ -107,6 +107,14 @@ class Block(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
+def random_inputs(nodes: int, k: int, arguments: dict, cutoff: float, generator: torch.Generator) -> dict:
+    points, graph = random_cloud(nodes, k, generator)
+    vec = points[graph.src] - points[graph.dst]
+    shape = nodes, (arguments["lmax"] + 1) ** 2, arguments["channels"]
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return {"x": x, "vec": vec, "scalars": gaussians(vec.norm(dim=1), arguments["sizes"][0], cutoff), "graph": graph}
+
+
 def systems(small: bool) -> list[System]:
     keys = ("channels", "heads", "alpha", "value", "lmax", "mmax", "sizes", "hidden", "feed_forward", "res")
     of_small = (4, 2, 3, 3, 2, 1, [8, 8, 8], 5, 6, (18, 18))
@@ -116,15 +124,7 @@ def systems(small: bool) -> list[System]:
     irreps = str(eqk.Irreps.spherical_harmonics(arguments["lmax"]))
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        vec = points[graph.src] - points[graph.dst]
-        shape = nodes, (arguments["lmax"] + 1) ** 2, arguments["channels"]
-        return {
-            "x": torch.randn(shape, generator=generator, dtype=torch.float64),
-            "vec": vec,
-            "scalars": gaussians(vec.norm(dim=1), arguments["sizes"][0], 2.5),
-            "graph": graph,
-        }
+        return random_inputs(nodes, k, arguments, 2.5, generator)
 
     return [
         System(

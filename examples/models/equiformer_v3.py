@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 import eqk
 
-from .equiformer_v2 import Attention
-from .layers import gaussians
-from .system import System, random_cloud
+from .equiformer_v2 import Attention, random_inputs
+from .system import System, random_features
 
 
 class ForceEncoding(nn.Module):
@@ -88,16 +87,8 @@ def systems(small: bool) -> list[System]:
     irreps = str(eqk.Irreps.spherical_harmonics(arguments["lmax"]))
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        vec = points[graph.src] - points[graph.dst]
-        shape = nodes, (arguments["lmax"] + 1) ** 2, arguments["channels"]
-        return {
-            "x": torch.randn(shape, generator=generator, dtype=torch.float64),
-            "forces": torch.randn(nodes, 3, generator=generator, dtype=torch.float64),
-            "vec": vec,
-            "scalars": gaussians(vec.norm(dim=1), arguments["sizes"][0], arguments["cutoff"]),
-            "graph": graph,
-        }
+        x, *of_edges = random_inputs(nodes, k, arguments, arguments["cutoff"], generator).items()
+        return dict([x, ("forces", random_features("1o", nodes, generator)), *of_edges])
 
     return [
         System(

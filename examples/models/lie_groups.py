@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import eqk
 
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 
 def bilinear_maps(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
@@ -105,8 +105,7 @@ def systems(small: bool) -> list[System]:
     columns = channels * sum(len(g[0]) for g in spins.values())
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edge = eqk.spherical_harmonics("0e+1e", points[graph.dst] - points[graph.src], normalize=True)
+        graph, edge, _ = random_edges("0e+1e", nodes, k, generator)
         return {"x": random_features(f"{columns}x0e", nodes, generator), "edge": edge, "graph": graph}
 
     of_x, of_edge = turn(list(spins.values()), channels), turn([scalar, vector], 1)

@@ -16,7 +16,7 @@ import eqk
 from eqk import o3
 
 from .layers import FullyConnectedNet, bessel_basis, depthwise
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 PRODUCTS = {"Clebsch-Gordan": o3.SymmetricContraction, "Gaunt": eqk.nn.GauntSymmetricContraction}
 
@@ -74,13 +74,12 @@ def systems(small: bool) -> list[System]:
     hidden = f"{channels}x0e+{channels}x1o"
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edges = points[graph.dst] - points[graph.src]
+        graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
         return {
             "x": random_features(hidden, nodes, generator),
             "species": torch.randint(species, (nodes,), generator=generator),
-            "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
-            "radial": bessel_basis(edges.norm(dim=1), 8, 4.0),
+            "sh": harmonics,
+            "radial": bessel_basis(lengths, 8, 4.0),
             "graph": graph,
         }
 

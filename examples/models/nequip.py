@@ -14,7 +14,7 @@ import eqk
 from eqk import o3
 
 from .layers import FullyConnectedNet, Gate, bessel_basis, depthwise, normalized
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 silu = nn.functional.silu
 
@@ -60,13 +60,12 @@ def systems(small: bool) -> list[System]:
     sh = str(o3.Irreps.spherical_harmonics(o3.Irreps(hidden).lmax))
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edges = points[graph.dst] - points[graph.src]
+        graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
         return {
             "x": random_features(hidden, nodes, generator),
             "species": torch.randint(4, (nodes,), generator=generator),
-            "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
-            "radial": bessel_basis(edges.norm(dim=1), 8, 4.0),
+            "sh": harmonics,
+            "radial": bessel_basis(lengths, 8, 4.0),
             "graph": graph,
         }
 

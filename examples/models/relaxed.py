@@ -18,7 +18,7 @@ from eqk import o3
 
 from .layers import SILU_AND_SIGMOID, FullyConnectedNet, Gate, gaussians
 from .point_convolution import Convolution
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 
 class RelaxedConvolution(nn.Module):
@@ -86,13 +86,12 @@ def systems(small: bool) -> list[System]:
 
     def inputs(of_nodes: str, of_all: str) -> Callable[[torch.Generator], dict]:
         def make(generator: torch.Generator) -> dict:
-            points, graph = random_cloud(nodes, k, generator)
-            edges = points[graph.dst] - points[graph.src]
+            graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
             return {
                 "x": random_features(of_nodes, nodes, generator),
                 "breaking": random_features(of_all, 1, generator),
-                "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
-                "scalars": gaussians(edges.norm(dim=1), 16, 2.0),
+                "sh": harmonics,
+                "scalars": gaussians(lengths, 16, 2.0),
                 "graph": graph,
             }
 

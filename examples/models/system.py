@@ -54,6 +54,13 @@ def random_cloud(nodes: int, neighbours: int, generator: torch.Generator) -> tup
     return points, nearest(points, neighbours)
 
 
+def random_edges(sh: str, nodes: int, neighbours: int, generator: torch.Generator) -> tuple[eqk.Graph, Tensor, Tensor]:
+    """The graph of :func:`random_cloud`, with the harmonics [edges, dim] and the lengths [edges] of its edges."""
+    points, graph = random_cloud(nodes, neighbours, generator)
+    edges = points[graph.dst] - points[graph.src]
+    return graph, eqk.spherical_harmonics(sh, edges, normalize=True), edges.norm(dim=1)
+
+
 def nearest(points: Tensor, neighbours: int) -> eqk.Graph:
     """The graph in which each of ``points`` [nodes, 3] has edges from the ``neighbours`` nearest other ones."""
     places = points.detach().cpu().numpy()

@@ -16,7 +16,7 @@ import eqk
 from eqk import o3
 
 from .layers import depthwise, gaussians
-from .system import System, random_cloud, random_features
+from .system import System, random_edges, random_features
 
 
 class NormNonlinearity(nn.Module):
@@ -91,12 +91,11 @@ def systems(small: bool) -> list[System]:
     sh = "0e+1o+2e"
 
     def inputs(generator: torch.Generator) -> dict:
-        points, graph = random_cloud(nodes, k, generator)
-        edges = points[graph.dst] - points[graph.src]
+        graph, harmonics, lengths = random_edges(sh, nodes, k, generator)
         return {
             "x": random_features(hidden, nodes, generator),
-            "sh": eqk.spherical_harmonics(sh, edges, normalize=True),
-            "radial": gaussians(edges.norm(dim=1), 16, 2.0),
+            "sh": harmonics,
+            "radial": gaussians(lengths, 16, 2.0),
             "graph": graph,
         }
 

@@ -2,7 +2,21 @@
 
 import itertools
 
+from e3nn import o3
 from torch import Tensor, nn
+
+
+def depthwise(irreps_in, irreps_sh, wanted):
+    """Irreps, sorted, and instructions in the order of inputs, of all paths to those that are wanted."""
+    middle, paths = [], []
+    for i, (mul, ir_in) in enumerate(irreps_in):
+        for j, (_, ir_sh) in enumerate(irreps_sh):
+            for ir in ir_in * ir_sh:
+                if ir in wanted:
+                    paths.append((i, j, len(middle), "uvu", True))
+                    middle.append((mul, ir))
+    middle, place, _ = o3.Irreps(middle).sort()
+    return middle, [(i, j, place[k], mode, train) for i, j, k, mode, train in paths]
 
 
 def scatter(messages: Tensor, dst: Tensor, nodes: int) -> Tensor:

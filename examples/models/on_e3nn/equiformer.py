@@ -6,7 +6,7 @@ from e3nn.nn import Activation, Gate
 from torch import nn
 from torch_geometric.utils import softmax
 
-from . import SmoothLeakyReLU, radial_profile, scatter
+from . import SmoothLeakyReLU, depthwise, radial_profile, scatter
 
 
 class LayerNorm(nn.Module):
@@ -44,16 +44,8 @@ def swish_gate(irreps):
 
 
 def depthwise_product(irreps, irreps_sh, irreps_out, shared_weights):
-    irreps_middle, paths = [], []
-    for i, (mul, ir) in enumerate(irreps):
-        for j, (_, ir_sh) in enumerate(irreps_sh):
-            for ir_out in ir * ir_sh:
-                if ir_out in irreps_out or ir_out == o3.Irrep("0e"):
-                    paths.append((i, j, len(irreps_middle), "uvu", True))
-                    irreps_middle.append((mul, ir_out))
-    irreps_middle, place, _ = o3.Irreps(irreps_middle).sort()
-    paths = [(i, j, place[k], mode, train) for i, j, k, mode, train in paths]
-    return o3.TensorProduct(irreps, irreps_sh, irreps_middle, paths, shared_weights=shared_weights)
+    middle, paths = depthwise(irreps, irreps_sh, irreps_out + o3.Irreps("0e"))
+    return o3.TensorProduct(irreps, irreps_sh, middle, paths, shared_weights=shared_weights)
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ from e3nn.nn import FullyConnectedNet
 from numpy.polynomial import Legendre
 from torch import nn
 
-from . import scatter
+from . import depthwise, scatter
 
 
 def generalized_clebsch_gordan(irreps, order):
@@ -102,15 +102,8 @@ class Layer(nn.Module):
         super().__init__()
         irreps_in, irreps_sh, irreps_out = map(o3.Irreps, (irreps_in, irreps_sh, irreps_out))
         features = o3.Irreps([(channels, ir) for _, ir in irreps_sh])
-        middle, paths = [], []
-        for i, (mul, ir_in) in enumerate(irreps_in):
-            for j, (_, ir_sh) in enumerate(irreps_sh):
-                for ir in ir_in * ir_sh:
-                    if ir in features:
-                        paths.append((i, j, len(middle), "uvu", True))
-                        middle.append((mul, ir))
-        middle, place, _ = o3.Irreps(middle).sort()
-        paths = sorted([(i, j, place[k], mode, train) for i, j, k, mode, train in paths], key=lambda path: path[2])
+        middle, paths = depthwise(irreps_in, irreps_sh, features)
+        paths = sorted(paths, key=lambda path: path[2])
         self.linear_up = o3.Linear(irreps_in, irreps_in)
         self.conv_tp = o3.TensorProduct(irreps_in, irreps_sh, middle, paths, shared_weights=False)
         self.conv_tp_weights = FullyConnectedNet([*radial, self.conv_tp.weight_numel], nn.functional.silu)

@@ -6,7 +6,7 @@ from e3nn import o3
 from e3nn.nn import Gate
 from torch import nn
 
-from . import scatter
+from . import depthwise, scatter
 
 
 class ScalarLinearLayer(nn.Module):
@@ -48,15 +48,7 @@ class ConvNetLayer(nn.Module):
         self.gate = Gate(scalars, [silu] * len(scalars), gates, [silu] * len(gates), gated)
         irreps_out = self.gate.irreps_in.simplify()
 
-        middle, paths = [], []
-        for i, (mul, ir_in) in enumerate(irreps_in):
-            for j, (_, ir_sh) in enumerate(irreps_sh):
-                for ir in ir_in * ir_sh:
-                    if ir in irreps_out:
-                        paths.append((i, j, len(middle), "uvu", True))
-                        middle.append((mul, ir))
-        middle, place, _ = o3.Irreps(middle).sort()
-        paths = [(i, j, place[k], mode, train) for i, j, k, mode, train in paths]
+        middle, paths = depthwise(irreps_in, irreps_sh, irreps_out)
 
         self.linear_1 = o3.Linear(irreps_in, irreps_in)
         self.tp = o3.TensorProduct(irreps_in, irreps_sh, middle, paths, shared_weights=False, internal_weights=False)

@@ -39,16 +39,19 @@ class MatrixBlocks(nn.Module):
         self.parts = sorted(parts, key=lambda part: part[2].l)
         self.irreps = o3.Irreps([(self.orbitals[i].mul * self.orbitals[j].mul, ir) for i, j, ir in self.parts])
         self.linear = o3.Linear(irreps, self.irreps.simplify(), biases=True)
+        for n, (i, j, ir) in enumerate(self.parts):
+            cg = o3.wigner_3j(self.orbitals[i].ir.l, self.orbitals[j].ir.l, ir.l) * math.sqrt(ir.dim)
+            self.register_buffer(f"cg_{n}", cg)
 
     def forward(self, x):
         scalars = self.linear.irreps_in[0].mul
         x = self.linear(torch.cat([nn.functional.silu(x[:, :scalars]), x[:, scalars:]], 1))
         blocks = x.new_zeros(len(x), self.orbitals.dim, self.orbitals.dim)
         slices = self.orbitals.slices()
-        for columns, (i, j, ir) in zip(self.irreps.slices(), self.parts, strict=True):
+        for n, (columns, (i, j, ir)) in enumerate(zip(self.irreps.slices(), self.parts, strict=True)):
             (mul1, ir1), (mul2, ir2) = self.orbitals[i], self.orbitals[j]
-            cg = math.sqrt(ir.dim) * o3.wigner_3j(ir1.l, ir2.l, ir.l, dtype=x.dtype, device=x.device)
-            part = torch.einsum("zuvk,ijk->zuivj", x[:, columns].reshape(-1, mul1, mul2, ir.dim), cg)
+            part = x[:, columns].reshape(-1, mul1, mul2, ir.dim)
+            part = torch.einsum("zuvk,ijk->zuivj", part, self.get_buffer(f"cg_{n}"))
             blocks[:, slices[i], slices[j]] += part.reshape(len(x), mul1 * ir1.dim, mul2 * ir2.dim)
         return blocks
 

@@ -2,7 +2,7 @@ import torch
 from e3nn import o3
 from torch import nn
 
-from . import scatter
+from . import depthwise, scatter
 
 
 class NormNonlinearity(nn.Module):
@@ -27,15 +27,7 @@ class Layer(nn.Module):
     def __init__(self, irreps_in, irreps_sh, irreps_out, radial, neighbours):
         super().__init__()
         irreps_in, irreps_sh, irreps_out = map(o3.Irreps, (irreps_in, irreps_sh, irreps_out))
-        middle, paths = [], []
-        for i, (mul, ir_in) in enumerate(irreps_in):
-            for j, (_, ir_sh) in enumerate(irreps_sh):
-                for ir in ir_in * ir_sh:
-                    if ir in irreps_out:
-                        paths.append((i, j, len(middle), "uvu", True))
-                        middle.append((mul, ir))
-        middle, place, _ = o3.Irreps(middle).sort()
-        paths = [(i, j, place[k], mode, train) for i, j, k, mode, train in paths]
+        middle, paths = depthwise(irreps_in, irreps_sh, irreps_out)
         self.product = o3.TensorProduct(irreps_in, irreps_sh, middle, paths, shared_weights=False)
         self.radial = nn.Sequential(
             nn.Linear(radial, radial), nn.ReLU(), nn.Linear(radial, self.product.weight_numel, bias=False)
