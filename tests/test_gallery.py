@@ -31,7 +31,7 @@ def test_system(title):
     _, generator = generators(f"gallery {title}")
     inputs = system.inputs(generator)
     ours, theirs = gallery.pair(file, system, torch.float64)
-    assert gallery.difference(ours, theirs, inputs) < gallery.DIFFERENCE
+    assert gallery.equal(gallery.difference(ours, theirs, inputs), theirs, inputs, generator)
     assert gallery.equivariance_error(system, ours, inputs, generator) < system.equivariance
     # Of what turns, or there would be nothing to hold.
     assert system.turn.keys() <= inputs.keys()
@@ -45,7 +45,9 @@ def test_a_difference_is_seen():
     with torch.no_grad():
         for weight in theirs.parameters():  # all of them: what leads to a ReLU may be without effect
             weight += 1e-6
-    assert gallery.difference(ours, theirs, inputs) > 1e-9
+    error = gallery.difference(ours, theirs, inputs)
+    assert error > 1e-9
+    assert not gallery.equal(error, theirs, inputs, generator)
     turned = {**inputs, "sh": inputs["sh"] + 1e-6}
     wrong = dataclasses.replace(system, turn={"x": system.turn["x"]})
     assert gallery.equivariance_error(wrong, ours, turned, generator) > 1e-3
@@ -293,7 +295,7 @@ def test_table():
     with gallery.TABLE.open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert [row["system"] for row in rows] == list(SYSTEMS)
-    assert all(float(row["difference"]) < gallery.DIFFERENCE and float(row["ratio"]) > 0 for row in rows)
+    assert all(float(row["difference"]) < 1e-12 and float(row["ratio"]) > 0 for row in rows)
 
 
 def test_bench(capsys, monkeypatch):

@@ -255,6 +255,7 @@ def test_couplings_of_irreps(generator):
     [
         ({"in1": [(2, -1)]}, r"in1: expected pairs \(channels, dimension\) of integers >= 0, got \(2, -1\)"),
         ({"out": [(2, 3, 1)]}, r"out: expected pairs"),
+        ({"in2": [3]}, r"in2: expected pairs \(channels, dimension\) of integers >= 0, got 3"),
         ({"couplings": [(0, 0, 0, "uvu")]}, r"coupling 0: expected \(i_in1, i_in2, i_out, mode, table\)"),
         ({"couplings": [(0, 1, 0, "uvu", torch.ones(3, 3, 3))]}, "coupling 0: expected i_in2 below 1, got 1"),
         (

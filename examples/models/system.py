@@ -40,7 +40,7 @@ class System:
     turn: dict[str, Turn]
     out: Turn | tuple[Turn, ...]
     parity: bool = True
-    equivariance: float = 1e-11
+    equivariance: float = 1e-12
 
 
 def random_features(irreps: str, rows: int, generator: torch.Generator) -> Tensor:
