@@ -260,7 +260,8 @@ class Plan:
         for name, representations in (("in1", in1), ("in2", in2), ("out", out)):
             columns, irreps = [], []
             for pair in representations:
-                if len(pair) != 2 or not all(isinstance(n, int) and n >= 0 for n in pair):
+                fits = isinstance(pair, Sequence) and len(pair) == 2
+                if not fits or not all(isinstance(n, int) and n >= 0 for n in pair):
                     raise ValueError(f"{name}: expected pairs (channels, dimension) of integers >= 0, got {pair!r}")
                 columns.append(range(len(irreps), len(irreps) + pair[1]))
                 irreps += [(pair[0], (0, 1))] * pair[1]
@@ -279,8 +280,9 @@ class Plan:
             if table.shape != (len(a), len(b), len(o)) or table.is_complex():
                 expected = f"a real table of shape [{len(a)}, {len(b)}, {len(o)}]"
                 raise ValueError(f"coupling {n}: expected {expected}, got {list(table.shape)} of {table.dtype}")
-            for i, j, k in table.nonzero().tolist():
-                instructions.append((a[i], b[j], o[k], mode, False, float(table[i, j, k])))
+            places = table.nonzero(as_tuple=True)
+            for i, j, k, value in zip(*(t.tolist() for t in (*places, table[places])), strict=True):
+                instructions.append((a[i], b[j], o[k], mode, False, value))
         return cls(*operands, tuple(instructions))
 
     @classmethod
