@@ -27,13 +27,16 @@ def last_program_first():
 
 
 class Launches:
-    """Instead of the kernels of a module of eqk.triton_kernels, and of the device that it makes the current one."""
+    """Instead of the kernels of a module of eqk.triton_kernels, and of the device that it makes the current one.
 
-    def __init__(self, kernels, monkeypatch, names=("kernel",)):
+    ``launching``: the module that does so, if it is another one.
+    """
+
+    def __init__(self, kernels, monkeypatch, names=("kernel",), launching=None):
         self._grids, self._arguments, self._devices = [], [], []
         for name in names:
             monkeypatch.setattr(kernels, name, self)
-        monkeypatch.setattr(kernels, "on", self._on)
+        monkeypatch.setattr(launching or kernels, "on", self._on)
 
     def __getitem__(self, grid):
         self._grids.append(grid)

@@ -13,7 +13,7 @@ from eqk import dispatch, testing
 from eqk.cli.cases import all_cases
 
 GPU = torch.device("cuda", 0)
-BY_TRITON = {"tensor_product", "rotate", "s2_activation", "so2_edge_message"}
+BY_TRITON = {"tensor_product", "tensor_product_conv", "rotate", "s2_activation", "so2_edge_message"}
 # Of each op a case of a few rows, and of it a part.
 SMALL = {case.op: case for case in all_cases() if case.small}
 

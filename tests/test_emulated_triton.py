@@ -8,6 +8,8 @@ import pytest
 import torch
 from emulated_triton import Emulator, emulated, functions, name_of
 from fuzz import s2_activation_truth
+from interpreted_tensor_product_conv import arguments as convolution_arguments
+from interpreted_tensor_product_conv import is_real, results
 from test_cuda import ACCURACY, IR_MUL, SMALL, check, seed
 from test_rotate import KINDS, members, without
 from test_rotate import problem as rotate_problem
@@ -18,7 +20,7 @@ from eqk.s2_activation_plan import FUNCTIONS
 from eqk.so2_conv import pack
 from eqk.so2_edge_message import _plan as message_plan
 from eqk.testing import random_s2_activation, relative_error
-from eqk.triton_kernels import rotate, s2_activation, so2_edge_message
+from eqk.triton_kernels import rotate, s2_activation, so2_edge_message, tensor_product_conv
 from eqk.triton_kernels import tensor_product as kernels
 
 # Small, because the time to compile grows with the square of a kernel's length. No path reaches 2x1e.
@@ -144,6 +146,43 @@ def test_vectors(emulator):
     """Rows that begin at multiples of 16 bytes, for which Triton compiles another kernel."""
     plan = eqk.Plan("4x0e+4x1o", "1x1o+1x0e", "4x1o", ((0, 0, 0, "uvu", True, 0.6), (1, 1, 0, "uvu", True, -0.9)))
     check(emulator, plan, "float32", False, seed=seed(), pad=0)
+
+
+def check_convolution(plan, dtype, generator, edges=70, **how):
+    """Each member of the family against the CPU's kernels; operands lie between NaN."""
+    for suffix, args in convolution_arguments(plan, edges, 3, 2, dtype, generator, ordered=False, **how).items():
+        framed = [between_nan(a) if is_real(a) else a for a in args]
+        got = getattr(tensor_product_conv, suffix or "_forward")(*framed)
+        got = [got] if isinstance(got, torch.Tensor) else got
+        expected = results(torch.ops.eqk, suffix, [a.double() if is_real(a) else a for a in args])
+        for n, (result, truth) in enumerate(zip(got, expected, strict=True)):
+            limit = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3}[dtype]
+            error = relative_error(result, truth) if truth.numel() else 0
+            assert error < limit, f"{suffix}, result {n} of {plan} in {dtype}: error {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_tensor_product_conv(driver, dtype, generator):
+    """A node of more edges than a part of its sum has; sums over lanes; shared weights."""
+    check_convolution(UVU, dtype, generator, orders=dtype == torch.float64)
+    check_convolution(MIXING, dtype, generator, 9)
+    scalars = eqk.Plan("64x0e", "1x0e", "64x0e", ((0, 0, 0, "uvu", True, 1.0),))
+    check_convolution(scalars, dtype, generator, 600)
+
+
+CONVOLUTION_FAULTS = {
+    "edges_beyond_the_last": ("_edges", "place < last", "place <= last", (ptxemu.MemoryFault, "out-of-bounds access")),
+    "edges_of_a_part": ("_part", "range(first, last", "range(first + M.R, last", (AssertionError, r"error \d")),
+    "another_end": ("at_rows", "graph[1] + rows", "graph[0] + rows", (AssertionError, "error (\\d|nan)")),
+}
+
+
+@pytest.mark.parametrize("fault", CONVOLUTION_FAULTS.values(), ids=CONVOLUTION_FAULTS)
+def test_fault_in_tensor_product_conv_is_found(driver, fault, generator):
+    name, *change, (error, message) = fault
+    module = kernels if name == "at_rows" else tensor_product_conv
+    with planted(name, *change, module), pytest.raises(error, match=message):
+        check_convolution(UVU, torch.float32, generator)
 
 
 def check_s2_activation(plan, kinds, dtype, generator, rows=5, pad=3):

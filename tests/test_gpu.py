@@ -106,15 +106,16 @@ def test_row_counts(name, rows, backend, generator):
 
 @pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
 @pytest.mark.parametrize("name", ["depthwise-33", "even-parity", "mace-medium", MIXED])
-def test_convolution(name, given, generator):
-    """By its kernels or, what they do not cover, by torch operations; the order of edges found or given."""
+def test_convolution(name, given, backend, generator):
+    """By CUDA's kernels or, what they do not cover, by torch operations; the order of edges found or given."""
     plan = CASES[name].plan
     src, dst = graph(300, 20, 30, generator, ordered=False)
     by_dst, by_src = (n.argsort(stable=True).to(HERE) if given else None for n in (dst, src))
 
     def on_gpu(x, y, w):
         x, y, w = (t if t is None else t.to(HERE) for t in (x, y, w))
-        return eqk.tensor_product_conv(x, y, w, src.to(HERE), dst.to(HERE), 30, plan, by_dst, by_src).cpu()
+        with dispatch.use_backend(backend):
+            return eqk.tensor_product_conv(x, y, w, src.to(HERE), dst.to(HERE), 30, plan, by_dst, by_src).cpu()
 
     def truth(x, y, w):
         return reference.tensor_product_conv(x, y, w, src, dst, 30, plan)

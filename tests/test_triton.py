@@ -44,7 +44,9 @@ MEMBERS = {  # results, whether on dual numbers
 }
 
 
-@pytest.mark.parametrize("name", ["triton", "s2_activation", "rotate", "so2_edge_message"])
+@pytest.mark.parametrize(
+    "name", ["tensor_product", "tensor_product_conv", "s2_activation", "rotate", "so2_edge_message"]
+)
 def test_interpreted(name):
     """interpreted_NAME.py in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     run_tests(f"interpreted_{name}", TRITON_INTERPRET="1")
@@ -55,40 +57,50 @@ def test_rocm():
     run_tests("stubbed_rocm", plugin="stub_rocm", TRITON_INTERPRET="1")
 
 
-def compiled(plan, member, dtype, target):
+def compiled(plan, member, dtype, target, of_graph=False):
+    """The kernels of a member of tensor_product's family, or of tensor_product_conv's."""
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
 
     from eqk.triton_kernels import tensor_product as kernels
+    from eqk.triton_kernels import tensor_product_conv as of_graphs
 
     slots, dual = MEMBERS[member]
-    names = kernels.kernel.arg_names
+    kernel = of_graphs.kernel if of_graph else kernels.kernel
+    names = kernel.arg_names
     shared = plan.weights == "shared"
     pointer = {"fp32": "*fp32", "fp64": "*fp64", "bf16": "*bf16"}[dtype]
     compute = tl.float64 if dtype == "fp64" else tl.float32
     varies = (True, True, True, member == "double_backward") if dual else None
-    for launch in kernels.lower(str(plan), slots, varies):
+    # Results of nodes are launches of their own.
+    parts = [[n for n in slots if n in part] for part in ((0,), (3,), (1, 2))] if of_graph else [slots]
+    for part, launch in [(p, launch) for p in parts for launch in kernels.lower(str(plan), tuple(p), varies)]:
         values = [launch.table, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared]
         values += [launch.over_rows, dual, dual, dual, dual, dual and member == "double_backward"]
+        values += [part in ([0], [3])] if of_graph else []
         constants = dict(zip(names[-len(values) :], values, strict=True))
         tensors = 12
         signature = dict.fromkeys(names[:tensors], pointer) | dict.fromkeys(names[tensors:], "i64")
+        if of_graph:
+            signature |= dict.fromkeys(("src", "dst", "order", "first_edge"), "*i64")
         if launch.over_rows:
             signature["gw"] = "*fp64" if dtype == "fp64" else "*fp32"
         signature |= dict.fromkeys(constants, "constexpr")
-        source = triton.compiler.ASTSource(kernels.kernel, signature, constants)
+        source = triton.compiler.ASTSource(kernel, signature, constants)
         options = {"num_warps": kernels._WARPS, "enable_fp_fusion": True}
         yield triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("plan", [UVU, MIXED], ids=["uvu", "mixed"])
-def test_compiles_ahead_of_time(plan, target, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("plan", "of_graph"), [(UVU, False), (MIXED, False), (UVU, True)], ids=["uvu", "mixed", "conv"]
+)
+def test_compiles_ahead_of_time(plan, of_graph, target, tmp_path, monkeypatch):
+    """Without spills, but on dual numbers of plans that mix channels."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    assembly = "amdgcn" if target in AMD else "ptx"
-    for member in MEMBERS:
-        for kernel in compiled(plan, member, "bf16" if member == "jvp" else "fp32", target):
-            assert "kernel" in kernel.asm[assembly]
+    for member, (_, dual) in MEMBERS.items():
+        for kernel in compiled(plan, member, "bf16" if member == "jvp" else "fp32", target, of_graph):
+            assert spills(kernel, target, tmp_path / "kernel.cubin") == 0 or (dual and plan is MIXED), member
 
 
 def test_compile_time_is_bounded(tmp_path, monkeypatch):

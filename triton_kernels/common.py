@@ -64,6 +64,21 @@ def with_adjacent_columns(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
+def check_range(op: str, name: str, index: Tensor, nodes: int) -> None:
+    """An assertion on the device, which nothing waits for."""
+    message = f"eqk::{op}: {name}: expected indices from 0 to {nodes - 1}"
+    torch._assert_async(((index >= 0) & (index < nodes)).all(), message)
+
+
+def by_node(index: Tensor, nodes: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Ends of edges in the stable order of their nodes, and the first of each node; behind them, their number.
+
+    ``index`` [ends]: the node of each; ``order``: the former, where it is known.
+    """
+    node, order = index.sort(stable=True) if order is None else (index[order], order.contiguous())
+    return order, torch.searchsorted(node, torch.arange(nodes + 1, dtype=index.dtype, device=index.device))
+
+
 # Of a tuple in a Constant. Functions, because kernels themselves take a tuple of constants apart into tensors.
 
 

@@ -35,7 +35,19 @@ from eqk.rotate import (
     _shape,
     register_derivatives,
 )
-from eqk.triton_kernels.common import KEYS, Constant, compute_type, count_of, lane_sum, max_grid, on, pick, power_of_2
+from eqk.triton_kernels.common import (
+    KEYS,
+    Constant,
+    by_node,
+    check_range,
+    compute_type,
+    count_of,
+    lane_sum,
+    max_grid,
+    on,
+    pick,
+    power_of_2,
+)
 
 _MISSING_X, _MISSING_D, _MISSING_WEIGHTS, _MISSING_Z = (tl.constexpr(slot) for slot in (_X, _D, _WEIGHTS, _Z))
 
@@ -478,18 +490,6 @@ def kernel(x, D, weights, z, index, first_end, out, first_program, edges, M: tl.
 # The op.
 
 
-def _check_range(op: str, index: Tensor, nodes: int) -> None:
-    """An assertion on the device, which nothing waits for."""
-    message = f"eqk::{op}: index: expected indices from 0 to {nodes - 1}"
-    torch._assert_async(((index >= 0) & (index < nodes)).all(), message)
-
-
-def _by_node(index: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Ends of edges, k edges + e, in the order of nodes, and the first of each node; behind them, their number."""
-    by_node, ends = index.flatten().sort(stable=True)
-    return ends, torch.searchsorted(by_node, torch.arange(nodes + 1, dtype=index.dtype, device=index.device))
-
-
 def _rotate(*args) -> Tensor:
     operands, rest = args[:4], args[4:]
     _check(operands, rest)
@@ -499,7 +499,7 @@ def _rotate(*args) -> Tensor:
     if lmax > _MOST_DEGREE or nodes_of_edge * channels > _MOST_CHANNELS:
         return _other_devices(*args)
     if index is not None:
-        _check_range("rotate", index, nodes)
+        check_range("rotate", "index", index, nodes)
     like = operands[_Z] if operands[_X] is None else operands[_X]
     out = like.new_empty(_shape(operands, rest, missing))
     if not all(t is None or t.numel() for t in (*operands, out)):
@@ -507,7 +507,7 @@ def _rotate(*args) -> Tensor:
     weighted, indexed = missing == _WEIGHTS or operands[_WEIGHTS] is not None, index is not None
     groups, columns = _shape(operands, rest, _WEIGHTS)[1:] if weighted else (0, 1)
     problems = lower(like.dtype, missing, lmax, mmax, rescale, indexed, nodes_of_edge, channels, groups, columns)
-    ends = _by_node(index, nodes) if indexed and missing == _X else (index, None)
+    ends = by_node(index.flatten(), nodes) if indexed and missing == _X else (index, None)
     # A pointer that no code reads still has to be one.
     pointers = [like if t is None else t.contiguous() for t in (*operands, *ends)]
     to, parts = out, problems[0].parts if missing in (_D, _WEIGHTS) else 1

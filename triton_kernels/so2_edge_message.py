@@ -41,8 +41,20 @@ from eqk.so2_edge_message import (
     _forward_kernel,
 )
 from eqk.tensor_product_conv_radial import _is_exact
-from eqk.triton_kernels.common import INTERPRETED, KEYS, Constant, count_of, lane_sum, max_grid, on, pick, power_of_2
-from eqk.triton_kernels.rotate import _by_node, _check_range, _Row, rows_of_edge
+from eqk.triton_kernels.common import (
+    INTERPRETED,
+    KEYS,
+    Constant,
+    by_node,
+    check_range,
+    count_of,
+    lane_sum,
+    max_grid,
+    on,
+    pick,
+    power_of_2,
+)
+from eqk.triton_kernels.rotate import _Row, rows_of_edge
 from eqk.wigner import wigner
 
 _WARPS = 8
@@ -702,8 +714,8 @@ def _forward(*args):
     if problems is None:
         return _forward_kernel(*args)
     (first, second), tile = problems, tile[0]
-    _check_range("so2_edge_message", index, nodes)
-    order, first_end = _by_node(index[-1:], nodes)
+    check_range("so2_edge_message", "index", index, nodes)
+    order, first_end = by_node(index[-1], nodes)
     x, h, a, w, conv1, conv2, index = (x if t is None else t.contiguous() for t in (x, h, a, w, conv1, conv2, index))
     layers, wide = plan.convolutions, x.new_empty(0, dtype=torch.float32)
     row = wide.element_size() * max(1, first.columns_of_y + first.columns_of_s)

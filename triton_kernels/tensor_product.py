@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -169,7 +169,7 @@ def _views(irreps, layout: str) -> list[_View]:
 
 
 def _operations(path: _Path, slot: int, varies: tuple[bool, ...] | None) -> int:
-    """About as many operations as ``_path`` has in Triton's IR."""
+    """About as many operations as ``path_sum`` has in Triton's IR."""
     dx, dy, dw, dg = varies or (False,) * 4
     dw &= path.weighted
     contraction = sum(1 + 2 * len(q) for component in path.terms for _, q in component) - len(path.terms)
@@ -374,7 +374,7 @@ def _indices(own, a, b, slot: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _zeros(d: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr):
+def zeros(d: tl.constexpr, R: tl.constexpr, C: tl.constexpr, T: tl.constexpr):
     out = ()
     for _ in tl.static_range(d):
         out = out + (tl.zeros([R, C], T),)
@@ -393,7 +393,7 @@ def _load(pointer, mask, component: tl.constexpr, d: tl.constexpr, T: tl.constex
 
 
 @triton.jit
-def _add(a, b):
+def add(a, b):
     if len(a) == 0:
         return b
     elif len(b) == 0:
@@ -425,7 +425,7 @@ def _dot(a, b):
 
 
 @triton.jit
-def _where(valid, a, T: tl.constexpr):
+def where_valid(valid, a, T: tl.constexpr):
     out = ()
     for k in tl.static_range(len(a)):
         out = out + (tl.where(valid, a[k], tl.zeros([1, 1], T)),)
@@ -453,7 +453,7 @@ def _contract(first, second, P: tl.constexpr):
 @triton.jit
 def _derivative(first, dfirst, second, dsecond, P: tl.constexpr):
     """The epsilon part of ``_contract`` on dual numbers."""
-    return _add(_contract(dfirst, second, P), _contract(first, dsecond, P))
+    return add(_contract(dfirst, second, P), _contract(first, dsecond, P))
 
 
 @triton.jit
@@ -466,7 +466,7 @@ def _weighted(a, da, tensors, row_mask, n, valid, P: tl.constexpr, M: tl.constex
         db = _scale(w, da)
         if M.dw:
             dw = tl.load(tensors[6] + P.weight_offset + n, mask=mask, other=0).to(M.T)
-            db = _add(db, _scale(dw, a))
+            db = add(db, _scale(dw, a))
         return b, db
     else:
         return a, da
@@ -535,7 +535,7 @@ def _summand(own, outer, inner, tensors, row_mask, S: tl.constexpr, P: tl.conste
         else:
             g, dg = _g(tensors, row_mask, c, valid, P, M)
             term = _dot(t, g)
-            dterm = _add(_dot(dt, g), _dot(t, dg))
+            dterm = add(_dot(dt, g), _dot(t, dg))
         if M.dual:
             term = dterm
     else:
@@ -544,7 +544,7 @@ def _summand(own, outer, inner, tensors, row_mask, S: tl.constexpr, P: tl.conste
         term = _to_x_or_y(h, dh, tensors, row_mask, u, v, S.slot, P, M)
     # Lanes beyond the last channel are not written, but where lanes are summed they must be zero.
     if S.reduce or P.ordered:
-        term = _where(valid, term, M.T)
+        term = where_valid(valid, term, M.T)
     return term
 
 
@@ -564,29 +564,29 @@ def _inner_sum(own, outer, lanes, tensors, row_mask, S: tl.constexpr, P: tl.cons
         if P.inner <= step:
             h, dh = _weighted_g(own, outer, lanes, tensors, row_mask, S, P, M)
         else:
-            h = _zeros(P.d3, M.R, M.C, M.T)
+            h = zeros(P.d3, M.R, M.C, M.T)
             dh = ()
             if M.dg or (M.dw and P.weighted):
                 dh = h
             for begin in range(0, P.inner, step):
                 b, db = _weighted_g(own, outer, begin + lanes, tensors, row_mask, S, P, M)
-                h = _add(h, b)
-                dh = _add(dh, db)
+                h = add(h, b)
+                dh = add(dh, db)
         u, v, _, _ = _indices(own, outer, lanes, S.slot, P)
         term = _to_x_or_y(h, dh, tensors, row_mask, u, v, S.slot, P, M)
         # Lanes without a channel hold h = 0, which is NaN times infinity.
-        return _where(_valid(own, lanes, u, v, S, P), term, M.T)
+        return where_valid(_valid(own, lanes, u, v, S, P), term, M.T)
     elif P.inner <= step:
         return _summand(own, outer, lanes, tensors, row_mask, S, P, M)
     else:
-        total = _zeros(S.d, M.R, M.C, M.T)
+        total = zeros(S.d, M.R, M.C, M.T)
         for begin in range(0, P.inner, step):
-            total = _add(total, _summand(own, outer, begin + lanes, tensors, row_mask, S, P, M))
+            total = add(total, _summand(own, outer, begin + lanes, tensors, row_mask, S, P, M))
         return total
 
 
 @triton.jit
-def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
+def path_sum(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.constexpr):
     """What a path adds to channel ``own``."""
     P: tl.constexpr = pick(S.paths, p)
     Index: tl.constexpr = own.dtype
@@ -596,14 +596,14 @@ def _path(own, tensors, row_mask, S: tl.constexpr, p: tl.constexpr, M: tl.conste
     if P.outer == 1:
         return _inner_sum(own, zero, lanes, tensors, row_mask, S, P, M)
     else:
-        total = _zeros(S.d, M.R, M.C, M.T)
+        total = zeros(S.d, M.R, M.C, M.T)
         for a in range(0, P.outer):
-            total = _add(total, _inner_sum(own, zero + a, lanes, tensors, row_mask, S, P, M))
+            total = add(total, _inner_sum(own, zero + a, lanes, tensors, row_mask, S, P, M))
         return total
 
 
 @triton.jit
-def _own(block, S: tl.constexpr, M: tl.constexpr):
+def own_channels(block, S: tl.constexpr, M: tl.constexpr):
     """The channels of a program."""
     Index: tl.constexpr = tl.int64 if M.wide else tl.int32
     first = (block - S.begin).to(Index)
@@ -614,27 +614,32 @@ def _own(block, S: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def _at_rows(tensors, strides, rows, M: tl.constexpr):
-    """Where rows of each tensor begin."""
+def at_rows(tensors, strides, rows, row_mask, graph, M: tl.constexpr):
+    """Where rows of each tensor begin. ``graph``: empty, or (src, dst) of rows that are edges."""
+    rows_of = (rows, rows, rows, rows)
+    if len(graph) > 0:
+        src = tl.load(graph[0] + rows, mask=row_mask, other=0).to(tl.int64)
+        dst = tl.load(graph[1] + rows, mask=row_mask, other=0).to(tl.int64)
+        rows_of = (src, rows, rows, dst)
     out = ()
     for n in tl.static_range(len(tensors)):
         # Shared weights have no rows; n is 2 for them and 6 for their tangent.
         if M.shared and n % 4 == 2:
             out = out + (tensors[n],)
         else:
-            out = out + (tensors[n] + rows * strides[n],)
+            out = out + (tensors[n] + rows_of[n % 4] * strides[n],)
     return out
 
 
 @triton.jit
 def _section(tensors, results, row_mask, block, S: tl.constexpr, M: tl.constexpr):
-    own = _own(block, S, M)
+    own = own_channels(block, S, M)
     acc = ()
     for p in tl.static_range(len(S.paths)):
-        acc = _add(acc, _path(own, tensors, row_mask, S, p, M))
+        acc = add(acc, path_sum(own, tensors, row_mask, S, p, M))
     d: tl.constexpr = S.d
     if len(acc) == 0:
-        acc = _zeros(d, 1, 1, M.T)
+        acc = zeros(d, 1, 1, M.T)
     at = results[S.slot] + S.view.offset + own * S.view.channel
     mask = row_mask & (own < S.extent)
     for k in tl.static_range(d):
@@ -646,14 +651,15 @@ def _section(tensors, results, row_mask, block, S: tl.constexpr, M: tl.constexpr
 
 @triton.jit
 def _section_over_rows(
-    tensors, strides, result, row_block, steps, rows_total, block, S: tl.constexpr, M: tl.constexpr
+    tensors, strides, graph, result, row_block, steps, rows_total, block, S: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
     """Of shared weights: summed over the rows of ``steps`` blocks. ``result``: where the sums of these rows begin."""
-    own = _own(block, S, M)
-    acc = _zeros(1, M.R, M.C, M.T)
+    own = own_channels(block, S, M)
+    acc = zeros(1, M.R, M.C, M.T)
     for step in range(0, steps):
         rows = (row_block * steps + step) * M.R + tl.arange(0, M.R)[:, None].to(tl.int64)
-        acc = _add(acc, _path(own, _at_rows(tensors, strides, rows, M), rows < rows_total, S, 0, M))
+        at = at_rows(tensors, strides, rows, rows < rows_total, graph, M)
+        acc = add(acc, path_sum(own, at, rows < rows_total, S, 0, M))
     tl.store(result + S.view.offset + own, lane_sum(acc[0], 0, True), mask=own < S.extent)
 
 
@@ -675,8 +681,30 @@ class _Meta(Constant):
 
 
 @triton.constexpr_function
-def _meta(*values):
+def meta(*values):
     return _Meta(*values)
+
+
+@triton.jit
+def sections_of_rows(
+    tensors, results, strides, columns, graph, row_block, steps, rows_total, block,
+    TABLE: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """The results of a program that have rows as tensors have them, or are sums over all rows."""
+    # Once for all sections, although a program needs one: sections add up to the time that a kernel takes to compile.
+    rows = row_block * M.R + tl.arange(0, M.R)[:, None].to(tl.int64)
+    row_mask = rows < rows_total
+    at = at_rows(tensors, strides, rows, row_mask, graph, M)
+    to = at_rows(results, columns, rows, row_mask, (), M)
+    for s in tl.static_range(count_of(TABLE.sections)):
+        if (block >= pick(TABLE.sections, s).begin) & (block < pick(TABLE.sections, s).end):
+            if M.over_rows:
+                _section_over_rows(
+                    tensors, strides, graph, results[_W] + row_block * columns[_W], row_block, steps, rows_total, block,
+                    pick(TABLE.sections, s), M,
+                )  # fmt: skip
+            else:
+                _section(at, to, row_mask, block, pick(TABLE.sections, s), M)
 
 
 @triton.jit(do_not_specialize=["row_block_begin", "steps", "rows_total"])
@@ -688,83 +716,90 @@ def kernel(
     WIDE: tl.constexpr, SHARED: tl.constexpr, OVER_ROWS: tl.constexpr,
     DUAL: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, DW: tl.constexpr, DG: tl.constexpr,
 ):  # fmt: skip
-    M: tl.constexpr = _meta(R, C, T, WIDE, SHARED, OVER_ROWS, DUAL, DX, DY, DW, DG)
+    M: tl.constexpr = meta(R, C, T, WIDE, SHARED, OVER_ROWS, DUAL, DX, DY, DW, DG)
     # Programs of the same rows are neighbours, so that what they all read is still in the L2 cache.
     block = tl.program_id(0) % BLOCKS
     row_block = row_block_begin.to(tl.int64) + tl.program_id(0) // BLOCKS
-    tensors = (x, y, w, g, tx, ty, tw, tg)
-    strides = (sx, sy, sw, sg, stx, sty, stw, stg)
-    # Once for all sections, although a program needs one: sections add up to the time that a kernel takes to compile.
-    rows = row_block * R + tl.arange(0, R)[:, None].to(tl.int64)
-    row_mask = rows < rows_total
-    at = _at_rows(tensors, strides, rows, M)
-    results = _at_rows((gx, gy, gw, out), (cx, cy, cw, co), rows, M)
-    for s in tl.static_range(count_of(TABLE.sections)):
-        if (block >= pick(TABLE.sections, s).begin) & (block < pick(TABLE.sections, s).end):
-            if OVER_ROWS:
-                _section_over_rows(
-                    tensors, strides, gw + row_block * cw, row_block, steps, rows_total, block,
-                    pick(TABLE.sections, s), M,
-                )  # fmt: skip
-            else:
-                _section(at, results, row_mask, block, pick(TABLE.sections, s), M)
+    sections_of_rows(
+        (x, y, w, g, tx, ty, tw, tg), (gx, gy, gw, out), (sx, sy, sw, sg, stx, sty, stw, stg), (cx, cy, cw, co), (),
+        row_block, steps, rows_total, block, TABLE, M,
+    )  # fmt: skip
 
 
 # The ops.
 
 
-def _prepared(
-    op: str, v: Sequence[MaybeTensor], g: MaybeTensor, t: Sequence[MaybeTensor], text: str
-) -> list[MaybeTensor]:
-    """Checked operands and tangents (x, y, w, g, tx, ty, tw, tg) with adjacent columns."""
-    _check(v, g, t, (text,))
-    weightless = Plan.parse(text).weights == "none"
-    for name, tensor in zip("xyw", v, strict=True):
-        if tensor is None and not (name == "w" and weightless):
-            raise RuntimeError(f"eqk_triton::{op}: {name}: expected a tensor, got None")
-    operands = [*v, g, *t]
-    if weightless:
-        operands[2] = operands[6] = None
-    return [with_adjacent_columns(o) for o in operands]
+class Call:
+    """A call of a member of the family, of operands as kernels take them.
+
+    ``results``: of the four slots, empty where they are not wanted; they hold nothing yet.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        v: Sequence[MaybeTensor],
+        g: MaybeTensor,
+        t: Sequence[MaybeTensor],
+        shapes: Sequence[tuple | None],
+        text: str,
+        dual: bool,
+        wanted: Sequence[bool],
+    ):
+        weights = Plan.parse(text).weights
+        for name, tensor in zip("xyw", v, strict=True):
+            if tensor is None and not (name == "w" and weights == "none"):
+                raise RuntimeError(f"eqk_triton::{op}: {name}: expected a tensor, got None")
+        operands = [*v, g, *t]
+        if weights == "none":
+            operands[2] = operands[6] = None
+        operands = [with_adjacent_columns(o) for o in operands]
+        self._x = x = operands[0]
+        self._text, self._shared, self._dual = text, weights == "shared", dual
+        self._varies = tuple(o is not None for o in operands[4:])
+        # A pointer that no code reads still has to be one.
+        self._pointers = [x if o is None else o for o in operands]
+        self._strides = [0 if o is None or o.dim() == 1 else o.stride(0) for o in operands]
+        self._columns = [0 if s is None else s[-1] for s in shapes]
+        self.slots = tuple(n for n in range(4) if wanted[n] and shapes[n] is not None)
+        self.results = [x.new_empty(shapes[n] if n in self.slots else (0,)) for n in range(4)]
+
+    def run(self, kernel: triton.JITFunction, slots: Sequence[int], rows: int, graph: Sequence = (), last=()) -> None:
+        """Fills the results ``slots``, of at least one row. ``graph``, ``last``: what else the kernel takes.
+
+        A program has a block of rows; or one where ``last``, whether results are of nodes, says so.
+        """
+        x, wide = self._x, torch.float64 if self._x.dtype == torch.float64 else torch.float32
+        for launch in lower(self._text, tuple(slots), self._varies if self._dual else None):
+            block_rows = 1 if last and last[0] else launch.rows
+            row_blocks, steps, targets = -(-rows // block_rows), 1, list(self.results)
+            if launch.over_rows:
+                steps = -(-row_blocks // _ROW_CHUNKS)
+                row_blocks = -(-row_blocks // steps)
+                targets[2] = x.new_empty((row_blocks, self._columns[2]), dtype=wide)
+            most = max(1, _MAX_GRID // launch.blocks)
+            for begin in range(0, row_blocks, most):
+                grid = (min(most, row_blocks - begin) * launch.blocks,)
+                with on(x.device):
+                    kernel[grid](
+                        *self._pointers, *targets, *self._strides, *self._columns, *graph, begin, steps, rows,
+                        launch.table, launch.blocks, launch.rows, launch.channels, compute_type(x.dtype), launch.wide,
+                        self._shared, launch.over_rows, self._dual, *self._varies, *last,
+                        num_warps=_WARPS, enable_fp_fusion=True,
+                    )  # fmt: skip
+            if launch.over_rows:
+                # Launches of one plan write different columns, so each finishes its own.
+                first, end = launch.columns
+                self.results[2][first:end] = targets[2][:, first:end].sum(0)
 
 
 def _run(op, v, g, t, text: str, dual: bool, wanted: Sequence[bool]) -> list[Tensor]:
-    operands = _prepared(op, v, g, t, text)
-    x = operands[0]
-    rows = x.shape[0]
-    shapes = _shapes(v, (text,))
-    slots = [n for n in range(4) if wanted[n] and shapes[n] is not None]
-    results = [x.new_empty(shapes[n] if n in slots else (0,)) for n in range(4)]
-    shared = Plan.parse(text).weights == "shared"
-    compute = compute_type(x.dtype)
+    _check(v, g, t, (text,))
+    call, rows = Call(op, v, g, t, _shapes(v, (text,)), text, dual, wanted), v[0].shape[0]
     if not rows:
-        return [r.zero_() for r in results]
-    varies = tuple(o is not None for o in operands[4:])
-    # A pointer that no code reads still has to be one.
-    pointers = [x if o is None else o for o in operands]
-    strides = [0 if o is None or o.dim() == 1 else o.stride(0) for o in operands]
-    columns = [0 if s is None else s[-1] for s in shapes]
-    for launch in lower(text, tuple(slots), varies if dual else None):
-        row_blocks, steps, targets = -(-rows // launch.rows), 1, list(results)
-        if launch.over_rows:
-            steps = -(-row_blocks // _ROW_CHUNKS)
-            row_blocks = -(-row_blocks // steps)
-            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            targets[2] = x.new_empty((row_blocks, columns[2]), dtype=wide)
-        most = max(1, _MAX_GRID // launch.blocks)
-        for begin in range(0, row_blocks, most):
-            grid = (min(most, row_blocks - begin) * launch.blocks,)
-            with on(x.device):
-                kernel[grid](
-                    *pointers, *targets, *strides, *columns, begin, steps, rows,
-                    launch.table, launch.blocks, launch.rows, launch.channels, compute, launch.wide, shared,
-                    launch.over_rows, dual, *varies, num_warps=_WARPS, enable_fp_fusion=True,
-                )  # fmt: skip
-        if launch.over_rows:
-            # Launches of one plan write different columns, so each finishes its own.
-            first, last = launch.columns
-            results[2][first:last] = targets[2][:, first:last].sum(0)
-    return results
+        return [r.zero_() for r in call.results]
+    call.run(kernel, call.slots, rows)
+    return call.results
 
 
 def _forward(x, y, w, plan):
@@ -777,30 +812,33 @@ def _jvp(x, y, w, tx, ty, tw, plan):
 
 
 def _backward(x, y, w, g, plan, wanted):
-    _check_wanted("tensor_product_backward", wanted, 3)
+    check_wanted("tensor_product_backward", wanted, 3)
     t = (None,) * 4
     return tuple(_run("tensor_product_backward", (x, y, w), g, t, plan, False, (*wanted, False))[:3])
 
 
 def _double_backward(x, y, w, g, tx, ty, tw, tg, plan, wanted):
-    _check_wanted("tensor_product_double_backward", wanted, 4)
+    check_wanted("tensor_product_double_backward", wanted, 4)
     return tuple(_run("tensor_product_double_backward", (x, y, w), g, (tx, ty, tw, tg), plan, True, wanted))
 
 
-def _check_wanted(op: str, wanted: Sequence[bool], count: int) -> None:
+def check_wanted(op: str, wanted: Sequence[bool], count: int) -> None:
     if len(wanted) != count:
         raise RuntimeError(f"eqk_triton::{op}: wanted: expected {count} flags, got {len(wanted)}")
 
 
-def _register() -> tuple[torch.library.Library, Multilinear]:
-    library = torch.library.Library("eqk_triton", "DEF")
-    kernels = {"": _forward, "_jvp": _jvp, "_backward": _backward, "_double_backward": _double_backward}
-    for suffix, function in kernels.items():
-        schema = str(getattr(torch.ops.eqk, f"tensor_product{suffix}").default._schema)
+def register_family(
+    op: str, members: Sequence[Callable], operands: int, check: Callable, shapes: Callable, batch: Callable
+) -> tuple[torch.library.Library, Multilinear]:
+    """``torch.ops.eqk_triton.OP``, OP_jvp, OP_backward and OP_double_backward, with the schemas of eqk's."""
+    library = torch.library.Library("eqk_triton", "FRAGMENT")
+    for suffix, member in zip(("", "_jvp", "_backward", "_double_backward"), members, strict=True):
+        schema = str(getattr(torch.ops.eqk, op + suffix).default._schema)
         library.define(schema.removeprefix("eqk::"))
         for key in KEYS:
-            library.impl(f"tensor_product{suffix}", function, key)
-    return library, Multilinear("eqk_triton", "tensor_product", 3, 2, _check, _shapes, _batch)
+            library.impl(op + suffix, member, key)
+    return library, Multilinear("eqk_triton", op, operands, 2, check, shapes, batch)
 
 
-_LIBRARY, FAMILY = _register()
+_MEMBERS = (_forward, _jvp, _backward, _double_backward)
+_LIBRARY, FAMILY = register_family("tensor_product", _MEMBERS, 3, _check, _shapes, _batch)

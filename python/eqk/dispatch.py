@@ -83,7 +83,7 @@ def use_backend(backend: str) -> Iterator[None]:
 def _triton_ops() -> str | None:
     """Registers ``torch.ops.eqk_triton.*``; the reason why it cannot, or None."""
     try:
-        for op in ("tensor_product", "s2_activation", "rotate", "so2_edge_message"):
+        for op in ("tensor_product", "tensor_product_conv", "s2_activation", "rotate", "so2_edge_message"):
             importlib.import_module(f"eqk.triton_kernels.{op}")
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
@@ -161,14 +161,10 @@ def can_run_torch(op: str, device: torch.device) -> str | None:
     """None if ``op`` runs torch operations on tensors of ``device``, else the reason why not."""
     if device.type == "cpu" or (device.type == "cuda" and _has_cuda_kernel(op)):
         return "the op has a kernel there"
-    if op in _AROUND_TENSOR_PRODUCT and can_run_cuda("tensor_product", device) is not None:
-        reason = can_run_triton("tensor_product", device)
-        return reason and f"it is torch operations around tensor_product, which cannot run: {reason}"
+    if op == "tensor_product_conv_radial":
+        reason = can_run_triton("tensor_product_conv", device)
+        return reason and f"it is products of matrices around tensor_product_conv, which cannot run: {reason}"
     return None
-
-
-# Ops whose torch operations gather and sum for the kernels of tensor_product.
-_AROUND_TENSOR_PRODUCT = ("tensor_product_conv", "tensor_product_conv_radial")
 
 
 _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
@@ -182,7 +178,7 @@ _PREDICATES: dict[str, Callable[[str, torch.device], str | None]] = {
 # The backends of each op, in the order in which auto tries them: all but the reference.
 _BACKENDS_OF = {
     "tensor_product": ("cpu", "cuda", "triton", "reference"),
-    "tensor_product_conv": ("cpu", "cuda", "torch", "reference"),
+    "tensor_product_conv": ("cpu", "cuda", "triton", "reference"),
     "tensor_product_conv_radial": ("cpu", "cuda", "torch", "reference"),
     "spherical_harmonics": ("cpu", "torch", "reference"),
     "symmetric_contraction": ("cpu", "torch", "reference"),

@@ -73,13 +73,14 @@ def _other_devices_double_backward(*args):
     return tuple(gaunt_grid.gradients((*v, g), t, *rest, wanted))
 
 
-FAMILY.on_other_devices(
+_OTHER_DEVICES = (
     _other_devices_forward,
     _other_devices_jvp,
     _other_devices_backward,
     _other_devices_double_backward,
-    "gaunt_product_by_grid",
 )
+FAMILY.on_other_devices(*_OTHER_DEVICES)
+FAMILY.compose("gaunt_product_by_grid", *_OTHER_DEVICES)
 
 
 def gaunt_product(

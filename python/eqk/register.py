@@ -325,25 +325,23 @@ class Multilinear:
             register(self.library, op, function, fake, self._vmap_rule(op))
 
     def on_other_devices(
-        self,
-        forward: Callable,
-        jvp: Callable,
-        backward: Callable,
-        double_backward: Callable,
-        named: str | None = None,
+        self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable
     ) -> None:
-        """Registers functions for devices without a kernel; a kernel of a device's own goes before them.
+        """Registers functions for devices without a kernel; a kernel of a device's own goes before them."""
+        self.compose(self.forward.name(), forward, jvp, backward, double_backward)
 
-        ``self.composites`` then holds them by op. As ops of their own, NAME_jvp and so on with ``named`` for NAME, they
-        are what a device's kernels may leave to them.
+    def compose(
+        self, name: str, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable
+    ) -> None:
+        """Registers functions as the ops ``name``, NAME_jvp and so on: the family's, or what kernels may leave to them.
+
+        ``self.composites`` holds them by the family's op.
         """
         ops = (self.forward, self.jvp, self.backward, self.double_backward)
         self.composites = dict(zip(ops, (forward, jvp, backward, double_backward), strict=True))
         for op, composite in self.composites.items():
-            self.library.impl(op, composite, "CompositeExplicitAutograd")
-            if named is not None:
-                member = op.name().removeprefix(self.forward.name())
-                self.library.impl(named + member, composite, "CompositeExplicitAutograd")
+            suffix = op.name().removeprefix(self.forward.name())
+            self.library.impl(name + suffix, composite, "CompositeExplicitAutograd")
 
     # Results of the family with None for what was not computed.
 

@@ -76,19 +76,24 @@ def _batch(
 FAMILY = Multilinear("eqk", "tensor_product", 3, 2, _check, _shapes, _batch)
 
 
-def _on_other_devices(member: str):
-    """Triton's, on devices without a compiled kernel, such as AMD's GPUs: for ops whose torch operations call it."""
+def use_triton_on_other_devices(family: Multilinear) -> None:
+    """On those without a compiled kernel, such as AMD's GPUs: for ops whose torch operations call this one."""
 
-    def by_triton(*args):
-        reason = dispatch.can_run_triton("tensor_product", args[0].device)
-        if reason is not None:
-            raise RuntimeError(f"eqk::tensor_product{member}: x: no kernel runs on {args[0].device}; triton: {reason}")
-        return getattr(torch.ops.eqk_triton, f"tensor_product{member}")(*args)
+    def member(suffix: str):
+        op = family.forward.name().removeprefix("eqk::") + suffix
 
-    return by_triton
+        def by_triton(*args):
+            reason = dispatch.can_run_triton(op, args[0].device)
+            if reason is not None:
+                raise RuntimeError(f"eqk::{op}: x: no kernel runs on {args[0].device}; triton: {reason}")
+            return getattr(torch.ops.eqk_triton, op)(*args)
+
+        return by_triton
+
+    family.on_other_devices(*map(member, ("", "_jvp", "_backward", "_double_backward")))
 
 
-FAMILY.on_other_devices(*map(_on_other_devices, ("", "_jvp", "_backward", "_double_backward")))
+use_triton_on_other_devices(FAMILY)
 
 
 def _leading_shape(shapes: list[list[int]]) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from eqk import dispatch, reference
 from eqk.plan import Plan
 from eqk.register import MaybeTensor, Multilinear, merged_rows
-from eqk.tensor_product import check_operands
+from eqk.tensor_product import check_operands, use_triton_on_other_devices
 
 _INDICES = ("src", "dst", "by_dst", "by_src")
 
@@ -82,10 +82,11 @@ def _batch(
 
 
 FAMILY = Multilinear("eqk", "tensor_product_conv", 3, 2, _check, _shapes, _batch)
+use_triton_on_other_devices(FAMILY)
 
 
-# On devices without a kernel, and for what the kernels of a device leave to the ops `by_messages`: gather, the
-# product's kernels, and a sum by indexing, which unlike index_add is deterministic on GPUs.
+# What the kernels of a device leave to the ops `by_messages`: gather, the product's kernels, and a sum by indexing,
+# which unlike index_add is deterministic on GPUs.
 
 
 def _by_messages(member: str, wanted: Sequence[bool], slots: Sequence[Sequence[MaybeTensor]], rest: Sequence):
@@ -118,36 +119,36 @@ def _by_messages(member: str, wanted: Sequence[bool], slots: Sequence[Sequence[M
     return tuple(results)
 
 
-def _other_devices_forward(*args):
+def _by_messages_forward(*args):
     v, rest = args[:3], (*args[3:], *[None] * (9 - len(args)))
     _check(v, None, (), rest)
     return _by_messages("", (), [v], rest)
 
 
-def _other_devices_jvp(*args):
+def _by_messages_jvp(*args):
     v, t, rest = args[:3], args[3:6], (*args[6:], *[None] * (12 - len(args)))
     _check(v, None, t, rest)
     return _by_messages("_jvp", (), [v, t], rest)
 
 
-def _other_devices_backward(*args):
+def _by_messages_backward(*args):
     v, g, (*rest, wanted) = args[:3], args[3], args[4:]
     _check(v, g, (), rest)
     return _by_messages("_backward", wanted, [(*v, g)], rest)
 
 
-def _other_devices_double_backward(*args):
+def _by_messages_double_backward(*args):
     v, g, t, (*rest, wanted) = args[:3], args[3], args[4:8], args[8:]
     _check(v, g, t, rest)
     return _by_messages("_double_backward", wanted, [(*v, g), t], rest)
 
 
-FAMILY.on_other_devices(
-    _other_devices_forward,
-    _other_devices_jvp,
-    _other_devices_backward,
-    _other_devices_double_backward,
+FAMILY.compose(
     "tensor_product_conv_by_messages",
+    _by_messages_forward,
+    _by_messages_jvp,
+    _by_messages_backward,
+    _by_messages_double_backward,
 )
 
 
@@ -205,6 +206,8 @@ def tensor_product_conv(
     """
     operands = {"x": x, "y": y, "w": w, "src": src, "dst": dst, "by_dst": by_dst, "by_src": by_src}
     text = checked_plan("tensor_product_conv", operands, ("w", "by_dst", "by_src"), plan)
-    if dispatch.choose("tensor_product_conv", x.device) == "reference":
+    backend = dispatch.choose("tensor_product_conv", x.device)
+    if backend == "reference":
         return reference.tensor_product_conv(x, y, w, src, dst, num_dst, text)
-    return torch.ops.eqk.tensor_product_conv(x, y, w, src, dst, num_dst, text, by_dst, by_src)
+    ops = torch.ops.eqk_triton if backend == "triton" else torch.ops.eqk
+    return ops.tensor_product_conv(x, y, w, src, dst, num_dst, text, by_dst, by_src)
