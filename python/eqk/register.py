@@ -324,9 +324,7 @@ class Multilinear:
         ):
             register(self.library, op, function, fake, self._vmap_rule(op))
 
-    def on_other_devices(
-        self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable
-    ) -> None:
+    def on_other_devices(self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable) -> None:
         """Registers functions for devices without a kernel; a kernel of a device's own goes before them."""
         self.compose(self.forward.name(), forward, jvp, backward, double_backward)
 
