@@ -187,12 +187,18 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input(message, generator):
+    """Each order where sums are in it: that of sources in the gradient of x."""
     x, y, w = operands_of(UVU, 5, 6, torch.float32, generator)
     arguments = dict(x=x, y=y, w=w, src=torch.tensor([0, 1, 2, 5, 0]), dst=torch.tensor([0, 0, 1, 3, 3]), num_dst=4)
     arguments |= dict(by_dst=torch.arange(5), by_src=torch.tensor([0, 4, 1, 2, 3]))
-    eqk.tensor_product_conv(**arguments, plan=UVU)
-    with pytest.raises(RuntimeError, match=f"eqk::tensor_product_conv: {message}"):
-        eqk.tensor_product_conv(**arguments | BAD[message], plan=UVU)
+
+    def value_and_gradient(x, **rest):
+        x = x.requires_grad_()
+        return torch.autograd.grad(eqk.tensor_product_conv(x, **rest, plan=UVU).sum(), x)
+
+    value_and_gradient(**arguments)
+    with pytest.raises(RuntimeError, match=f"eqk::tensor_product_conv(_backward)?: {message}"):
+        value_and_gradient(**arguments | BAD[message])
 
 
 def test_differentiation(generator):

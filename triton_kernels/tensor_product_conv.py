@@ -149,10 +149,10 @@ def _run(
     for name, index in (("src", src), ("dst", dst)):
         check_range(_OP, name, index, nodes[name])
     for name, index, slot in (("src", src, 0), ("dst", dst, 3)):
-        order = indices[f"by_{name}"]
-        if order is not None:
-            _checked_order(name, order, index)
         if slot in call.slots and nodes[name]:
+            order = indices[f"by_{name}"]
+            if order is not None:
+                _checked_order(name, order, index)
             order, first_edge = by_node(index, nodes[name], order)
             call.run(kernel, (slot,), nodes[name], (src, dst, order, first_edge), (True,))
     of_edges = [n for n in call.slots if n in (1, 2)]
