@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL_VENVS ?= .venv-models
 TORCH ?= torch==2.13.0
-LINTERS := ruff==0.17.6 clang-format==19.1.7
+# The last two: of workflows.
+LINTERS := ruff==0.17.6 clang-format==19.1.7 check-jsonschema==0.39.0 zizmor==1.32.0
 # The site of docs/, all of it, since warnings are errors; ruff lays out signatures.
 DOCS := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocs-autorefs==1.4.5 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 \
 	griffelib==2.4.1 pymdown-extensions==13.1.2 latex2mathml==3.81.1
@@ -140,6 +141,8 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
