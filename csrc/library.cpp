@@ -1,11 +1,33 @@
 #include "core/aligned.h"
 #include "core/cpu_dispatch.h"
+#include "core/matrix_tiles.h"
 #include "core/tensor.h"
 #include "core/wigner_3j.h"
 
 void* eqk::aligned_bytes(std::size_t bytes) {
   if (void* const p = ::operator new(bytes, AlignedDelete::kAlign, std::nothrow)) return p;
   fail("eqk: out of memory: could not allocate ", bytes, " bytes of scratch memory for a block of rows");
+}
+
+eqk::TileUnit eqk::tile_unit() {
+  switch (instruction_set()) {
+    case InstructionSet::amx:
+      return TileUnit::amx;
+    case InstructionSet::amx_emulated:
+      return TileUnit::emulated;
+    default:
+      return TileUnit::none;
+  }
+}
+
+std::byte* eqk::tile_scratch(std::size_t bytes) {
+  thread_local AlignedArray<std::byte> memory;
+  thread_local std::size_t size = 0;
+  if (size < bytes) {
+    memory = aligned_array<std::byte>(bytes);
+    size = bytes;
+  }
+  return memory.get();
 }
 
 namespace {
@@ -33,6 +55,8 @@ int64_t keep_memory(int64_t max_bytes) {
 // By the same choice as every kernel's.
 std::string cpu_isa() {
   using Name = const char*;
+  if (eqk::instruction_set() == eqk::InstructionSet::amx) return "amx";
+  if (eqk::instruction_set() == eqk::InstructionSet::amx_emulated) return "amx-emulated";
   return eqk::choose_kernel<Name>([]() -> Name { return "avx512"; }, []() -> Name { return "avx2"; },
                                   []() -> Name { return "baseline"; });
 }

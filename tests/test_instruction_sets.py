@@ -33,7 +33,7 @@ except RuntimeError as error:
 
 
 def expected_refusal(isa: str) -> str:
-    return f"EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '{isa}'"
+    return f"EQK_CPU_ISA: expected an instruction set of this machine (amx, avx512, avx2 or baseline), got '{isa}'"
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -46,6 +46,45 @@ def test_narrower(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-x", *selected]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout[-4000:]
+
+
+PRODUCTS = """
+import sys
+import eqk, torch
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(int(sys.argv[1]))
+def random(*shape):
+    scale = torch.exp2(torch.randint(-12, 13, shape[-1:], generator=generator))
+    return torch.randn(*shape, generator=generator) * scale
+edges, n = 104, torch.arange(104)
+for hidden, columns in ((32, 48), (33, 130), (64, 96), (70, 47), (300, 33), (530, 100), (1, 1), (16, 300)):
+    plan = eqk.Plan(f"{columns}x0e", "1x0e", f"{columns}x0e", ((0, 0, 0, "uvu", True, 1.0),))
+    h, a, g = random(edges, hidden), random(hidden, columns), random(edges, columns)
+    one = torch.ones(edges, columns), torch.ones(edges, 1)
+    wanted = [False, False, True, True]
+    w = torch.ops.eqk.tensor_product_conv_radial(*one, h, a, n, n, edges, str(plan), n, n)
+    _, _, gh, ga = torch.ops.eqk.tensor_product_conv_radial_backward(*one, h, a, g, n, n, edges, str(plan), n, n, wanted)
+    h, a, g = h.double(), a.double(), g.double()
+    for name, got, p, q in (("w", w, h, a), ("gh", gh, g, a.mT), ("ga", ga, h.mT, g)):
+        # Of a sum of so many terms in float32, in whichever order: the bound hangs on no cancellation.
+        error = ((got - p @ q).abs() / (p.abs() @ q.abs())).max().item()
+        assert error < 2.0**-24 * (4 + p.shape[1] ** 0.5), (name, hidden, columns, error)
+    h[7, hidden // 2] = float("inf")
+    w = torch.ops.eqk.tensor_product_conv_radial(*one, h.float(), a.float(), n, n, edges, str(plan), n, n)
+    assert not w[7].isfinite().any()
+    assert w[[*range(7), *range(8, edges)]].isfinite().all()
+print(torch.ops.eqk.cpu_isa())
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx", "amx-emulated"])
+def test_products_of_matrices(isa):
+    """In float32, of numbers of very different size, in tiles that are not whole: as accurate as float32 is."""
+    try:
+        assert run_python(PRODUCTS, str(testing.seed()), EQK_CPU_ISA=isa).strip() == isa
+    except AssertionError as error:
+        if expected_refusal(isa) not in str(error):
+            raise
 
 
 def test_unknown():

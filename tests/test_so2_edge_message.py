@@ -274,7 +274,7 @@ for arguments, expected in torch.load(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx-emulated"])
 def test_instruction_sets(isa, generator, tmp_path, float64_default):
     """As the machine's widest, which all other tests are for; one that it lacks is refused by name."""
     cases = []

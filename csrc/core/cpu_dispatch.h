@@ -4,17 +4,45 @@
 
 #include "core/cached.h"
 #include "core/tensor.h"
+#if defined(EQK_X86)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 
 namespace eqk {
 
-enum class InstructionSet { avx512, avx2, baseline };
+// amx: AVX-512 with matrix tiles; emulated: tiles in software, for tests.
+enum class InstructionSet { amx, amx_emulated, avx512, avx2, baseline };
+
+#if defined(EQK_X86)
+// The processor has tiles, the system saves them, and lets this process use them: Linux gives no process that much
+// state to save before it asks.
+inline bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kSavesState = 1u << 27;
+  constexpr std::uint32_t kTileState = 3u << 17;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c & kSavesState)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kAmxBf16 | kAmxTile)) != (kAmxBf16 | kAmxTile)) return false;
+  std::uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // The widest of this machine, or what EQK_CPU_ISA names, when it is asked for first.
 inline InstructionSet instruction_set() {
   return *cached(0, [] {
     struct Candidate {
       std::string_view name;
-      bool supported;
+      bool supported, chosen;
       InstructionSet set;
     };
 #if defined(EQK_X86)
@@ -25,14 +53,17 @@ inline InstructionSet instruction_set() {
 #endif
     const Candidate candidates[] = {
 #if defined(EQK_X86)
-        {"avx512", has_avx512, InstructionSet::avx512},
-        {"avx2", has_fma && __builtin_cpu_supports("avx2"), InstructionSet::avx2},
+        {"amx", has_avx512 && has_amx(), true, InstructionSet::amx},
+        {"amx-emulated", has_avx512, false, InstructionSet::amx_emulated},
+        {"avx512", has_avx512, true, InstructionSet::avx512},
+        {"avx2", has_fma && __builtin_cpu_supports("avx2"), true, InstructionSet::avx2},
 #endif
-        {"baseline", true, InstructionSet::baseline}};
+        {"baseline", true, true, InstructionSet::baseline}};
     const char* wanted = std::getenv("EQK_CPU_ISA");
     for (const auto& candidate : candidates)
-      if (candidate.supported && (!wanted || wanted == candidate.name)) return candidate.set;
-    fail("EQK_CPU_ISA: expected an instruction set of this machine (avx512, avx2 or baseline), got '", wanted, "'");
+      if (candidate.supported && (wanted ? wanted == candidate.name : candidate.chosen)) return candidate.set;
+    fail("EQK_CPU_ISA: expected an instruction set of this machine (amx, avx512, avx2 or baseline), got '", wanted,
+         "'");
   });
 }
 
@@ -41,6 +72,8 @@ template <class Kernel>
 Kernel choose_kernel([[maybe_unused]] Kernel (*avx512)(), [[maybe_unused]] Kernel (*avx2)(), Kernel (*baseline)()) {
   switch (instruction_set()) {
 #if defined(EQK_X86)
+    case InstructionSet::amx:
+    case InstructionSet::amx_emulated:
     case InstructionSet::avx512:
       return avx512();
     case InstructionSet::avx2:

@@ -2,7 +2,9 @@
 // PanelProduct on SIMD vectors. Compiled once per instruction set.
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "core/cpu_tile_product.h"
 #include "core/lanes.h"
 #include "core/panel_product.h"
 #include "core/scalar.h"
@@ -79,6 +81,8 @@ void multiply_columns(const PanelProduct<T>& p, const T* a, const T* b, T* c, st
 
 template <class T>
 void multiply_panels(const PanelProduct<T>& p) {
+  if constexpr (std::is_same_v<T, float>)
+    if (multiply_on_tiles(p, kPanelColumns<T>)) return;
   // Of a panel: more of it would not stay in the caches while all rows use it, less would add to c more often.
   constexpr std::int64_t kDepth = 256;
   std::int64_t d = 0;
