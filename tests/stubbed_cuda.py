@@ -1035,7 +1035,8 @@ def test_errors_of_the_convolution(runtime, generator):
         with pytest.raises(RuntimeError, match=f"eqk::tensor_product_conv: {what}: no kernel image is available"):
             eqk.tensor_product_conv(*operands, src, dst, 4, plan)
     assert dispatch.choose("tensor_product_conv", src.device) == "cuda"
-    assert "torch: the op has a kernel there" in dispatch.explain("tensor_product_conv", src)
+    assert "cuda: can run" in dispatch.explain("tensor_product_conv", src)
+    assert "torch: the op has a kernel there" in dispatch.explain("tensor_product_conv_radial", src)
 
 
 SIGNALS = (0, 1, 5)  # slots of x, y and g among x, y, a, b, c, g
