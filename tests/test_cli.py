@@ -107,7 +107,7 @@ def test_info(capsys):
     machine = dict(machine)
     assert machine["torch"].startswith(torch.__version__)
     assert machine["eqk"].startswith(eqk.__version__)
-    assert machine["instruction set"] in ("avx512", "avx2", "baseline")
+    assert machine["instruction set"] in ("amx", "avx512", "avx2", "baseline")
     if asked := os.environ.get("EQK_CPU_ISA"):
         assert machine["instruction set"] == asked
     assert any(name.startswith("libeqk_cpu") for name in machine)
