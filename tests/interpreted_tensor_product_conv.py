@@ -218,7 +218,7 @@ def test_differentiation(generator):
 
 
 def test_functions_take_it(generator):
-    """A graph's convolution; and the product, of whose weights the radial network's last layer is inside."""
+    """And so does a graph."""
     src, dst = graph(5, 3, 2, generator, ordered=False)
     edges, plan = eqk.Graph.from_edges(src, dst, 2, 3), plan_of("per_sample")
     x, y, w = operands_of(plan, 5, 3, torch.float64, generator)

@@ -371,10 +371,8 @@ def test_backends(generator):
 
 
 @pytest.mark.parametrize("name", ["depthwise-33", "mixed-mul_ir-ir_mul-mul_ir-shared", "uvu-none"])
-def test_devices_without_a_kernel(name, generator):
-    """The composite of each member against its kernel, with what is not wanted and not there."""
-    from eqk.tensor_product_conv import FAMILY
-
+def test_by_messages(name, generator):
+    """What a device's kernels leave to torch's operations, against kernels, with what is not wanted and not there."""
     plan = CASES[name].plan
     src, dst = graph(20, 6, 5, generator, ordered=False, dtype=torch.int32)
     for dtype in (torch.float64, torch.bfloat16):
@@ -385,24 +383,20 @@ def test_devices_without_a_kernel(name, generator):
         g = torch.randn(5, plan.irreps_out.dim, generator=generator).to(dtype)
         t = [None if s is None else torch.randn(s.shape, generator=generator).to(dtype) for s in (*v, g)]
         rest = (src, dst, 5, str(plan), None, None)
-        for op, args in (
-            (FAMILY.forward, (*v, *rest[:4])),
-            (FAMILY.jvp, (*v, *t[:3], *rest)),
-            (FAMILY.backward, (*v, g, *rest, [True, False, True])),
-            (FAMILY.backward, (*v, g, *rest, [False, True, False])),
-            (FAMILY.double_backward, (*v, g, *t[:3], None, *rest, [True, True, True, True])),
-            (FAMILY.double_backward, (*v, g, None, *t[1:], *rest, [True, False, True, False])),
+        for suffix, args in (
+            ("", (*v, *rest[:4])),
+            ("_jvp", (*v, *t[:3], *rest)),
+            ("_backward", (*v, g, *rest, [True, False, True])),
+            ("_backward", (*v, g, *rest, [False, True, False])),
+            ("_double_backward", (*v, g, *t[:3], None, *rest, [True, True, True, True])),
+            ("_double_backward", (*v, g, None, *t[1:], *rest, [True, False, True, False])),
         ):
-            got, want = FAMILY.composites[op](*args), op(*args)
-            for a, b in zip(
-                [got] if op in (FAMILY.forward, FAMILY.jvp) else got,
-                [want] if op in (FAMILY.forward, FAMILY.jvp) else want,
-                strict=True,
-            ):
+            got, want = (getattr(OPS, f"tensor_product_conv{way}{suffix}")(*args) for way in ("_by_messages", ""))
+            for a, b in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (got, want)), strict=True):
                 assert_close(a, b, 2)
         for bad in ((src - 6, dst), (src, dst - 5), (src + 6, dst)):
             with pytest.raises((RuntimeError, IndexError)):
-                FAMILY.composites[FAMILY.forward](*v, *bad, 5, str(plan))
+                OPS.tensor_product_conv_by_messages(*v, *bad, 5, str(plan))
 
 
 @pytest.mark.parametrize("weights", ["internal", "shared", "per_sample", "none"])

@@ -70,13 +70,15 @@ def check_range(op: str, name: str, index: Tensor, nodes: int) -> None:
     torch._assert_async(((index >= 0) & (index < nodes)).all(), message)
 
 
-def by_node(index: Tensor, nodes: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Ends of edges in the stable order of their nodes, and the first of each node; behind them, their number.
+def first_of_each(by_node: Tensor, nodes: int) -> Tensor:
+    """Of nodes in order the place of each one's first; behind them, how many places there are."""
+    return torch.searchsorted(by_node, torch.arange(nodes + 1, dtype=by_node.dtype, device=by_node.device))
 
-    ``index`` [ends]: the node of each; ``order``: the former, where it is known.
-    """
-    node, order = index.sort(stable=True) if order is None else (index[order], order.contiguous())
-    return order, torch.searchsorted(node, torch.arange(nodes + 1, dtype=index.dtype, device=index.device))
+
+def by_node(index: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Ends of edges in the stable order of their nodes, index [ends], and the first of each node."""
+    node, order = index.sort(stable=True)
+    return order, first_of_each(node, nodes)
 
 
 # Of a tuple in a Constant. Functions, because kernels themselves take a tuple of constants apart into tensors.

@@ -764,14 +764,21 @@ class Call:
         self.slots = tuple(n for n in range(4) if wanted[n] and shapes[n] is not None)
         self.results = [x.new_empty(shapes[n] if n in self.slots else (0,)) for n in range(4)]
 
-    def run(self, kernel: triton.JITFunction, slots: Sequence[int], rows: int, graph: Sequence = (), last=()) -> None:
-        """Fills the results ``slots``, of at least one row. ``graph``, ``last``: what else the kernel takes.
+    def run(
+        self,
+        kernel: triton.JITFunction,
+        slots: Sequence[int],
+        rows: int,
+        graph: Sequence[Tensor] = (),
+        of_nodes: bool = False,
+    ) -> None:
+        """Fills the results ``slots``, of at least one row, or of the nodes of a graph, of which a program has one.
 
-        A program has a block of rows; or one where ``last``, whether results are of nodes, says so.
+        ``graph``: what the convolution's kernel takes beside what the product's does.
         """
         x, wide = self._x, torch.float64 if self._x.dtype == torch.float64 else torch.float32
         for launch in lower(self._text, tuple(slots), self._varies if self._dual else None):
-            block_rows = 1 if last and last[0] else launch.rows
+            block_rows = 1 if of_nodes else launch.rows
             row_blocks, steps, targets = -(-rows // block_rows), 1, list(self.results)
             if launch.over_rows:
                 steps = -(-row_blocks // _ROW_CHUNKS)
@@ -784,7 +791,7 @@ class Call:
                     kernel[grid](
                         *self._pointers, *targets, *self._strides, *self._columns, *graph, begin, steps, rows,
                         launch.table, launch.blocks, launch.rows, launch.channels, compute_type(x.dtype), launch.wide,
-                        self._shared, launch.over_rows, self._dual, *self._varies, *last,
+                        self._shared, launch.over_rows, self._dual, *self._varies, *((of_nodes,) if graph else ()),
                         num_warps=_WARPS, enable_fp_fusion=True,
                     )  # fmt: skip
             if launch.over_rows:

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from eqk.register import MaybeTensor
-from eqk.tensor_product_conv import _batch, _check, _shapes, split
-from eqk.triton_kernels.common import by_node, check_range, count_of, lane_sum, pick
+from eqk.tensor_product_conv import _batch, _check, _shapes, split, with_orders
+from eqk.triton_kernels.common import by_node, check_range, count_of, first_of_each, lane_sum, pick
 from eqk.triton_kernels.tensor_product import (
     Call,
     add,
@@ -121,13 +121,15 @@ def kernel(
 # The ops.
 
 
-def _checked_order(name: str, order: Tensor, index: Tensor) -> None:
-    """Assertions on the device that ``order`` is the stable one of ``index``, as far as results hang on it."""
-    what = f"by_{name}"
-    check_range(_OP, what, order, index.shape[0])
+def _ordered(name: str, index: Tensor, nodes: int, order: MaybeTensor) -> tuple[Tensor, Tensor]:
+    """Edges in the stable order of ``index``, and the first of each node. Assertions on the device check one given."""
+    if order is None:
+        return by_node(index, nodes)
+    check_range(_OP, f"by_{name}", order, index.shape[0])
     node = index[order]
     later = (node[1:] > node[:-1]) | ((node[1:] == node[:-1]) & (order[1:] > order[:-1]))
-    torch._assert_async(later.all(), f"eqk::{_OP}: {what}: expected the stable order of {name}")
+    torch._assert_async(later.all(), f"eqk::{_OP}: by_{name}: expected the stable order of {name}")
+    return order.contiguous(), first_of_each(node, nodes)
 
 
 def _run(
@@ -150,29 +152,21 @@ def _run(
         check_range(_OP, name, index, nodes[name])
     for name, index, slot in (("src", src, 0), ("dst", dst, 3)):
         if slot in call.slots and nodes[name]:
-            order = indices[f"by_{name}"]
-            if order is not None:
-                _checked_order(name, order, index)
-            order, first_edge = by_node(index, nodes[name], order)
-            call.run(kernel, (slot,), nodes[name], (src, dst, order, first_edge), (True,))
+            order, first_edge = _ordered(name, index, nodes[name], indices[f"by_{name}"])
+            call.run(kernel, (slot,), nodes[name], (src, dst, order, first_edge), of_nodes=True)
     of_edges = [n for n in call.slots if n in (1, 2)]
     if of_edges:
-        call.run(kernel, of_edges, edges, (src, dst, src, src), (False,))
+        call.run(kernel, of_edges, edges, (src, dst, src, src))
     return call.results
 
 
-def _with_orders(args: Sequence, tensors: int) -> tuple[Sequence, Sequence]:
-    """Operands, and the rest with the orders, which the schema lets a caller leave out."""
-    return args[:tensors], (*args[tensors:], *[None] * (tensors + 6 - len(args)))
-
-
 def _forward(*args):
-    v, rest = _with_orders(args, 3)
+    v, rest = with_orders(args, 3)
     return _run(_OP, v, None, (None,) * 4, rest, False, (False, False, False, True))[3]
 
 
 def _jvp(*args):
-    operands, rest = _with_orders(args, 6)
+    operands, rest = with_orders(args, 6)
     return _run(f"{_OP}_jvp", operands[:3], None, (*operands[3:], None), rest, True, (False, False, False, True))[3]
 
 

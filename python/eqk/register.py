@@ -324,22 +324,24 @@ class Multilinear:
         ):
             register(self.library, op, function, fake, self._vmap_rule(op))
 
-    def on_other_devices(self, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable) -> None:
-        """Registers functions for devices without a kernel; a kernel of a device's own goes before them."""
-        self.compose(self.forward.name(), forward, jvp, backward, double_backward)
+    def on_other_devices(self, *members: Callable) -> None:
+        """:meth:`compose` for devices without a kernel; a kernel of a device's own goes before them.
+
+        ``self.composites`` then holds them by op.
+        """
+        self.compose(self.forward.name(), *members)
+        self.composites = dict(zip(self._ops(), members, strict=True))
 
     def compose(
         self, name: str, forward: Callable, jvp: Callable, backward: Callable, double_backward: Callable
     ) -> None:
-        """Registers functions as the ops ``name``, NAME_jvp and so on: the family's, or what kernels may leave to them.
-
-        ``self.composites`` holds them by the family's op.
-        """
-        ops = (self.forward, self.jvp, self.backward, self.double_backward)
-        self.composites = dict(zip(ops, (forward, jvp, backward, double_backward), strict=True))
-        for op, composite in self.composites.items():
+        """Registers functions as the ops NAME, NAME_jvp and so on: the family's, or what kernels may leave to them."""
+        for op, composite in zip(self._ops(), (forward, jvp, backward, double_backward), strict=True):
             suffix = op.name().removeprefix(self.forward.name())
             self.library.impl(name + suffix, composite, "CompositeExplicitAutograd")
+
+    def _ops(self) -> tuple[torch._ops.OpOverload, ...]:
+        return self.forward, self.jvp, self.backward, self.double_backward
 
     # Results of the family with None for what was not computed.
 

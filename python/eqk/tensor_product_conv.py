@@ -26,6 +26,11 @@ def split(rest: Sequence) -> tuple[dict[str, MaybeTensor], int, str]:
     return dict(zip(_INDICES, (src, dst, by_dst, by_src), strict=True)), num_dst, plan
 
 
+def with_orders(args: Sequence, tensors: int) -> tuple[Sequence, Sequence]:
+    """So many operands, and the rest with the orders, which the schema lets a caller leave out."""
+    return args[:tensors], (*args[tensors:], *[None] * (tensors + 6 - len(args)))
+
+
 def check_graph(op: str, x: Tensor, rest: Sequence) -> None:
     """What GraphCall in csrc/tensor_product_conv/op.h checks of the graph, for tensors without data."""
 
@@ -120,13 +125,14 @@ def _by_messages(member: str, wanted: Sequence[bool], slots: Sequence[Sequence[M
 
 
 def _by_messages_forward(*args):
-    v, rest = args[:3], (*args[3:], *[None] * (9 - len(args)))
+    v, rest = with_orders(args, 3)
     _check(v, None, (), rest)
     return _by_messages("", (), [v], rest)
 
 
 def _by_messages_jvp(*args):
-    v, t, rest = args[:3], args[3:6], (*args[6:], *[None] * (12 - len(args)))
+    operands, rest = with_orders(args, 6)
+    v, t = operands[:3], operands[3:]
     _check(v, None, t, rest)
     return _by_messages("_jvp", (), [v, t], rest)
 
