@@ -96,5 +96,15 @@ void multiply_panels(const PanelProduct<T>& p) {
   } while (d < p.depth);
 }
 
+// What owners of right factors call.
+template <class T>
+constexpr PanelSplit<T> panel_split() {
+  if constexpr (std::is_same_v<T, float>)
+    return {&split_bytes, &split_panel};
+  else
+    return {[](std::int64_t, std::int64_t) { return std::int64_t{0}; },
+            [](const T*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::byte*) {}};
+}
+
 }  // namespace EQK_ISA
 }  // namespace eqk

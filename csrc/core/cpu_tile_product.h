@@ -21,8 +21,9 @@ namespace tiles {
 inline constexpr int kParts = 3;
 // Of a tile: rows, or columns of a result; of a left factor's row and, in pairs, a right factor's column.
 inline constexpr std::int64_t kSide = 16, kDepth = 32, kBytes = 1024;
-// What is split at a time: of a right factor two columns of tiles, of a left one all rows.
-inline constexpr std::int64_t kDepthBlock = 256, kRowBlock = 256;
+// What is split at a time: of a right factor two columns of tiles, of a left one so many rows, and as deep as stays in
+// a cache, since results go to memory once a depth.
+inline constexpr std::int64_t kRowBlock = 256, kMinDepth = 256, kMaxDepth = 1024, kLeftBytes = 768 << 10;
 
 // Of eight tiles, of which the first four are results. `n` and `to` are constants.
 class Amx {
@@ -166,25 +167,25 @@ inline void split_left(const PanelProduct<float>& p, const float* a, std::int64_
     }
 }
 
-// 32 columns, or 16, of the right factor: of each depth of a tile their parts, one column of tiles beside the other.
-inline void split_right(const PanelProduct<float>& p, const float* b, std::int64_t panel, std::int64_t first,
-                        std::int64_t wide, std::int64_t depth, std::byte* to) {
-  for (std::int64_t d = 0; d < depth; d += kDepth)
-    for (std::int64_t c = first; c < first + wide; c += kSide, to += kParts * kBytes)
-      split_pairs(b + c / panel * p.b_panel + d * p.b_depth + c % panel, p.b_depth, std::min(kDepth, depth - d), kSide,
-                  to);
+// Columns of the right factor, of which `from` has the first depth: column after column of tiles, each in three parts.
+inline void split_right(const float* from, std::int64_t pitch, std::int64_t depth, std::int64_t columns,
+                        std::byte* to) {
+  for (std::int64_t c = 0; c < columns; c += kSide)
+    for (std::int64_t d = 0; d < depth; d += kDepth, to += kParts * kBytes)
+      split_pairs(from + d * pitch + c, pitch, std::min(kDepth, depth - d), kSide, to);
 }
 
 // Two rows and two columns of tiles, or one of either. What is smallest comes first.
 template <int Rows, int Columns, class Unit>
-EQK_HD void multiply_tiles(Unit& unit, std::int64_t deep, const std::byte* a, std::int64_t a_next, const std::byte* b) {
+EQK_HD void multiply_tiles(Unit& unit, std::int64_t deep, const std::byte* a, std::int64_t a_next, const std::byte* b,
+                           std::int64_t b_next) {
   const auto left = [&](int part) EQK_LAMBDA {
     unit.template load<4>(a + part * kBytes, 64);
     if constexpr (Rows > 1) unit.template load<5>(a + a_next + part * kBytes, 64);
   };
   const auto right = [&](int part) EQK_LAMBDA {
     unit.template load<6>(b + part * kBytes, 64);
-    if constexpr (Columns > 1) unit.template load<7>(b + (kParts + part) * kBytes, 64);
+    if constexpr (Columns > 1) unit.template load<7>(b + b_next + part * kBytes, 64);
   };
   const auto product = [&]() EQK_LAMBDA {
     unit.template multiply<0, 4, 6>();
@@ -192,7 +193,7 @@ EQK_HD void multiply_tiles(Unit& unit, std::int64_t deep, const std::byte* a, st
     if constexpr (Rows > 1) unit.template multiply<2, 5, 6>();
     if constexpr (Rows > 1 && Columns > 1) unit.template multiply<3, 5, 7>();
   };
-  for (std::int64_t d = 0; d < deep; ++d, a += kParts * kBytes, b += Columns * kParts * kBytes) {
+  for (std::int64_t d = 0; d < deep; ++d, a += kParts * kBytes, b += kParts * kBytes) {
     left(0), right(2), product();
     right(1), product();
     left(1), product();
@@ -205,8 +206,8 @@ EQK_HD void multiply_tiles(Unit& unit, std::int64_t deep, const std::byte* a, st
 // A result of these tiles: to c, or what is there is added to.
 template <int Rows, int Columns, class Unit>
 void multiply_block(Unit& unit, std::int64_t deep, const std::byte* a, std::int64_t a_next, const std::byte* b,
-                    float* c, std::int64_t c_row, std::int64_t rows, std::int64_t columns, bool add,
-                    std::int64_t copy) {
+                    std::int64_t b_next, float* c, std::int64_t c_row, std::int64_t rows, std::int64_t columns,
+                    bool add, std::int64_t copy) {
   const std::int64_t row_bytes = c_row * static_cast<std::int64_t>(sizeof(float));
   const auto each = [&](const auto& f) EQK_LAMBDA {
     f(constant<0>{}, c);
@@ -215,13 +216,16 @@ void multiply_block(Unit& unit, std::int64_t deep, const std::byte* a, std::int6
     if constexpr (Rows > 1 && Columns > 1) f(constant<3>{}, c + kSide * c_row + kSide);
   };
   const bool whole = rows == Rows * kSide && columns == Columns * kSide;
+  // Lines of the result come while products run.
+  for (std::int64_t r = 0; r < rows; ++r)
+    unroll<Columns>([&](auto n) EQK_LAMBDA { __builtin_prefetch(c + r * c_row + n * kSide, 1); });
   each([&](auto n, float* at) EQK_LAMBDA {
     if (whole && add)
       unit.template load<n>(at, row_bytes);
     else
       unit.template zero<n>();
   });
-  multiply_tiles<Rows, Columns>(unit, deep, a, a_next, b);
+  multiply_tiles<Rows, Columns>(unit, deep, a, a_next, b, b_next);
   if (whole) {
     each([&](auto n, float* at) EQK_LAMBDA {
       unit.template store<n>(at, row_bytes);
@@ -245,32 +249,42 @@ void multiply_block(Unit& unit, std::int64_t deep, const std::byte* a, std::int6
 
 // The rows of some split columns.
 template <int Columns, class Unit>
-void multiply_columns(Unit& unit, std::int64_t deep, const std::byte* a, const std::byte* b, float* c,
-                      std::int64_t c_row, std::int64_t rows, std::int64_t columns, bool add, std::int64_t copy) {
+void multiply_columns(Unit& unit, std::int64_t deep, const std::byte* a, const std::byte* b, std::int64_t b_next,
+                      float* c, std::int64_t c_row, std::int64_t rows, std::int64_t columns, bool add,
+                      std::int64_t copy) {
   const std::int64_t next = deep * kParts * kBytes;
   for (; rows > kSide; rows -= 2 * kSide, a += 2 * next, c += 2 * kSide * c_row)
-    multiply_block<2, Columns>(unit, deep, a, next, b, c, c_row, std::min(rows, 2 * kSide), columns, add, copy);
-  if (rows > 0) multiply_block<1, Columns>(unit, deep, a, next, b, c, c_row, rows, columns, add, copy);
+    multiply_block<2, Columns>(unit, deep, a, next, b, b_next, c, c_row, std::min(rows, 2 * kSide), columns, add, copy);
+  if (rows > 0) multiply_block<1, Columns>(unit, deep, a, next, b, b_next, c, c_row, rows, columns, add, copy);
 }
 
 template <class Unit>
 void multiply(const PanelProduct<float>& p, std::int64_t panel) {
   Unit unit;
-  const std::int64_t most = std::min(p.rows, kRowBlock), deepest = tiles_of(std::min(p.depth, kDepthBlock), kDepth);
-  std::byte* const left = tile_scratch((tiles_of(most, kSide) + 2) * deepest * kParts * kBytes);
-  std::byte* const right = left + tiles_of(most, kSide) * deepest * kParts * kBytes;
+  constexpr std::int64_t kTile = kParts * kBytes;
+  const std::int64_t high = tiles_of(std::min(p.rows, kRowBlock), kSide), all = tiles_of(p.depth, kDepth) * kTile;
+  const std::int64_t block = std::clamp(kLeftBytes / (high * kTile) * kDepth, kMinDepth, kMaxDepth);
+  const std::int64_t deepest = tiles_of(std::min(p.depth, block), kDepth);
+  std::byte* const left = tile_scratch((high + 2) * deepest * kTile);
+  std::byte* const scratch = left + high * deepest * kTile;
   for (std::int64_t r = 0; r < p.rows; r += kRowBlock)
-    for (std::int64_t d = 0; d < p.depth; d += kDepthBlock) {
-      const std::int64_t rows = std::min(kRowBlock, p.rows - r), depth = std::min(kDepthBlock, p.depth - d);
+    for (std::int64_t d = 0; d < p.depth; d += block) {
+      const std::int64_t rows = std::min(kRowBlock, p.rows - r), depth = std::min(block, p.depth - d);
+      const std::int64_t deep = tiles_of(depth, kDepth), b_next = p.split ? all : deep * kTile;
       const bool add = p.add || d > 0;
-      const std::int64_t copy = d + depth < p.depth ? 0 : p.copy, deep = tiles_of(depth, kDepth);
+      const std::int64_t copy = d + depth < p.depth ? 0 : p.copy;
       split_left(p, p.a + r * p.a_row + d * p.a_depth, rows, depth, left);
       for (std::int64_t q = 0; q < p.columns; q += 2 * kSide) {
         const std::int64_t columns = std::min(2 * kSide, p.columns - q);
-        const std::int64_t wide = columns > kSide ? 2 * kSide : kSide;
-        split_right(p, p.b + d * p.b_depth, panel, q, wide, depth, right);
+        const std::byte* right = scratch;
+        if (p.split)
+          right = p.split + q / kSide * all + d / kDepth * kTile;
+        else
+          for (std::int64_t c = q; c < q + columns; c += kSide)
+            split_right(p.b + c / panel * p.b_panel + d * p.b_depth + c % panel, p.b_depth, depth, kSide,
+                        scratch + (c - q) / kSide * b_next);
         const auto of = columns > kSide ? &multiply_columns<2, Unit> : &multiply_columns<1, Unit>;
-        of(unit, deep, left, right, p.c + r * p.c_row + q, p.c_row, rows, columns, add, copy);
+        of(unit, deep, left, right, b_next, p.c + r * p.c_row + q, p.c_row, rows, columns, add, copy);
       }
     }
 }
@@ -283,8 +297,19 @@ inline bool worth_tiles(const PanelProduct<float>& p) {
   if ((p.a_depth != 1 && p.a_row != 1) || p.rows < 1 || p.depth < 1) return false;
   const auto whole = [](std::int64_t n, std::int64_t size) { return tiles::tiles_of(n, size) * size; };
   const std::int64_t rows = whole(p.rows, tiles::kSide), columns = whole(p.columns, tiles::kSide);
-  const std::int64_t split = 160 * p.depth * (p.rows + p.columns);
+  const std::int64_t split = 160 * p.depth * (p.rows + (p.split ? 0 : p.columns));
   return 6 * rows * columns * whole(p.depth, tiles::kDepth) + split < 16 * p.rows * p.columns * p.depth;
+}
+
+inline std::int64_t split_bytes(std::int64_t depth, std::int64_t columns) {
+  if (tile_unit() == TileUnit::none) return 0;
+  return tiles::tiles_of(columns, tiles::kSide) * tiles::tiles_of(depth, tiles::kDepth) * tiles::kParts * tiles::kBytes;
+}
+
+inline void split_panel(const float* b, std::int64_t b_depth, std::int64_t depth, std::int64_t first,
+                        std::int64_t columns, std::byte* to) {
+  const std::int64_t column = tiles::tiles_of(depth, tiles::kDepth) * tiles::kParts * tiles::kBytes;
+  tiles::split_right(b, b_depth, depth, columns, to + first / tiles::kSide * column);
 }
 
 // Whether they ran; `panel`: columns of one.
@@ -307,6 +332,8 @@ inline bool multiply_on_tiles(const PanelProduct<float>& p, std::int64_t panel) 
 #else
 
 inline bool multiply_on_tiles(const PanelProduct<float>&, std::int64_t) { return false; }
+inline std::int64_t split_bytes(std::int64_t, std::int64_t) { return 0; }
+inline void split_panel(const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::byte*) {}
 
 #endif
 

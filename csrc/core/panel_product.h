@@ -1,5 +1,6 @@
 #pragma once
 // Products of matrices for a few dozen rows, too few for a library's product to be at its speed, in one thread.
+#include <cstddef>
 #include <cstdint>
 
 namespace eqk {
@@ -16,10 +17,20 @@ struct PanelProduct {
   T* c;
   std::int64_t c_row;
   bool add;
-  std::int64_t copy = 0;  // how far from c the result is stored once more; 0: nowhere
+  std::int64_t copy = 0;             // how far from c the result is stored once more; 0: nowhere
+  const std::byte* split = nullptr;  // b once more, by PanelSplit, where its owner has it
 };
 
 template <class T>
 using PanelMultiply = void (*)(const PanelProduct<T>&);
+
+// What the products of an instruction set read instead of b, and would make of it each time: 0 bytes where that is b.
+template <class T>
+struct PanelSplit {
+  std::int64_t (*bytes)(std::int64_t depth, std::int64_t columns);
+  // Columns [first, first + columns) of a panel, whose rows b_depth apart begin at b; `to`: where all columns go.
+  void (*split)(const T* b, std::int64_t b_depth, std::int64_t depth, std::int64_t first, std::int64_t columns,
+                std::byte* to);
+};
 
 }  // namespace eqk

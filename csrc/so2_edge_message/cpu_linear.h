@@ -22,9 +22,13 @@ struct Matrix {
   const T *a = nullptr, *b = nullptr;
   T of_a = 0, of_b = 0;
   std::int64_t row = 0, column = 0;  // strides
+  std::byte* split = nullptr;        // as products want it, where they do
 
   std::int64_t count() const { return (columns + kPanel - 1) / kPanel; }
-  void take_panels(Arena& arena) { panels = arena.take<T>(count() * kPanel * depth); }
+  void take_panels(Arena& arena) {
+    panels = arena.take<T>(count() * kPanel * depth);
+    split = arena.take<std::byte>(panel_split<T>().bytes(depth, columns));
+  }
 
   void pack(std::int64_t panel) const {
     T* const to = panels + panel * depth * kPanel;
@@ -38,12 +42,13 @@ struct Matrix {
       for (std::int64_t c = 0; c < width; ++c)
         for (std::int64_t d = 0; d < depth; ++d) to[d * kPanel + c] = element(d * row + (first + c) * column);
     }
+    if (split) panel_split<T>().split(to, kPanel, depth, first, width, split);
   }
 
   // c (+)= x times this; stored once more so far from c, if not 0.
   void times(std::int64_t rows, const T* x, std::int64_t x_row, T* c, std::int64_t c_row, bool add,
              std::int64_t copy = 0) const {
-    multiply_panels<T>({rows, depth, columns, x, x_row, 1, panels, depth * kPanel, kPanel, c, c_row, add, copy});
+    multiply_panels<T>({rows, depth, columns, x, x_row, 1, panels, depth * kPanel, kPanel, c, c_row, add, copy, split});
   }
 
  private:

@@ -302,8 +302,8 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
     const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
     const Operand& a = radial.in[kMatrix];
-    const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel.columns),
-        tangent(radial, a.tangent, a.tangent_stride, kernel.columns);
+    const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel),
+        tangent(radial, a.tangent, a.tangent_stride, kernel);
     run(problem, like, parts, [&](std::int64_t part, const auto& f) {
       const RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr);
       f(&weights.tile());

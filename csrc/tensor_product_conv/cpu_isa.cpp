@@ -9,7 +9,8 @@ namespace eqk::tensor_product_conv {
 inline namespace EQK_ISA {
 
 static constexpr std::tuple<PanelKernel<float>, PanelKernel<double>> kPanels{
-    {kPanelColumns<float>, multiply_panels<float>}, {kPanelColumns<double>, multiply_panels<double>}};
+    {kPanelColumns<float>, multiply_panels<float>, panel_split<float>()},
+    {kPanelColumns<double>, multiply_panels<double>, panel_split<double>()}};
 
 #if EQK_UNROLLED
 template <class F>

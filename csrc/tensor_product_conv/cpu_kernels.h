@@ -44,6 +44,7 @@ template <class T>
 struct PanelKernel {
   std::int64_t columns;  // of a panel
   PanelMultiply<T> multiply;
+  PanelSplit<T> split;
 };
 
 // The kernels whose lanes are channels, on problems that can_run accepts, and products of matrices, which run anywhere.

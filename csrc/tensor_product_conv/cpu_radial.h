@@ -1,6 +1,8 @@
 #pragma once
 // Weights w = h a of some edges at a time, and what their gradient gives h and a. With the cotangent gw of w:
 // gh = gw a^T, ga = sum h^T gw. On duals each splits into two by the rule of Leibniz.
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "core/aligned.h"
@@ -17,41 +19,57 @@ template <class T, class Storage>
 class RadialMatrix {
  public:
   // data null: nothing is read of this matrix.
-  RadialMatrix(const RadialProblem& p, const void* data, std::int64_t stride, std::int64_t panel)
-      : depth_(p.hidden), columns_(p.plan->weight_numel), there_(data) {
+  RadialMatrix(const RadialProblem& p, const void* data, std::int64_t stride, const PanelKernel<T>& kernel)
+      : depth_(p.hidden), columns_(p.plan->weight_numel), kernel_(kernel), there_(data) {
     const auto* const from = static_cast<const Storage*>(data);
-    if (data) plain_ = packed(from, stride, 1, depth_, columns_, panel);
-    if (data && p.out[kHidden].data) transposed_ = packed(from, 1, stride, columns_, depth_, panel);
-    panel_ = panel;
+    if (data) plain_ = packed(from, stride, 1, depth_, columns_);
+    if (data && p.out[kHidden].data) transposed_ = packed(from, 1, stride, columns_, depth_);
   }
 
   explicit operator bool() const { return there_; }
 
   // c (+)= b a of rows of hidden features b; both with rows that are adjacent up to a stride.
-  void times(PanelMultiply<T> multiply, std::int64_t rows, const T* b, T* c, std::int64_t c_row, bool add) const {
-    multiply({rows, depth_, columns_, b, depth_, 1, plain_.get(), depth_ * panel_, panel_, c, c_row, add});
+  void times(std::int64_t rows, const T* b, T* c, std::int64_t c_row, bool add) const {
+    multiply(plain_, rows, depth_, columns_, b, depth_, c, c_row, add);
   }
 
   // c (+)= b a^T of rows of weights b.
-  void transposed_times(PanelMultiply<T> multiply, std::int64_t rows, const T* b, std::int64_t b_row, T* c,
-                        bool add) const {
-    multiply({rows, columns_, depth_, b, b_row, 1, transposed_.get(), columns_ * panel_, panel_, c, depth_, add});
+  void transposed_times(std::int64_t rows, const T* b, std::int64_t b_row, T* c, bool add) const {
+    multiply(transposed_, rows, columns_, depth_, b, b_row, c, depth_, add);
   }
 
  private:
-  std::int64_t depth_, columns_, panel_;
+  // In panels, and split where products want it.
+  struct Packed {
+    AlignedArray<T> panels;
+    AlignedArray<std::byte> split;
+  };
+  std::int64_t depth_, columns_;
+  const PanelKernel<T>& kernel_;
   bool there_;
-  AlignedArray<T> plain_, transposed_;
+  Packed plain_, transposed_;
 
-  static AlignedArray<T> packed(const Storage* from, std::int64_t row, std::int64_t column, std::int64_t rows,
-                                std::int64_t columns, std::int64_t panel) {
-    AlignedArray<T> memory = aligned_array<T>((columns + panel - 1) / panel * panel * rows + 1);
-    T* to = memory.get();
-    for (std::int64_t first = 0; first < columns; first += panel)
+  void multiply(const Packed& right, std::int64_t rows, std::int64_t depth, std::int64_t columns, const T* b,
+                std::int64_t b_row, T* c, std::int64_t c_row, bool add) const {
+    const std::int64_t panel = kernel_.columns;
+    kernel_.multiply({rows, depth, columns, b, b_row, 1, right.panels.get(), depth * panel, panel, c, c_row, add, 0,
+                      right.split.get()});
+  }
+
+  Packed packed(const Storage* from, std::int64_t row, std::int64_t column, std::int64_t rows,
+                std::int64_t columns) const {
+    const std::int64_t panel = kernel_.columns, bytes = kernel_.split.bytes(rows, columns);
+    Packed to;
+    to.panels = aligned_array<T>((columns + panel - 1) / panel * panel * rows + 1);
+    if (bytes) to.split = aligned_array<std::byte>(bytes);
+    T* at = to.panels.get();
+    for (std::int64_t first = 0; first < columns; first += panel, at += rows * panel) {
       for (std::int64_t r = 0; r < rows; ++r)
-        for (std::int64_t q = first; q < first + panel; ++q)
-          *to++ = q < columns ? from_storage<T>(from[r * row + q * column]) : T{0};
-    return memory;
+        for (std::int64_t q = 0; q < panel; ++q)
+          at[r * panel + q] = first + q < columns ? from_storage<T>(from[r * row + (first + q) * column]) : T{0};
+      if (bytes) kernel_.split.split(at, panel, rows, first, std::min(panel, columns - first), to.split.get());
+    }
+    return to;
   }
 };
 
@@ -116,18 +134,16 @@ class RadialWeights {
     const Operand& h = problem_.in[kHidden];
     gather(h.value, h.stride, place, count, h_.get());
     if (h.tangent) gather(h.tangent, h.tangent_stride, place, count, h_part_.get());
-    matrix_.times(kernel_.multiply, count, h_.get(), w_.get(), tile_.pitch, false);
+    matrix_.times(count, h_.get(), w_.get(), tile_.pitch, false);
     if (!w_tangent_) return;
-    if (h.tangent) matrix_.times(kernel_.multiply, count, h_part_.get(), w_part_.get(), tile_.pitch, false);
-    if (matrix_tangent_)
-      matrix_tangent_.times(kernel_.multiply, count, h_.get(), w_part_.get(), tile_.pitch, h.tangent != nullptr);
+    if (h.tangent) matrix_.times(count, h_part_.get(), w_part_.get(), tile_.pitch, false);
+    if (matrix_tangent_) matrix_tangent_.times(count, h_.get(), w_part_.get(), tile_.pitch, h.tangent != nullptr);
   }
 
   void end(std::int64_t place, std::int64_t count) {
     if (gh_) {
-      matrix_.transposed_times(kernel_.multiply, count, gw_.get(), tile_.pitch, gh_.get(), false);
-      if (matrix_tangent_)
-        matrix_tangent_.transposed_times(kernel_.multiply, count, gw_value_.get(), tile_.pitch, gh_.get(), true);
+      matrix_.transposed_times(count, gw_.get(), tile_.pitch, gh_.get(), false);
+      if (matrix_tangent_) matrix_tangent_.transposed_times(count, gw_value_.get(), tile_.pitch, gh_.get(), true);
       scatter(place, count);
     }
     if (!ga_) return;
