@@ -52,14 +52,7 @@ int64_t keep_memory(int64_t max_bytes) {
   return static_cast<int64_t>(eqk::KeptMemory::instance().held());
 }
 
-// By the same choice as every kernel's.
-std::string cpu_isa() {
-  using Name = const char*;
-  if (eqk::instruction_set() == eqk::InstructionSet::amx) return "amx";
-  if (eqk::instruction_set() == eqk::InstructionSet::amx_emulated) return "amx-emulated";
-  return eqk::choose_kernel<Name>([]() -> Name { return "avx512"; }, []() -> Name { return "avx2"; },
-                                  []() -> Name { return "baseline"; });
-}
+std::string cpu_isa() { return std::string(eqk::named_set().name); }
 
 }  // namespace
 

@@ -37,13 +37,17 @@ inline bool has_amx() {
 }
 #endif
 
+struct NamedSet {
+  std::string_view name;
+  InstructionSet set;
+};
+
 // The widest of this machine, or what EQK_CPU_ISA names, when it is asked for first.
-inline InstructionSet instruction_set() {
+inline const NamedSet& named_set() {
   return *cached(0, [] {
     struct Candidate {
-      std::string_view name;
+      NamedSet named;
       bool supported, chosen;
-      InstructionSet set;
     };
 #if defined(EQK_X86)
     __builtin_cpu_init();
@@ -53,19 +57,21 @@ inline InstructionSet instruction_set() {
 #endif
     const Candidate candidates[] = {
 #if defined(EQK_X86)
-        {"amx", has_avx512 && has_amx(), true, InstructionSet::amx},
-        {"amx-emulated", has_avx512, false, InstructionSet::amx_emulated},
-        {"avx512", has_avx512, true, InstructionSet::avx512},
-        {"avx2", has_fma && __builtin_cpu_supports("avx2"), true, InstructionSet::avx2},
+        {{"amx", InstructionSet::amx}, has_avx512 && has_amx(), true},
+        {{"amx-emulated", InstructionSet::amx_emulated}, has_avx512, false},
+        {{"avx512", InstructionSet::avx512}, has_avx512, true},
+        {{"avx2", InstructionSet::avx2}, has_fma && __builtin_cpu_supports("avx2"), true},
 #endif
-        {"baseline", true, true, InstructionSet::baseline}};
+        {{"baseline", InstructionSet::baseline}, true, true}};
     const char* wanted = std::getenv("EQK_CPU_ISA");
-    for (const auto& candidate : candidates)
-      if (candidate.supported && (wanted ? wanted == candidate.name : candidate.chosen)) return candidate.set;
+    for (const auto& [named, supported, chosen] : candidates)
+      if (supported && (wanted ? wanted == named.name : chosen)) return named;
     fail("EQK_CPU_ISA: expected an instruction set of this machine (amx, avx512, avx2 or baseline), got '", wanted,
          "'");
   });
 }
+
+inline InstructionSet instruction_set() { return named_set().set; }
 
 // Of the three builds of a kernel, the one for that instruction set.
 template <class Kernel>

@@ -314,19 +314,11 @@ inline void split_panel(const float* b, std::int64_t b_depth, std::int64_t depth
 
 // Whether they ran; `panel`: columns of one.
 inline bool multiply_on_tiles(const PanelProduct<float>& p, std::int64_t panel) {
-  switch (tile_unit()) {
-    case TileUnit::none:
-      return false;
-    case TileUnit::amx:
-      if (!worth_tiles(p)) return false;
-      tiles::multiply<tiles::Amx>(p, panel);
-      return true;
-    case TileUnit::emulated:
-      if (!worth_tiles(p)) return false;
-      tiles::multiply<tiles::Emulated>(p, panel);
-      return true;
-  }
-  return false;
+  const TileUnit unit = tile_unit();
+  if (unit == TileUnit::none || !worth_tiles(p)) return false;
+  const auto multiply = unit == TileUnit::amx ? &tiles::multiply<tiles::Amx> : &tiles::multiply<tiles::Emulated>;
+  multiply(p, panel);
+  return true;
 }
 
 #else
