@@ -69,6 +69,17 @@ def test_graphs(plan, edges, num_src, num_dst, hidden, generator):
         check(plan, edges, num_src, num_dst, hidden, generator, ordered=ordered)
 
 
+@pytest.mark.parametrize("plan", [FAST, WEIGHTED], ids=["lanes", "general"])
+def test_parts_without_edges(plan, generator):
+    """All edges end in the first node and the last, of which each has a part of the sum alone; parts between have none."""
+    edges, num_dst = 1200, 8
+    src, _ = graph(edges, 20, num_dst, generator)
+    dst = torch.arange(edges).mul(2).ge(edges).long() * (num_dst - 1)
+    operands = radial_operands(plan, edges, 20, 3, torch.float32, generator)
+    functions = dense(src, dst, num_dst, plan), on(src, dst, num_dst, plan)
+    compare(plan, operands, generator, (torch.float64, torch.float32), 2, *functions)
+
+
 @pytest.mark.parametrize("case", PER_SAMPLE, ids=names(PER_SAMPLE))
 def test_problems(case, generator):
     check(case.plan, 11, 3, 4, 64, generator, (torch.float32,), orders=2)

@@ -20,14 +20,11 @@ class WeightParts {
     return std::clamp<std::int64_t>(std::min(blocks, most), 1, kMaxParts);
   }
 
-  WeightParts(Dtype dtype, std::int64_t numel, std::int64_t parts, const Tensor& like)
-      : dtype_(dtype),
-        numel_(numel),
-        parts_(parts),
-        sums_(torch::stable::new_zeros(like, {parts, numel},
-                                       size(dtype) == 8 ? ScalarType::Double : ScalarType::Float)) {}
+  // zero: whether each part is at first, or will be written before it is added to.
+  WeightParts(Dtype dtype, std::int64_t numel, std::int64_t parts, const Tensor& like, bool zero = true)
+      : dtype_(dtype), numel_(numel), parts_(parts), sums_(make(like, parts, numel, dtype, zero)) {}
 
-  // In the accumulation type, zero at first.
+  // In the accumulation type.
   void* of(std::int64_t part) const {
     return static_cast<char*>(sums_.mutable_data_ptr()) + part * numel_ * size(dtype_);
   }
@@ -51,6 +48,11 @@ class WeightParts {
   Tensor sums_;
 
   static std::int64_t size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
+
+  static Tensor make(const Tensor& like, std::int64_t parts, std::int64_t numel, Dtype dtype, bool zero) {
+    const ScalarType type = size(dtype) == 8 ? ScalarType::Double : ScalarType::Float;
+    return zero ? torch::stable::new_zeros(like, {parts, numel}, type) : empty(like, {parts, numel}, type);
+  }
 };
 
 }  // namespace eqk::tensor_product

@@ -298,15 +298,16 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   const bool sums_matrix = radial.out[kMatrix].data;
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, sums_matrix ? numel : 0);
   std::optional<WeightParts> matrix;
-  if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like);
+  if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like, false);
   with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
     const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
     const Operand& a = radial.in[kMatrix];
     const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel),
         tangent(radial, a.tangent, a.tangent_stride, kernel);
     run(problem, like, parts, [&](std::int64_t part, const auto& f) {
-      const RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr);
+      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr);
       f(&weights.tile());
+      weights.finish();
     });
   });
   if (matrix) matrix->reduce(radial.out[kMatrix].data);

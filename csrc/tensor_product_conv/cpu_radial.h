@@ -77,7 +77,7 @@ class RadialMatrix {
 template <class T, class Storage>
 class RadialWeights {
  public:
-  // ga: [hidden, weight_numel], where this part adds to the gradient of the matrix; null: not wanted.
+  // ga: [hidden, weight_numel], this part of the gradient of the matrix, written when edges are at an end; null: not wanted.
   RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
                 const RadialMatrix<T, Storage>& matrix_tangent, void* ga)
       : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
@@ -105,12 +105,17 @@ class RadialWeights {
 
   const EdgeWeights& tile() const { return tile_; }
 
+  // After all edges, of which there may be none.
+  void finish() {
+    if (ga_ && !ga_begun_) std::fill_n(ga_, hidden() * columns(), T{0});
+  }
+
  private:
   const RadialProblem& problem_;
   const PanelKernel<T>& kernel_;
   const RadialMatrix<T, Storage>&matrix_, &matrix_tangent_;
   T* ga_;
-  bool w_tangent_;
+  bool w_tangent_, ga_begun_ = false;
   EdgeWeights tile_;
   AlignedArray<T> h_, h_part_, gh_, w_, w_part_, gw_, gw_value_;
 
@@ -151,9 +156,10 @@ class RadialWeights {
     if (h_part_) add_to_matrix(h_part_.get(), gw_value_.get(), count);
   }
 
-  void add_to_matrix(const T* h, const T* gw, std::int64_t count) const {
+  void add_to_matrix(const T* h, const T* gw, std::int64_t count) {
     kernel_.multiply(
-        {hidden(), count, columns(), h, 1, hidden(), gw, kernel_.columns, tile_.pitch, ga_, columns(), true});
+        {hidden(), count, columns(), h, 1, hidden(), gw, kernel_.columns, tile_.pitch, ga_, columns(), ga_begun_});
+    ga_begun_ = true;
   }
 
   void scatter(std::int64_t place, std::int64_t count) const {
