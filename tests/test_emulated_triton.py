@@ -87,22 +87,21 @@ def test_dtypes(emulator, dtype):
 
 @pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
 def test_registry(emulator, case, rng):
-    """Two results of each case: a value in one dtype, and a derivative along tangents in another; float32 is one of them.
+    """A result of each case: a value, or a derivative along tangents.
 
-    All results, of values and on dual numbers, in four dtypes would compile for two hours, two for some minutes. Which
-    two is drawn anew in each run; EQK_SEED repeats it. So are six of the instructions where there are more, and one of
+    All results, of values and on dual numbers, in four dtypes would compile for two hours, one for a minute or two. Which
+    one is drawn anew in each run; EQK_SEED repeats it. So are six of the instructions where there are more, and one of
     those of SLOW plans.
     """
-    dtypes = rng.sample(["float32", rng.choice([d for d in ACCURACY if d != "float32"])], 2)
-    slots = rng.sample([slot for slot in range(4) if slot != 2 or case.plan.weights != "none"], 2)
-    for dual, slot, dtype in zip((False, True), slots, dtypes, strict=True):
-        instructions = case.plan.instructions
-        chosen = sorted(rng.sample(range(len(instructions)), min(len(instructions), 1 if case.name in SLOW else 6)))
-        plan = dataclasses.replace(case.plan, instructions=tuple(instructions[n] for n in chosen))
-        block = max((launch.rows for launch in kernels.lower(str(plan), (slot,))), default=1)
-        rows, pad = rng.choice((1, 5, block, block + 1)), rng.choice((0, 3))
-        print(f"slot {slot} of {plan} in {dtype}, dual {dual}, {rows} rows, {pad} elements between them")
-        check(emulator, plan, dtype, dual, tuple(s == slot for s in range(4)), rows=rows, seed=seed(), pad=pad)
+    dual, dtype = rng.choice((False, True)), rng.choice(("float32", rng.choice(list(ACCURACY))))
+    slot = rng.choice([slot for slot in range(4) if slot != 2 or case.plan.weights != "none"])
+    instructions = case.plan.instructions
+    chosen = sorted(rng.sample(range(len(instructions)), min(len(instructions), 1 if case.name in SLOW else 6)))
+    plan = dataclasses.replace(case.plan, instructions=tuple(instructions[n] for n in chosen))
+    block = max((launch.rows for launch in kernels.lower(str(plan), (slot,))), default=1)
+    rows, pad = rng.choice((1, 5, block, block + 1)), rng.choice((0, 3))
+    print(f"slot {slot} of {plan} in {dtype}, dual {dual}, {rows} rows, {pad} elements between them")
+    check(emulator, plan, dtype, dual, tuple(s == slot for s in range(4)), rows=rows, seed=seed(), pad=pad)
 
 
 def test_lanes_agree(emulator):
@@ -204,13 +203,13 @@ def check_s2_activation(plan, kinds, dtype, generator, rows=5, pad=3):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_s2_activation_functions(driver, function, rng, generator):
-    """Of each order; of one it is the function's last that float32 and float64 share the code of."""
+    """Of each order; of one it is the function's last that float32 and float64 share the code of. Of one in 16 bits."""
     layouts = [rng.choice(("ir_mul", "mul_ir")) for _ in range(2)]
     plan = eqk.S2ActivationPlan.normalized(1, 2, 3, function, (3, 5), layout_in=layouts[0], layout_out=layouts[1])
-    for order in range(5):
+    for order in rng.sample(range(5), 5):
         kinds = f"{order}{rng.choice(('', 'x', 'z', 'xz'))}>{rng.choice('xz')}"
         check_s2_activation(plan, kinds, torch.float64 if order % 2 else torch.float32, generator)
-        check_s2_activation(plan, kinds, rng.choice((torch.float64, torch.float16, torch.bfloat16)), generator, rows=1)
+    check_s2_activation(plan, kinds, rng.choice((torch.float16, torch.bfloat16)), generator, rows=1)
 
 
 def test_s2_activation_plans(driver, rng, generator):
