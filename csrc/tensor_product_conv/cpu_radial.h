@@ -77,7 +77,8 @@ class RadialMatrix {
 template <class T, class Storage>
 class RadialWeights {
  public:
-  // ga: [hidden, weight_numel], this part of the gradient of the matrix, written when edges are at an end; null: not wanted.
+  // ga: [hidden, weight_numel], this part of the gradient of the matrix, written by finish at the latest; null: not
+  // wanted.
   RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
                 const RadialMatrix<T, Storage>& matrix_tangent, void* ga)
       : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
