@@ -32,20 +32,21 @@ class Problem:
 
     def __init__(
         self, lmax, mmax, activation, generator, *, edges=7, nodes=5, c=2, hidden=2, out=3, heads=1, sources=2,
-        by="order", rescale=False, last=True, grid_rescale=False,
+        by="order", rescale=False, last=True, grid_rescale=False, merge="concat",
     ):  # fmt: skip
         def normal(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        self.lmax, self.mmax, self.activation, self.by = lmax, mmax, activation, by
+        self.lmax, self.mmax, self.activation, self.by, self.merge = lmax, mmax, activation, by, merge
         self.rescale, self.grid_rescale, self.sources, self.out = rescale, grid_rescale, sources, out
         width, extra = SIZES[activation]
         self.width, self.extra = width * hidden, extra(lmax) * hidden
         self.index = torch.randint(nodes - 1, (2, edges), generator=generator)  # the last node has no edges
         self.res = None if activation == "gate" else ((3 * lmax + 2) // 2, 3 * mmax + 1)
         groups = lmax + 1 if by == "degree" else sum(lmax + 1 - m for m in range(mmax + 1))
-        weights = groups * sources * c
-        one = layer(lmax, mmax, sources * c, self.width, self.extra, generator)
+        channels = sources * c if merge == "concat" else c
+        weights = groups * channels
+        one = layer(lmax, mmax, channels, self.width, self.extra, generator)
         two = layer(lmax, mmax, hidden, out, 0, generator)
         vec = normal(edges, 3)
         vec[:2] = torch.tensor([[0.0, 1.7, 0.0], [1e-9, -0.4, 0.0]])[: len(vec)]
@@ -68,7 +69,8 @@ class Problem:
     def in_frames(self, x, q, h, a, w, *parameters, **options):
         return eqk.so2_edge_message(
             x, q, self.index, *self.layers(parameters), self.lmax, self.mmax, h=h, a=a, w=w,
-            activation=self.activation, rescale=self.rescale, res=self.res, grid_rescale=self.grid_rescale, **options,
+            merge=self.merge, activation=self.activation, rescale=self.rescale, res=self.res,
+            grid_rescale=self.grid_rescale, **options,
         )  # fmt: skip
 
     def truth(self, x, vec, h, a, w, *parameters):
@@ -76,7 +78,8 @@ class Problem:
         lmax, mmax = self.lmax, self.mmax
         d = dense(eqk.reference.wigner(eqk.edge_frame(vec), lmax, mmax), lmax, mmax, False)
         src, dst = self.index
-        z = d @ (torch.cat([x[src], x[dst]], 2) if self.sources == 2 else x[src])
+        both = x[src] + x[dst] if self.merge == "add" else torch.cat([x[src], x[dst]], 2)
+        z = d @ (both if self.sources == 2 else x[src])
         r = (h if a is None else h @ a).unflatten(1, (-1, z.shape[2]))
         z = z * of_rows(r, lmax, mmax, self.by, z.shape[2])
         y, s = conv_truth(lmax, mmax, self.width, self.extra)(z, *one)
@@ -136,6 +139,8 @@ def test_values_and_gradients(lmax, mmax, activation, generator, float64_default
 OPTIONS = {
     "heads": {"heads": 3},
     "source alone": {"sources": 1},
+    "sum of both nodes": {"merge": "add"},
+    "sum of both nodes, weights of degrees": {"merge": "add", "by": "degree", "last": False},
     "weights of degrees": {"by": "degree"},
     "weights themselves": {"last": False},
     "rescale": {"rescale": True, "grid_rescale": True},
@@ -536,6 +541,7 @@ def test_bad_input(generator):
     good = {"x": x, "q": q, "edge_index": problem.index, "conv1": conv1, "conv2": conv2, "lmax": 2, "mmax": 2}
     good |= {"h": h, "a": a, "w": w}
     wider = [t.float() for t in layer(2, 2, 4, 3, 4, generator)]
+    narrow = [t.float() for t in layer(2, 2, 2, 2, 4, generator)]
     high, low = problem.index.clone(), problem.index.clone()
     high[1, 3], low[0, 2] = 5, -1
     for change, error, message in (
@@ -557,6 +563,13 @@ def test_bad_input(generator):
         ({"activation": "s2"}, RuntimeError, r"conv1\[0\]: expected shape \[3 channels out \+ 2, 3 channels in\]"),
         ({"conv1": wider}, RuntimeError, r"conv1\[0\]: expected 2 channels out, for the 2 channels in of conv2, got 3"),
         ({"activation": "relu"}, ValueError, "activation: expected one of gate, s2, swiglu_s2, got 'relu'"),
+        ({"merge": "sum"}, ValueError, "merge: expected one of concat, add, got 'sum'"),
+        (
+            {"merge": "add"},
+            RuntimeError,
+            r"x: expected shape \[nodes, 9, 4\], as conv1 has channels in and merge is 'add'",
+        ),
+        ({"merge": "add", "conv1": narrow}, RuntimeError, r"a: expected 2 dimensions, the last of 6 \(degrees\) or 12"),
         ({"recompute": "first"}, ValueError, "recompute: expected False, True or 'second', got 'first'"),
         ({"mmax": 3}, ValueError, "mmax: expected an order from 0 to lmax, 2, got 3"),
         ({"lmax": 21}, ValueError, "lmax: expected a degree from 0 to"),

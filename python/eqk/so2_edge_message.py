@@ -52,6 +52,7 @@ from eqk.so2_conv import (
 from eqk.wigner import wigner
 
 ACTIVATIONS = ("gate", "s2", "swiglu_s2")
+MERGES = ("concat", "add")  # of what an edge's two nodes have
 # What the backward pass makes again: nothing, the results of both layers, or that of the second.
 RECOMPUTE = (False, True, "second")
 
@@ -701,6 +702,11 @@ def with_bias(op: str, h: MaybeTensor, a: MaybeTensor, bias: MaybeTensor) -> tup
     return torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
 
 
+def _for_both(t: Tensor, channels: int) -> Tensor:
+    """Columns that the channels of a sum of two nodes are multiplied with, as those of both, one after the other."""
+    return t.unflatten(1, (-1, channels)).repeat(1, 1, 2).flatten(1)
+
+
 def so2_edge_message(
     x: Tensor,
     q: Tensor,
@@ -714,6 +720,7 @@ def so2_edge_message(
     a: Tensor | None = None,
     bias: Tensor | None = None,
     w: Tensor | None = None,
+    merge: str = "concat",
     activation: str = "gate",
     rescale: bool = False,
     res: Resolution | None = None,
@@ -747,6 +754,8 @@ def so2_edge_message(
             l = 0 .. lmax | m = 1: l = 1 .. lmax | ..], or for each channel in and l. None: h are the weights.
         bias: [weights], or None.
         w: [edges], or [edges, heads] for each head of adjacent channels out; None for ones.
+        merge: what the first layer has of an edge's nodes: ``"concat"``, the channels of both, or ``"add"``, x_j + x_i,
+            of which conv1 and a have as many channels as x. Sums are made by the first layer, of twice the columns.
         activation: of the first layer's H channels out:
             ``"gate"``, SiLU of degree 0, the others times the sigmoid of s, lmax H extra scalars by degree (eSEN, UMA);
             ``"s2"``, SiLU on a grid, and SiLU of s, H of them, for degree 0 (EquiformerV2's separable S2 activation);
@@ -782,6 +791,8 @@ def so2_edge_message(
     for name, t in {"x": x, "q": q, "edge_index": edge_index, **optional}.items():
         if t is not None or name not in optional:
             check_dense(op, name, t, 1)
+    if merge not in MERGES:
+        raise ValueError(f"eqk.{op}: merge: expected one of {', '.join(MERGES)}, got {merge!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"eqk.{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if recompute not in RECOMPUTE:
@@ -796,6 +807,24 @@ def so2_edge_message(
             f"got {first.channels_out}"
         )
     h, a = with_bias(op, h, a, bias)
+    if merge == "add":
+        channels = first.channels_in
+        if x.dim() != 3 or x.shape[2] != channels:
+            raise RuntimeError(
+                f"eqk.{op}: x: expected shape [nodes, {(lmax + 1) ** 2}, {channels}], as conv1 has channels in and "
+                f"merge is 'add', got {list(x.shape)}"
+            )
+        name, weights = ("h", h) if a is None else ("a", a)
+        if weights is not None:
+            degrees, orders = (lmax + 1) * channels, sum(n for _, _, n in first.blocks()) * channels
+            if weights.dim() != 2 or weights.shape[1] not in (degrees, orders):
+                raise RuntimeError(
+                    f"eqk.{op}: {name}: expected 2 dimensions, the last of {degrees} (degrees) or {orders} (degrees "
+                    f"and orders) weights, got shape {list(weights.shape)}"
+                )
+            h, a = (_for_both(h, channels), None) if a is None else (h, _for_both(a, channels))
+        conv1 = [t if n == 1 else _for_both(t, channels) for n, t in enumerate(conv1)]
+        first = first._replace(channels_in=2 * channels)
     grid = quadrature, normalization, bool(grid_rescale)
     sizes = first.channels_in, second.channels_in, second.channels_out
     plan = _plan(lmax, mmax, *sizes, activation, bool(rescale), RECOMPUTE[RECOMPUTE.index(recompute)], res, grid)
