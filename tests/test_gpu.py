@@ -1,6 +1,7 @@
 """Every kernel on the GPU, where there is one: the registry against the dense reference, streams, captures, devices."""
 
 import pytest
+import test_rotate as rotations
 import torch
 from test_so2_edge_message import Problem
 from test_tensor_product import PROBLEMS, SMALL, cast, compare, names
@@ -8,6 +9,7 @@ from test_tensor_product_conv import graph, operands_of
 
 import eqk
 from eqk import dispatch, reference
+from eqk._edge_tiles import ops_of
 from eqk.s2_activation import dispatched_s2_activation
 from eqk.s2_activation_plan import FUNCTIONS
 from eqk.so2_edge_message import ACTIVATIONS
@@ -78,6 +80,21 @@ def test_s2_activation(function, generator):
             lambda x, plan=plan: dispatched_s2_activation(x.to(HERE), str(plan)).cpu(),
         )
         compare(plan, (x,), generator, dtypes, orders, *ops)
+
+
+@pytest.mark.parametrize("kind", rotations.KINDS)
+def test_rotate(kind, generator):
+    """By Triton where it can be imported, each member of the family: UMA's degrees, EquiformerV2's, and odd channels."""
+    for lmax, mmax, channels, edges in ((2, 2, 128, 500), (6, 2, 64, 200), (3, 1, 5, 40)):
+        *operands, index = rotations.problem(lmax, mmax, channels, 2, kind, None, generator, edges=edges, nodes=30)
+        for missing in rotations.members(operands):
+            args = rotations.without(operands, missing, index, lmax, mmax, True)
+            expected = torch.ops.eqk.rotate(*args)
+            for dtype in (torch.float64, torch.float32):
+                there = [a if n > 3 or a is None else a.to(HERE, dtype) for n, a in enumerate(args)]
+                there[4] = None if index is None else index.to(HERE)
+                got = ops_of("rotate", next(t for t in there if t is not None)).rotate(*there)
+                assert_close(got.cpu(), expected, 1, dtype, (lmax, missing))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
