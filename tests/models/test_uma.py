@@ -98,6 +98,11 @@ CASES = {
         "grid_resolution": 18,
     },
     "lmax 4, mmax 2, a grid": {**SMALL, "lmax": 4, "act_type": "s2", "grid_resolution": 14},
+    **{f"lmax {l}, mmax {m}": {**SMALL, "lmax": l, "mmax": m} for l, m in ((3, 2), (6, 2), (6, 3), (6, 4))},
+    **{
+        f"lmax {l}, mmax {m}, a grid": {**SMALL, "lmax": l, "mmax": m, "act_type": "s2", "grid_resolution": 30}
+        for l, m in ((2, 2), (3, 2), (6, 2), (6, 3), (6, 4))
+    },
     "checkpoints": {**SMALL, "activation_checkpointing": True},
     "other norms": {**SMALL, "norm_type": "layer_norm_sh"},
     "Euler angles": {**SMALL, "use_quaternion_wigner": False},
