@@ -427,22 +427,23 @@ EQK_HD void tangent_output(const ChannelPath& p, const ChannelRow<T>& r, const T
 // All results in one loop, which reads operands once: where registers hold it. With sixteen it is no faster.
 inline constexpr bool kAllAtOnce = EQK_VECTOR_BYTES == 64;
 
-// kDual: the eps part of the same sums for x + eps x', y + eps y', w + eps w', and of the forward.
+// kDual: the eps part of the same sums for x + eps x', y + eps y', w + eps w', and of the forward. Gradients of weights
+// may be written where the weights are: they come last.
 template <class C, class T, bool kDual>
 void backward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
   const bool of_inputs = r.gc || (r.gw && p.weighted);
   if constexpr (kAllAtOnce) {
     if (of_inputs && r.gs && (!kDual || r.out)) {
       constexpr int kSummed = summed_components<C, kDual>();
-      gradients<C, T, kDual, true>(p, r, m, m_tangent);
       if constexpr (kSummed <= 2 * C::l1) shared_gradient<C, T, kDual, kSummed>(p, r);
+      gradients<C, T, kDual, true>(p, r, m, m_tangent);
       return;
     }
   }
-  if (of_inputs) gradients<C, T, kDual, false>(p, r, m, m_tangent);
   if (r.gs) shared_gradient<C, T, kDual, 0>(p, r);
   if constexpr (kDual)
     if (r.out) tangent_output<C, T>(p, r, m, m_tangent);
+  if (of_inputs) gradients<C, T, kDual, false>(p, r, m, m_tangent);
 }
 
 }  // namespace EQK_ISA

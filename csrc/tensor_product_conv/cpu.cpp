@@ -299,13 +299,14 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, sums_matrix ? numel : 0);
   std::optional<WeightParts> matrix;
   if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like, false);
+  const bool in_place = !problem.dual && edge_kernels().can_run(problem, cached_lowering(*problem.plan)->edges);
   with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
     const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
     const Operand& a = radial.in[kMatrix];
     const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel),
         tangent(radial, a.tangent, a.tangent_stride, kernel);
     run(problem, like, parts, [&](std::int64_t part, const auto& f) {
-      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr);
+      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr, in_place);
       f(&weights.tile());
       weights.finish();
     });

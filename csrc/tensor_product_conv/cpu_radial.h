@@ -79,8 +79,9 @@ class RadialWeights {
  public:
   // ga: [hidden, weight_numel], this part of the gradient of the matrix, written by finish at the latest; null: not
   // wanted.
+  // in_place: whether the kernels of the convolution read an edge's weights before they write its gradients.
   RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
-                const RadialMatrix<T, Storage>& matrix_tangent, void* ga)
+                const RadialMatrix<T, Storage>& matrix_tangent, void* ga, bool in_place)
       : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
     const bool gradient = problem.out[kHidden].data || ga;
     w_tangent_ = problem.dual && (problem.in[kHidden].tangent || matrix_tangent);
@@ -93,7 +94,8 @@ class RadialWeights {
     take(gh_, hidden(), problem.out[kHidden].data);
     tile_.w = take(w_, tile_.pitch, true);
     tile_.w_tangent = take(w_part_, tile_.pitch, w_tangent_);
-    tile_.gw = take(gw_, tile_.pitch, gradient);
+    // One array less that has to stay in a cache.
+    tile_.gw = in_place && gradient ? w_.get() : take(gw_, tile_.pitch, gradient);
     tile_.gw_value = take(gw_value_, tile_.pitch, gradient && w_tangent_);
     tile_.self = this;
     tile_.begin = [](void* self, std::int64_t place, std::int64_t count) {
@@ -122,6 +124,7 @@ class RadialWeights {
 
   std::int64_t hidden() const { return problem_.hidden; }
   std::int64_t columns() const { return problem_.plan->weight_numel; }
+  const T* gw() const { return static_cast<const T*>(tile_.gw); }
 
   static T* take(AlignedArray<T>& memory, std::int64_t columns, bool wanted) {
     if (wanted) memory = aligned_array<T>(EdgeWeights::kEdges * columns + 1);
@@ -148,12 +151,12 @@ class RadialWeights {
 
   void end(std::int64_t place, std::int64_t count) {
     if (gh_) {
-      matrix_.transposed_times(count, gw_.get(), tile_.pitch, gh_.get(), false);
+      matrix_.transposed_times(count, gw(), tile_.pitch, gh_.get(), false);
       if (matrix_tangent_) matrix_tangent_.transposed_times(count, gw_value_.get(), tile_.pitch, gh_.get(), true);
       scatter(place, count);
     }
     if (!ga_) return;
-    add_to_matrix(h_.get(), gw_.get(), count);
+    add_to_matrix(h_.get(), gw(), count);
     if (h_part_) add_to_matrix(h_part_.get(), gw_value_.get(), count);
   }
 
