@@ -4,6 +4,7 @@
     python bench/frameworks.py nequip-l nequip-m          # in an environment that has NequIP
     python bench/frameworks.py nequip-l --training --memory
     python bench/frameworks.py uma-s --layer backbone.blocks.0.edge_wise
+    python bench/frameworks.py equiformer-v2-31m --layer backbone.blocks.0.ga
 
 Weights are random, of a fixed seed; SevenNet's are its own. The structure is silicon of 64 atoms, UMA's copper; the
 graph is made once. After a check that the forces are equal, the two run in turn, and printed are medians and their
@@ -13,6 +14,7 @@ MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_
 """
 
 import argparse
+import copy
 import multiprocessing
 import resource
 import statistics
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from ase.neighborlist import neighbor_list
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import eqk
 
@@ -442,13 +444,24 @@ def call_of(
     framework.evaluate(model, inputs)
     hook.remove()
 
+    leaves = []
+
     def leaf(value):
-        differentiable = isinstance(value, Tensor) and value.is_floating_point()
-        return value.detach().clone().requires_grad_() if differentiable else value
+        if hasattr(value, "embedding"):  # fairchem's SO3_Embedding
+            value = copy.copy(value)
+            value.embedding = leaf(value.embedding)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            value = value.detach().clone().requires_grad_()
+            leaves.append(value)
+        return value
 
     args, kwargs = tree_map(leaf, made[0])
-    leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
-    return lambda: model.get_submodule(layer)(*args, **kwargs), leaves
+
+    def call():
+        result = model.get_submodule(layer)(*args, **kwargs)
+        return getattr(result, "embedding", result)
+
+    return call, leaves
 
 
 def bench_layer(name: str, args) -> None:
