@@ -20,6 +20,7 @@ TESTS = {
     "test_symmetric_contraction.py": ("test_cases", "test_sizes", "test_16_bit"),
     "test_tensor_product.py": ("test_cases", "test_row_counts", "test_16_bit", "test_strided_inputs"),
     "test_tensor_product_conv.py": ("test_cases", "test_graphs", "test_16_bit", "test_long_sums"),
+    "test_tensor_product_conv_radial.py": ("test_graphs", "test_problems"),
     "test_wigner.py": ("test_e3nn", "test_gradient"),
 }
 CALL = """

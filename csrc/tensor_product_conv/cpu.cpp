@@ -211,7 +211,8 @@ std::int64_t count_parts(const Problem& problem, bool sums_gx, std::int64_t nume
 
 const EdgeKernels& edge_kernels() { return EQK_CHOOSE_KERNEL(); }
 
-// with_weights(part, f) calls f with what makes the weights of its edges, or with null where they are the problem's.
+// with_weights(part, in_lanes, f) calls f with what makes the weights of its edges, or with null where they are the
+// problem's; in_lanes: whether kernels whose lanes are channels take them.
 template <class WithWeights>
 void run(const Problem& problem, const Tensor& like, std::int64_t parts, const WithWeights& with_weights) {
   const EdgeKernels& lanes = edge_kernels();
@@ -254,7 +255,7 @@ void run(const Problem& problem, const Tensor& like, std::int64_t parts, const W
   with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) {
     parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t p = begin; p < end; ++p) {
-        with_weights(p, [&](const EdgeWeights* weights) {
+        with_weights(p, in_lanes, [&](const EdgeWeights* weights) {
           all[p].weights = weights;
           if (in_lanes)
             lanes.run(problem, lowering->edges, staged, all[p]);
@@ -285,7 +286,7 @@ void launch(const Problem& problem, const Tensor& like) {
   if (wants_nothing(problem)) return;
   const bool shared = problem.out[kW].data && problem.plan->weights == Weights::shared;
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, shared ? problem.plan->weight_numel : 0);
-  run(problem, like, parts, [](std::int64_t, const auto& f) { f(nullptr); });
+  run(problem, like, parts, [](std::int64_t, bool, const auto& f) { f(nullptr); });
 }
 
 void launch_radial(const RadialProblem& radial, const Tensor& like) {
@@ -299,14 +300,13 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, sums_matrix ? numel : 0);
   std::optional<WeightParts> matrix;
   if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like, false);
-  const bool in_place = !problem.dual && edge_kernels().can_run(problem, cached_lowering(*problem.plan)->edges);
   with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
     const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
     const Operand& a = radial.in[kMatrix];
     const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel),
         tangent(radial, a.tangent, a.tangent_stride, kernel);
-    run(problem, like, parts, [&](std::int64_t part, const auto& f) {
-      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr, in_place);
+    run(problem, like, parts, [&](std::int64_t part, bool in_lanes, const auto& f) {
+      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr, in_lanes);
       f(&weights.tile());
       weights.finish();
     });

@@ -77,11 +77,9 @@ class RadialMatrix {
 template <class T, class Storage>
 class RadialWeights {
  public:
-  // ga: [hidden, weight_numel], this part of the gradient of the matrix, written by finish at the latest; null: not
-  // wanted.
-  // in_place: whether the kernels of the convolution read an edge's weights before they write its gradients.
+  // ga: [hidden, weight_numel], this part of the gradient of the matrix, which finish() completes; null: not wanted.
   RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
-                const RadialMatrix<T, Storage>& matrix_tangent, void* ga, bool in_place)
+                const RadialMatrix<T, Storage>& matrix_tangent, void* ga, bool in_lanes)
       : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
     const bool gradient = problem.out[kHidden].data || ga;
     w_tangent_ = problem.dual && (problem.in[kHidden].tangent || matrix_tangent);
@@ -94,8 +92,9 @@ class RadialWeights {
     take(gh_, hidden(), problem.out[kHidden].data);
     tile_.w = take(w_, tile_.pitch, true);
     tile_.w_tangent = take(w_part_, tile_.pitch, w_tangent_);
-    // One array less that has to stay in a cache.
-    tile_.gw = in_place && gradient ? w_.get() : take(gw_, tile_.pitch, gradient);
+    // Kernels whose lanes are channels write an edge's gradients last: over its weights, so that a cache has to hold one
+    // array of this size less.
+    tile_.gw = in_lanes && !problem.dual && gradient ? w_.get() : take(gw_, tile_.pitch, gradient);
     tile_.gw_value = take(gw_value_, tile_.pitch, gradient && w_tangent_);
     tile_.self = this;
     tile_.begin = [](void* self, std::int64_t place, std::int64_t count) {
