@@ -55,6 +55,11 @@ class Sizes(NamedTuple):
     def numel(self) -> int:
         return sum(math.prod(s) for s in self.shapes())
 
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Radial ones of an edge's input: for each degree, or for each degree and order."""
+        return (self.lmax + 1) * self.channels_in, sum(n for _, _, n in self.blocks()) * self.channels_in
+
     def unpack(self, flat: Tensor) -> list[Tensor]:
         """The parameters whose elements ``flat`` has one after the other."""
         shapes = self.shapes()

@@ -123,9 +123,7 @@ class Plan(NamedTuple):
 
     @property
     def weights(self) -> tuple[int, int]:
-        """Radial ones of an edge: for each degree, or for each degree and order."""
-        groups = sum(n for _, _, n in self.convolutions[0].blocks())
-        return (self.lmax + 1) * self.channels_in, groups * self.channels_in
+        return self.convolutions[0].weights
 
     @property
     def convolutions(self) -> tuple[Sizes, Sizes]:
@@ -486,6 +484,17 @@ _DOUBLE_BACKWARD = torch.ops.eqk.so2_edge_message_double_backward.default
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def _check_weights(op: str, name: str, t: Tensor, layer: Sizes) -> None:
+    degrees, orders = layer.weights
+    torch._check(
+        t.dim() == 2 and t.shape[1] in (degrees, orders),
+        lambda: (
+            f"eqk::{op}: {name}: expected 2 dimensions, the last of {degrees} (degrees) or {orders} (degrees and "
+            f"orders) weights, got shape {list(t.shape)}"
+        ),
+    )
+
+
 def _check(
     op: str, v: Sequence[MaybeTensor], g: MaybeTensor, kept: Sequence[MaybeTensor], index: Tensor, text: str
 ) -> None:
@@ -508,12 +517,9 @@ def _check(
     require(index.device == x.device, "index", f"device {x.device} as x has", index.device)
     edges, rows = index.shape[1], count(plan.lmax, plan.mmax)
     first, second = plan.convolutions
-    groups = plan.weights
     last = h if a is None else a
     if h is not None:
-        require(last.dim() == 2 and last.shape[1] in groups, "h" if a is None else "a",
-                f"2 dimensions, the last of {groups[0]} (degrees) or {groups[1]} (degrees and orders) weights",
-                f"shape {list(last.shape)}")  # fmt: skip
+        _check_weights(op, "h" if a is None else "a", last, first)
     require(h is not None or a is None, "h", "features that a is to be multiplied with", None)
     if w is not None:
         divides = w.dim() == 2 and (plan.channels_out % w.shape[1] == 0 if w.shape[1] > 0 else False)
@@ -814,15 +820,12 @@ def so2_edge_message(
                 f"eqk.{op}: x: expected shape [nodes, {(lmax + 1) ** 2}, {channels}], as conv1 has channels in and "
                 f"merge is 'add', got {list(x.shape)}"
             )
-        name, weights = ("h", h) if a is None else ("a", a)
-        if weights is not None:
-            degrees, orders = (lmax + 1) * channels, sum(n for _, _, n in first.blocks()) * channels
-            if weights.dim() != 2 or weights.shape[1] not in (degrees, orders):
-                raise RuntimeError(
-                    f"eqk.{op}: {name}: expected 2 dimensions, the last of {degrees} (degrees) or {orders} (degrees "
-                    f"and orders) weights, got shape {list(weights.shape)}"
-                )
-            h, a = (_for_both(h, channels), None) if a is None else (h, _for_both(a, channels))
+        if a is not None:
+            _check_weights(op, "a", a, first)
+            a = _for_both(a, channels)
+        elif h is not None:
+            _check_weights(op, "h", h, first)
+            h = _for_both(h, channels)
         conv1 = [t if n == 1 else _for_both(t, channels) for n, t in enumerate(conv1)]
         first = first._replace(channels_in=2 * channels)
     grid = quadrature, normalization, bool(grid_rescale)
