@@ -92,8 +92,8 @@ class RadialWeights {
     take(gh_, hidden(), problem.out[kHidden].data);
     tile_.w = take(w_, tile_.pitch, true);
     tile_.w_tangent = take(w_part_, tile_.pitch, w_tangent_);
-    // Kernels whose lanes are channels write an edge's gradients last: over its weights, so that a cache has to hold one
-    // array of this size less.
+    // Kernels whose lanes are channels write an edge's gradients last: over its weights, so that a cache has to hold
+    // one array of this size less.
     tile_.gw = in_lanes && !problem.dual && gradient ? w_.get() : take(gw_, tile_.pitch, gradient);
     tile_.gw_value = take(gw_value_, tile_.pitch, gradient && w_tangent_);
     tile_.self = this;
