@@ -29,14 +29,33 @@ class WeightParts {
     return static_cast<char*>(sums_.mutable_data_ptr()) + part * numel_ * size(dtype_);
   }
 
+  // Weights [from, from + count) of the parts, at `to` of the result.
+  struct Piece {
+    std::int64_t from, to, count;
+  };
+
   void reduce(void* out) const {
+    const std::int64_t pieces = (numel_ + kBlock - 1) / kBlock;
+    reduce(out, pieces,
+           [&](std::int64_t n) { return Piece{n * kBlock, n * kBlock, std::min(kBlock, numel_ - n * kBlock)}; });
+  }
+
+  // piece(n): the n-th of those that all weights are cut into.
+  template <class GetPiece>
+  void reduce(void* out, std::int64_t pieces, const GetPiece& piece) const {
     with_types(dtype_, [&]<class T, class Storage>(T, Storage) {
       const T* const sums = static_cast<const T*>(of(0));
-      parallel_for(numel_, 4096, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t q = begin; q < end; ++q) {
-          T sum = 0;
-          for (std::int64_t p = 0; p < parts_; ++p) sum += sums[p * numel_ + q];
-          static_cast<Storage*>(out)[q] = as_storage<Storage>(sum);
+      parallel_for(pieces, 16, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t n = begin; n < end; ++n) {
+          const Piece all = piece(n);
+          for (std::int64_t done = 0; done < all.count; done += kBlock) {
+            const std::int64_t count = std::min(kBlock, all.count - done);
+            T sum[kBlock]{};
+            for (std::int64_t p = 0; p < parts_; ++p)
+              for (std::int64_t q = 0; q < count; ++q) sum[q] += sums[p * numel_ + all.from + done + q];
+            Storage* const to = static_cast<Storage*>(out) + all.to + done;
+            for (std::int64_t q = 0; q < count; ++q) to[q] = as_storage<Storage>(sum[q]);
+          }
         }
       });
     });
@@ -46,6 +65,7 @@ class WeightParts {
   Dtype dtype_;
   std::int64_t numel_, parts_;
   Tensor sums_;
+  static constexpr std::int64_t kBlock = 256;
 
   static std::int64_t size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
 
