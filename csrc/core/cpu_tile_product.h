@@ -315,7 +315,7 @@ inline void split_panel(const float* b, std::int64_t b_depth, std::int64_t depth
 // Whether they ran; `panel`: columns of one.
 inline bool multiply_on_tiles(const PanelProduct<float>& p, std::int64_t panel) {
   const TileUnit unit = tile_unit();
-  if (unit == TileUnit::none || !worth_tiles(p)) return false;
+  if (unit == TileUnit::none || (p.b && !worth_tiles(p))) return false;
   const auto multiply = unit == TileUnit::amx ? &tiles::multiply<tiles::Amx> : &tiles::multiply<tiles::Emulated>;
   multiply(p, panel);
   return true;

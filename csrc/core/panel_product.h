@@ -17,8 +17,9 @@ struct PanelProduct {
   T* c;
   std::int64_t c_row;
   bool add;
-  std::int64_t copy = 0;             // how far from c the result is stored once more; 0: nowhere
-  const std::byte* split = nullptr;  // b once more, by PanelSplit, where its owner has it
+  std::int64_t copy = 0;  // how far from c the result is stored once more; 0: nowhere
+  // b once more, by PanelSplit, where its owner has it; b may then be null, but a_row or a_depth is 1.
+  const std::byte* split = nullptr;
 };
 
 template <class T>

@@ -193,7 +193,7 @@ inline ChannelPlan lower_channels(const Plan& plan, int lmax, bool sum_rows = fa
   return result;
 }
 
-inline Lowered lower(const Plan& plan, int lmax, bool sum_rows = false) {
+inline Lowered lower(const Plan& plan, int lmax) {
   Lowered lowered;
   for (const auto& ins : plan.instructions) {
     const Segment &a = plan.irreps[0][ins.i1], &b = plan.irreps[1][ins.i2], &o = plan.irreps[2][ins.io];
@@ -202,7 +202,7 @@ inline Lowered lower(const Plan& plan, int lmax, bool sum_rows = false) {
                              o.l, view(a, plan.layout[0]), view(b, plan.layout[1]), view(o, plan.layout[2]),
                              coupling(a.l, b.l, o.l)});
   }
-  lowered.channels = lower_channels(plan, lmax, sum_rows);
+  lowered.channels = lower_channels(plan, lmax);
   return lowered;
 }
 

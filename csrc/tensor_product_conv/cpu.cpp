@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -16,22 +17,24 @@
 #include "tensor_product_conv/cpu_radial.h"
 #include "tensor_product_conv/edge_order.h"
 #include "tensor_product_conv/op.h"
+#include "tensor_product_conv/path_groups.h"
 #include "tensor_product_conv/problem.h"
 
 namespace eqk::tensor_product_conv {
 namespace {
 
+using tensor_product::Lowered;
 using tensor_product::WeightParts;
 
 struct CpuPlan {
-  Lowered rows;   // for the kernels of tensor_product
-  Lowered edges;  // for kernels that sum rows
+  Lowered rows;       // for the kernels of tensor_product
+  ChannelPlan edges;  // for kernels that sum rows
 };
 
 // Plans are never freed: their addresses tell them apart.
 const CpuPlan* cached_lowering(const Plan& plan) {
   return cached(&plan, [&] {
-    return CpuPlan{tensor_product::lower(plan, EQK_LMAX), tensor_product::lower(plan, EQK_LMAX, true)};
+    return CpuPlan{tensor_product::lower(plan, EQK_LMAX), tensor_product::lower_channels(plan, EQK_LMAX, true)};
   });
 }
 
@@ -77,7 +80,7 @@ class GatheredEdges {
   }
 
   void run() {
-    gx_.start(edges_.num_src, columns_[kX]);
+    gx_.start(edges_.num_src, columns_[kX], false);
     if (part_.begin == part_.end) return;
     std::int64_t node = part_.begin;
     const std::int64_t end = edges_.row[part_.end];
@@ -211,16 +214,28 @@ std::int64_t count_parts(const Problem& problem, bool sums_gx, std::int64_t nume
 
 const EdgeKernels& edge_kernels() { return EQK_CHOOSE_KERNEL(); }
 
-// with_weights(part, in_lanes, f) calls f with what makes the weights of its edges, or with null where they are the
-// problem's; in_lanes: whether kernels whose lanes are channels take them.
-template <class WithWeights>
-void run(const Problem& problem, const Tensor& like, std::int64_t parts, const WithWeights& with_weights) {
+// What runs a plan.
+struct Runner {
   const EdgeKernels& lanes = edge_kernels();
-  const auto lowering = cached_lowering(*problem.plan);
+  const CpuPlan& lowering;
+  bool in_lanes;  // the kernels whose lanes are channels
+
+  explicit Runner(const Problem& problem)
+      : lowering(*cached_lowering(*problem.plan)), in_lanes(lanes.can_run(problem, lowering.edges)) {}
+  const ChannelPlan& channels() const { return lowering.edges; }
+};
+
+// run_part(part, f) calls f(paths) with the paths that are run for the edges of this part, once or for some after
+// others.
+template <class RunPart>
+void run(const Problem& problem, const Tensor& like, const Runner& runner, std::int64_t parts,
+         const RunPart& run_part) {
+  const EdgeKernels& lanes = runner.lanes;
+  const ChannelPlan& channels = runner.channels();
   const Edges& edges = *problem.edges;
-  const bool in_lanes = lanes.can_run(problem, lowering->edges);
+  const bool in_lanes = runner.in_lanes;
   const bool sums_gx = problem.out[kX].data, sums_gw = problem.out[kW].data && problem.plan->weights == Weights::shared;
-  const std::int64_t x_size = in_lanes ? lowering->edges.channels.c_size : problem.plan->dim[0];
+  const std::int64_t x_size = in_lanes ? channels.c_size : problem.plan->dim[0];
   const ScalarType type = problem.dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
   const std::int64_t type_size = problem.dtype == Dtype::float64 ? 8 : 4;
   constexpr std::int64_t kNodes = 64;
@@ -234,7 +249,7 @@ void run(const Problem& problem, const Tensor& like, std::int64_t parts, const W
   if (in_lanes) {
     void *const x = rows_of_nodes(1), *const x_tangent = problem.in[kX].tangent ? rows_of_nodes(1) : nullptr;
     parallel_for((edges.num_src + kNodes - 1) / kNodes, 1, [&](std::int64_t begin, std::int64_t end) {
-      lanes.stage(problem, lowering->edges, begin * kNodes, std::min(end * kNodes, edges.num_src), x, x_tangent);
+      lanes.stage(problem, channels, begin * kNodes, std::min(end * kNodes, edges.num_src), x, x_tangent);
     });
     staged = {x, x_tangent};
   }
@@ -255,12 +270,13 @@ void run(const Problem& problem, const Tensor& like, std::int64_t parts, const W
   with_types(problem.dtype, [&]<class T, class Storage>(T, Storage) {
     parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t p = begin; p < end; ++p) {
-        with_weights(p, in_lanes, [&](const EdgeWeights* weights) {
+        run_part(p, [&](const ChannelPlan& paths, const EdgeWeights* weights, bool add) {
           all[p].weights = weights;
+          all[p].add = add;
           if (in_lanes)
-            lanes.run(problem, lowering->edges, staged, all[p]);
+            lanes.run(problem, paths, staged, all[p]);
           else
-            GatheredEdges<T, Storage>(problem, lowering->rows, all[p]).run();
+            GatheredEdges<T, Storage>(problem, runner.lowering.rows, all[p]).run();
         });
       }
     });
@@ -268,7 +284,7 @@ void run(const Problem& problem, const Tensor& like, std::int64_t parts, const W
       parallel_for((edges.num_src + kNodes - 1) / kNodes, 1, [&](std::int64_t begin, std::int64_t end) {
         begin *= kNodes, end = std::min(end * kNodes, edges.num_src);
         if (in_lanes)
-          lanes.collect(problem, lowering->edges, all, begin, end);
+          lanes.collect(problem, channels, all, begin, end);
         else
           GatheredEdges<T, Storage>::collect(problem, all, begin, end);
       });
@@ -286,7 +302,40 @@ void launch(const Problem& problem, const Tensor& like) {
   if (wants_nothing(problem)) return;
   const bool shared = problem.out[kW].data && problem.plan->weights == Weights::shared;
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, shared ? problem.plan->weight_numel : 0);
-  run(problem, like, parts, [](std::int64_t, bool, const auto& f) { f(nullptr); });
+  const Runner runner(problem);
+  run(problem, like, runner, parts, [&](std::int64_t, const auto& f) { f(runner.channels(), nullptr, false); });
+}
+
+// Weights of a group of paths, so that a second-level cache holds what products and kernels use of them: the matrix and
+// its transpose, both split where products want it, their gradient, and weights of some edges.
+std::int64_t columns_of_group(std::int64_t hidden, std::int64_t element) {
+  constexpr std::int64_t kBytes = 768 << 10;
+  return kBytes / (element * (4 * hidden + EdgeWeights::kEdges));
+}
+
+std::vector<PathGroup> groups_of(const Runner& runner, const RadialProblem& radial) {
+  const std::int64_t element = radial.dtype == Dtype::float64 ? 8 : 4;
+  if (runner.in_lanes) return path_groups(runner.channels(), columns_of_group(radial.hidden, element));
+  PathGroup all{runner.channels(), std::vector<std::int64_t>(radial.plan->weight_numel)};
+  std::iota(all.columns.begin(), all.columns.end(), 0);
+  return {std::move(all)};
+}
+
+// The gradient of the matrix, from parts whose columns are in the order of groups.
+void reduce_matrix(const WeightParts& parts, const std::vector<PathGroup>& groups, const RadialProblem& radial) {
+  std::vector<WeightParts::Piece> runs;  // of a row
+  std::int64_t column = 0;
+  for (const PathGroup& group : groups)
+    for (const std::int64_t to : group.columns) {
+      if (runs.empty() || runs.back().to + runs.back().count != to) runs.push_back({column, to, 0});
+      ++runs.back().count, ++column;
+    }
+  const auto count = static_cast<std::int64_t>(runs.size());
+  parts.reduce(radial.out[kMatrix].data, radial.hidden * count, [&](std::int64_t n) {
+    const std::int64_t row = n / count * radial.plan->weight_numel;
+    const auto& run = runs[n % count];
+    return WeightParts::Piece{row + run.from, row + run.to, run.count};
+  });
 }
 
 void launch_radial(const RadialProblem& radial, const Tensor& like) {
@@ -298,20 +347,31 @@ void launch_radial(const RadialProblem& radial, const Tensor& like) {
   const std::int64_t numel = radial.hidden * radial.plan->weight_numel;
   const bool sums_matrix = radial.out[kMatrix].data;
   const std::int64_t parts = count_parts(problem, problem.out[kX].data, sums_matrix ? numel : 0);
+  const Runner runner(problem);
+  const std::vector<PathGroup> groups = groups_of(runner, radial);
   std::optional<WeightParts> matrix;
   if (sums_matrix) matrix.emplace(radial.dtype, numel, parts, like, false);
   with_types(radial.dtype, [&]<class T, class Storage>(T, Storage) {
-    const auto& kernel = std::get<PanelKernel<T>>(edge_kernels().panels);
+    using Matrix = RadialMatrix<T, Storage>;
+    const auto& kernel = std::get<PanelKernel<T>>(runner.lanes.panels);
     const Operand& a = radial.in[kMatrix];
-    const RadialMatrix<T, Storage> value(radial, a.value, a.stride, kernel),
-        tangent(radial, a.tangent, a.tangent_stride, kernel);
-    run(problem, like, parts, [&](std::int64_t part, bool in_lanes, const auto& f) {
-      RadialWeights<T, Storage> weights(radial, kernel, value, tangent, matrix ? matrix->of(part) : nullptr, in_lanes);
-      f(&weights.tile());
-      weights.finish();
+    std::vector<Matrix> values, tangents;
+    for (const PathGroup& group : groups) {
+      values.emplace_back(radial, a.value, a.stride, group.columns, kernel);
+      tangents.emplace_back(radial, a.tangent, a.tangent_stride, group.columns, kernel);
+    }
+    run(problem, like, runner, parts, [&](std::int64_t part, const auto& f) {
+      T* ga = matrix ? static_cast<T*>(matrix->of(part)) : nullptr;
+      for (std::size_t n = 0; n < groups.size(); ++n) {
+        const bool add = n > 0;
+        RadialWeights<T, Storage> weights(radial, kernel, values[n], tangents[n], ga, runner.in_lanes, add);
+        f(groups[n].channels, &weights.tile(), add);
+        weights.finish();
+        if (ga) ga += groups[n].columns.size();
+      }
     });
   });
-  if (matrix) matrix->reduce(radial.out[kMatrix].data);
+  if (matrix) reduce_matrix(*matrix, groups, radial);
 }
 
 struct Cpu {

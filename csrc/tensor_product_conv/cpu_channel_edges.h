@@ -19,7 +19,6 @@ inline namespace EQK_ISA {
 
 using namespace tensor_product::EQK_ISA;
 using tensor_product::ChannelPath;
-using tensor_product::ChannelPlan;
 using tensor_product::padded;
 
 template <class T>
@@ -29,14 +28,12 @@ class EdgeLanes {
   using R = Vector<T, kRows>;
 
  public:
-  static bool can_run(const Problem& problem, const Lowered& lowered) {
-    return !lowered.channels.paths.empty() && !lowered.channels.mirrored && !problem.in[kG].tangent &&
-           lane_utilisation(lowered.channels, W) > 0.25;
+  static bool can_run(const Problem& problem, const ChannelPlan& plan) {
+    return !plan.paths.empty() && !plan.mirrored && !problem.in[kG].tangent && lane_utilisation(plan, W) > 0.25;
   }
 
-  static void stage_nodes(const Problem& problem, const Lowered& lowered, std::int64_t begin, std::int64_t end, T* x,
+  static void stage_nodes(const Problem& problem, const ChannelPlan& plan, std::int64_t begin, std::int64_t end, T* x,
                           T* x_tangent) {
-    const ChannelPlan& plan = lowered.channels;
     const bool mul_ir = problem.plan->layout[0] == Layout::mul_ir;
     const Operand& in = problem.in[kX];
     for (std::int64_t n = begin; n < end; ++n) {
@@ -46,9 +43,8 @@ class EdgeLanes {
     }
   }
 
-  static void collect(const Problem& problem, const Lowered& lowered, const std::vector<Part>& parts,
+  static void collect(const Problem& problem, const ChannelPlan& plan, const std::vector<Part>& parts,
                       std::int64_t begin, std::int64_t end) {
-    const ChannelPlan& plan = lowered.channels;
     const bool mul_ir = problem.plan->layout[0] == Layout::mul_ir;
     for (std::int64_t n = begin; n < end; ++n) {
       T* const sum = static_cast<T*>(parts[0].gx[0]) + n * plan.c_size;
@@ -61,9 +57,9 @@ class EdgeLanes {
     }
   }
 
-  EdgeLanes(const Problem& problem, const Lowered& lowered, const Staged& staged, const Part& part)
+  EdgeLanes(const Problem& problem, const ChannelPlan& plan, const Staged& staged, const Part& part)
       : problem_(problem),
-        plan_(lowered.channels),
+        plan_(plan),
         edges_(*problem.edges),
         part_(part),
         x_(static_cast<const T*>(staged.x)),
@@ -121,7 +117,7 @@ class EdgeLanes {
   }
 
   void run() {
-    gx_.start(edges_.num_src, plan_.c_size);
+    gx_.start(edges_.num_src, plan_.c_size, part_.add);
     if (part_.begin == part_.end) return;
     std::int64_t node = part_.begin;
     open(node);
@@ -273,9 +269,15 @@ class EdgeLanes {
   void put_gy(std::int64_t place, int count) {
     const Result& r = problem_.out[kY];
     T* const to = static_cast<T*>(r.data);
-    if (edges_.in_order()) return reduce_lanes<T>(gy_lanes_, count * y_dim_, to + place * r.stride);
+    if (edges_.in_order() && !part_.add) return reduce_lanes<T>(gy_lanes_, count * y_dim_, to + place * r.stride);
     reduce_lanes<T>(gy_lanes_, count * y_dim_, gy_);
-    for (int e = 0; e < count; ++e) std::copy_n(gy_ + e * y_dim_, y_dim_, to + edges_.edge_at(place + e) * r.stride);
+    for (int e = 0; e < count; ++e) {
+      T* const row = to + edges_.edge_at(place + e) * r.stride;
+      if (part_.add)
+        add_row(gy_ + e * y_dim_, y_dim_, row);
+      else
+        std::copy_n(gy_ + e * y_dim_, y_dim_, row);
+    }
   }
 };
 

@@ -18,31 +18,31 @@ static auto with_lanes(const Problem& problem, F&& f) {
   return problem.dtype == Dtype::float64 ? f(double{}) : f(float{});
 }
 
-static bool can_run(const Problem& problem, const Lowered& lowered) {
+static bool can_run(const Problem& problem, const ChannelPlan& plan) {
   if (problem.dtype != Dtype::float32 && problem.dtype != Dtype::float64) return false;
-  return with_lanes(problem, [&]<class T>(T) { return EdgeLanes<T>::can_run(problem, lowered); });
+  return with_lanes(problem, [&]<class T>(T) { return EdgeLanes<T>::can_run(problem, plan); });
 }
 
-static void stage_nodes(const Problem& problem, const Lowered& lowered, std::int64_t begin, std::int64_t end, void* x,
+static void stage_nodes(const Problem& problem, const ChannelPlan& plan, std::int64_t begin, std::int64_t end, void* x,
                         void* x_tangent) {
   with_lanes(problem, [&]<class T>(T) {
-    EdgeLanes<T>::stage_nodes(problem, lowered, begin, end, static_cast<T*>(x), static_cast<T*>(x_tangent));
+    EdgeLanes<T>::stage_nodes(problem, plan, begin, end, static_cast<T*>(x), static_cast<T*>(x_tangent));
   });
 }
 
-static void run(const Problem& problem, const Lowered& lowered, const Staged& staged, const Part& part) {
-  with_lanes(problem, [&]<class T>(T) { EdgeLanes<T>(problem, lowered, staged, part).run(); });
+static void run(const Problem& problem, const ChannelPlan& plan, const Staged& staged, const Part& part) {
+  with_lanes(problem, [&]<class T>(T) { EdgeLanes<T>(problem, plan, staged, part).run(); });
 }
 
-static void collect(const Problem& problem, const Lowered& lowered, const std::vector<Part>& parts, std::int64_t begin,
+static void collect(const Problem& problem, const ChannelPlan& plan, const std::vector<Part>& parts, std::int64_t begin,
                     std::int64_t end) {
-  with_lanes(problem, [&]<class T>(T) { EdgeLanes<T>::collect(problem, lowered, parts, begin, end); });
+  with_lanes(problem, [&]<class T>(T) { EdgeLanes<T>::collect(problem, plan, parts, begin, end); });
 }
 
 static constexpr EdgeKernels kKernels{can_run, stage_nodes, run, collect, kPanels};
 #else
-static constexpr EdgeKernels kKernels{[](const Problem&, const Lowered&) { return false; }, nullptr, nullptr, nullptr,
-                                      kPanels};
+static constexpr EdgeKernels kKernels{[](const Problem&, const ChannelPlan&) { return false; }, nullptr, nullptr,
+                                      nullptr, kPanels};
 #endif
 
 }  // namespace EQK_ISA

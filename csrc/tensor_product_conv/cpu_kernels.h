@@ -11,7 +11,7 @@
 
 namespace eqk::tensor_product_conv {
 
-using tensor_product::Lowered;
+using tensor_product::ChannelPlan;
 
 // Scratch rows of nodes, padded segments one after another; T is the dtype of the problem.
 struct Staged {
@@ -38,6 +38,7 @@ struct Part {
   std::array<void*, 3> gx{};
   void* gw = nullptr;                    // gradient of shared weights, in the accumulation type
   const EdgeWeights* weights = nullptr;  // instead of those of the problem
+  bool add = false;                      // to gradients of x and y that have been made of other paths
 };
 
 template <class T>
@@ -49,12 +50,12 @@ struct PanelKernel {
 
 // The kernels whose lanes are channels, on problems that can_run accepts, and products of matrices, which run anywhere.
 struct EdgeKernels {
-  bool (*can_run)(const Problem&, const Lowered&);
+  bool (*can_run)(const Problem&, const ChannelPlan&);
   // Nodes [begin, end) of x and its tangent to scratch rows.
-  void (*stage)(const Problem&, const Lowered&, std::int64_t begin, std::int64_t end, void* x, void* x_tangent);
-  void (*run)(const Problem&, const Lowered&, const Staged&, const Part&);
+  void (*stage)(const Problem&, const ChannelPlan&, std::int64_t begin, std::int64_t end, void* x, void* x_tangent);
+  void (*run)(const Problem&, const ChannelPlan&, const Staged&, const Part&);
   // Nodes [begin, end) of the gradient of x: the sum over parts of their rows, which it overwrites.
-  void (*collect)(const Problem&, const Lowered&, const std::vector<Part>&, std::int64_t begin, std::int64_t end);
+  void (*collect)(const Problem&, const ChannelPlan&, const std::vector<Part>&, std::int64_t begin, std::int64_t end);
   std::tuple<PanelKernel<float>, PanelKernel<double>> panels;
 };
 

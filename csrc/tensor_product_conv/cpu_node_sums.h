@@ -22,10 +22,11 @@ class NodeSums {
     for (int level = 0; level < 3; ++level) rows_[level] = static_cast<T*>(part.gx[level]);
   }
 
-  void start(std::int64_t nodes, std::int64_t size) {
+  // add: to what rows hold.
+  void start(std::int64_t nodes, std::int64_t size, bool add) {
     size_ = size;
     for (T* rows : rows_)
-      if (rows) std::fill_n(rows, nodes * size, T{});
+      if (rows && !add) std::fill_n(rows, nodes * size, T{});
     if (!rows_[1]) return;
     added_ = aligned_array<std::int64_t>(nodes);
     std::fill_n(added_.get(), nodes, 0);

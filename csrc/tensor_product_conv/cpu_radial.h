@@ -14,19 +14,24 @@
 namespace eqk::tensor_product_conv {
 inline namespace EQK_ISA {
 
-// The matrix, or its tangent, in the accumulation type and in the panels of a product.
+// Columns of the matrix, or of its tangent, in the accumulation type and in the panels of a product.
 template <class T, class Storage>
 class RadialMatrix {
  public:
   // data null: nothing is read of this matrix.
-  RadialMatrix(const RadialProblem& p, const void* data, std::int64_t stride, const PanelKernel<T>& kernel)
-      : depth_(p.hidden), columns_(p.plan->weight_numel), kernel_(kernel), there_(data) {
+  RadialMatrix(const RadialProblem& p, const void* data, std::int64_t stride, const std::vector<std::int64_t>& columns,
+               const PanelKernel<T>& kernel)
+      : depth_(p.hidden), columns_(static_cast<std::int64_t>(columns.size())), kernel_(kernel), there_(data) {
     const auto* const from = static_cast<const Storage*>(data);
-    if (data) plain_ = packed(from, stride, 1, depth_, columns_);
-    if (data && p.out[kHidden].data) transposed_ = packed(from, 1, stride, columns_, depth_);
+    if (!data) return;
+    plain_ = packed(depth_, columns_, [&](auto row, auto column) { return from[row * stride + columns[column]]; });
+    if (p.out[kHidden].data)
+      transposed_ =
+          packed(columns_, depth_, [&](auto row, auto column) { return from[column * stride + columns[row]]; });
   }
 
   explicit operator bool() const { return there_; }
+  std::int64_t columns() const { return columns_; }
 
   // c (+)= b a of rows of hidden features b; both with rows that are adjacent up to a stride.
   void times(std::int64_t rows, const T* b, T* c, std::int64_t c_row, bool add) const {
@@ -39,7 +44,7 @@ class RadialMatrix {
   }
 
  private:
-  // In panels, and split where products want it.
+  // In panels or, where products want it, split.
   struct Packed {
     AlignedArray<T> panels;
     AlignedArray<std::byte> split;
@@ -56,31 +61,43 @@ class RadialMatrix {
                       right.split.get()});
   }
 
-  Packed packed(const Storage* from, std::int64_t row, std::int64_t column, std::int64_t rows,
-                std::int64_t columns) const {
+  // at(row, column) of a matrix.
+  template <class At>
+  Packed packed(std::int64_t rows, std::int64_t columns, const At& at) const {
     const std::int64_t panel = kernel_.columns, bytes = kernel_.split.bytes(rows, columns);
+    const std::int64_t panels = (columns + panel - 1) / panel;
     Packed to;
-    to.panels = aligned_array<T>((columns + panel - 1) / panel * panel * rows + 1);
     if (bytes) to.split = aligned_array<std::byte>(bytes);
-    T* at = to.panels.get();
-    for (std::int64_t first = 0; first < columns; first += panel, at += rows * panel) {
-      for (std::int64_t r = 0; r < rows; ++r)
-        for (std::int64_t q = 0; q < panel; ++q)
-          at[r * panel + q] = first + q < columns ? from_storage<T>(from[r * row + (first + q) * column]) : T{0};
-      if (bytes) kernel_.split.split(at, panel, rows, first, std::min(panel, columns - first), to.split.get());
+    to.panels = aligned_array<T>((bytes ? 1 : panels) * panel * rows + 1);
+    T* p = to.panels.get();
+    for (std::int64_t first = 0; first < columns; first += panel) {
+      // A few rows at a time, so that a line is read once whether it runs along them or across.
+      constexpr std::int64_t kLine = 16;
+      const std::int64_t there = std::min(panel, columns - first);
+      if (there < panel) std::fill_n(p, rows * panel, T{0});
+      for (std::int64_t r = 0; r < rows; r += kLine)
+        for (std::int64_t q = 0; q < there; ++q)
+          for (std::int64_t n = r; n < std::min(r + kLine, rows); ++n)
+            p[n * panel + q] = from_storage<T>(at(n, first + q));
+      if (bytes)
+        kernel_.split.split(p, panel, rows, first, there, to.split.get());
+      else
+        p += rows * panel;
     }
+    if (bytes) to.panels = nullptr;
     return to;
   }
 };
 
-// Those of one part.
+// Those of these columns that one part of the edges has.
 template <class T, class Storage>
 class RadialWeights {
  public:
-  // ga: [hidden, weight_numel], this part of the gradient of the matrix, which finish() completes; null: not wanted.
+  // ga: these columns of [hidden, weight_numel], this part of the gradient of the matrix, which finish() completes;
+  // null: not wanted. add: to the gradient of the hidden features, which other columns have been to.
   RadialWeights(const RadialProblem& problem, const PanelKernel<T>& kernel, const RadialMatrix<T, Storage>& matrix,
-                const RadialMatrix<T, Storage>& matrix_tangent, void* ga, bool in_lanes)
-      : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(static_cast<T*>(ga)) {
+                const RadialMatrix<T, Storage>& matrix_tangent, T* ga, bool in_lanes, bool add)
+      : problem_(problem), kernel_(kernel), matrix_(matrix), matrix_tangent_(matrix_tangent), ga_(ga), add_(add) {
     const bool gradient = problem.out[kHidden].data || ga;
     w_tangent_ = problem.dual && (problem.in[kHidden].tangent || matrix_tangent);
     // Whole panels, and lines of an odd number, so that a column of a tile spreads over the sets of a cache.
@@ -109,7 +126,8 @@ class RadialWeights {
 
   // After all edges, of which there may be none.
   void finish() {
-    if (ga_ && !ga_begun_) std::fill_n(ga_, hidden() * columns(), T{0});
+    if (!ga_ || ga_begun_) return;
+    for (std::int64_t k = 0; k < hidden(); ++k) std::fill_n(ga_ + k * ga_row(), columns(), T{0});
   }
 
  private:
@@ -117,12 +135,13 @@ class RadialWeights {
   const PanelKernel<T>& kernel_;
   const RadialMatrix<T, Storage>&matrix_, &matrix_tangent_;
   T* ga_;
-  bool w_tangent_, ga_begun_ = false;
+  bool add_, w_tangent_, ga_begun_ = false;
   EdgeWeights tile_;
   AlignedArray<T> h_, h_part_, gh_, w_, w_part_, gw_, gw_value_;
 
   std::int64_t hidden() const { return problem_.hidden; }
-  std::int64_t columns() const { return problem_.plan->weight_numel; }
+  std::int64_t columns() const { return matrix_.columns(); }
+  std::int64_t ga_row() const { return problem_.plan->weight_numel; }
   const T* gw() const { return static_cast<const T*>(tile_.gw); }
 
   static T* take(AlignedArray<T>& memory, std::int64_t columns, bool wanted) {
@@ -161,7 +180,7 @@ class RadialWeights {
 
   void add_to_matrix(const T* h, const T* gw, std::int64_t count) {
     kernel_.multiply(
-        {hidden(), count, columns(), h, 1, hidden(), gw, kernel_.columns, tile_.pitch, ga_, columns(), ga_begun_});
+        {hidden(), count, columns(), h, 1, hidden(), gw, kernel_.columns, tile_.pitch, ga_, ga_row(), ga_begun_});
     ga_begun_ = true;
   }
 
@@ -169,7 +188,11 @@ class RadialWeights {
     const Result& gh = problem_.out[kHidden];
     for (std::int64_t e = 0; e < count; ++e) {
       Storage* const to = static_cast<Storage*>(gh.data) + problem_.edges->edge_at(place + e) * gh.stride;
-      for (std::int64_t k = 0; k < hidden(); ++k) to[k] = as_storage<Storage>(gh_[e * hidden() + k]);
+      const T* const row = gh_.get() + e * hidden();
+      if (add_)
+        for (std::int64_t k = 0; k < hidden(); ++k) to[k] = as_storage<Storage>(from_storage<T>(to[k]) + row[k]);
+      else
+        for (std::int64_t k = 0; k < hidden(); ++k) to[k] = as_storage<Storage>(row[k]);
     }
   }
 };
