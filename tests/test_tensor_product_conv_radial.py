@@ -113,6 +113,36 @@ def test_random_plans(rng, generator):
                 assert_close(a, b, order, what=f"result {n}, {edges} edges, {num_src} to {num_dst} nodes, plan {plan}")
 
 
+def depthwise(x, y, out, paths):
+    """Paths (i1, i2, io) in this order, which is that of their weights."""
+    return Plan(x, y, out, tuple((*path, "uvu", True, 0.3 + n) for n, path in enumerate(paths)), weights="per_sample")
+
+
+GROUPED = {
+    # Every path has its own row of the result; their order is not that of x.
+    "apart": depthwise(
+        "16x0e+24x1o+8x2e+5x0e",
+        "1x0e+1x1o+1x2e",
+        "16x0e+24x0e+8x0e+16x1o+24x1o+24x1o+8x1o+9x3o+8x2e+16x2e",
+        [(0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 1, 3), (1, 0, 4), (1, 2, 5), (2, 1, 6), (2, 0, 8), (0, 2, 9)],
+    ),
+    # Some are added to one row, early ones and late ones.
+    "summed": depthwise(
+        "16x0e+16x1o+16x2e",
+        "1x0e+1x1o+1x2e",
+        "16x1o+16x0e+16x1o+7x0e+16x2e",
+        [(0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 1, 1), (1, 2, 2), (2, 1, 2), (2, 0, 4), (0, 2, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_paths_in_groups(name, generator):
+    """A matrix of so many rows that few paths have weights at a time."""
+    for ordered in (True, False):
+        check(GROUPED[name], 150, 9, 7, 900, generator, ordered=ordered)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit(dtype, generator):
     src, dst = graph(200, 7, 5, generator, ordered=False)
