@@ -57,10 +57,10 @@ def checked_resolution(res: Resolution, quadrature: str) -> tuple[int, int]:
 
 def exact_degree(res: Resolution, quadrature: str = "gausslegendre") -> int:
     """Degree of harmonics up to which sums over the grid are integrals; above it functions alias to lower degrees."""
-    return min(_exact_degree_and_order(res, quadrature))
+    return min(exact_degree_and_order(res, quadrature))
 
 
-def _exact_degree_and_order(res: Resolution, quadrature: str) -> tuple[int, int]:
+def exact_degree_and_order(res: Resolution, quadrature: str) -> tuple[int, int]:
     """To which rings are exact, and angles."""
     res_beta, res_alpha = checked_resolution(res, quadrature)
     return 2 * res_beta - 1 if quadrature == "gausslegendre" else res_beta - 1, res_alpha - 1
@@ -68,7 +68,7 @@ def _exact_degree_and_order(res: Resolution, quadrature: str) -> tuple[int, int]
 
 def exactness(res: Resolution, quadrature: str) -> str:
     """What of a function is not lost in sums over a grid: the rest aliases."""
-    degree, order = _exact_degree_and_order(res, quadrature)
+    degree, order = exact_degree_and_order(res, quadrature)
     return f"exact to degree {degree} and order {order}"
 
 

@@ -708,7 +708,7 @@ def with_bias(op: str, h: MaybeTensor, a: MaybeTensor, bias: MaybeTensor) -> tup
     return torch.cat([h, h.new_ones(h.shape[0], 1)], 1), torch.cat([a, bias[None]])
 
 
-def _for_both(t: Tensor, channels: int) -> Tensor:
+def for_both(t: Tensor, channels: int) -> Tensor:
     """Columns that the channels of a sum of two nodes are multiplied with, as those of both, one after the other."""
     return t.unflatten(1, (-1, channels)).repeat(1, 1, 2).flatten(1)
 
@@ -822,11 +822,11 @@ def so2_edge_message(
             )
         if a is not None:
             _check_weights(op, "a", a, first)
-            a = _for_both(a, channels)
+            a = for_both(a, channels)
         elif h is not None:
             _check_weights(op, "h", h, first)
-            h = _for_both(h, channels)
-        conv1 = [t if n == 1 else _for_both(t, channels) for n, t in enumerate(conv1)]
+            h = for_both(h, channels)
+        conv1 = [t if n == 1 else for_both(t, channels) for n, t in enumerate(conv1)]
         first = first._replace(channels_in=2 * channels)
     grid = quadrature, normalization, bool(grid_rescale)
     sizes = first.channels_in, second.channels_in, second.channels_out

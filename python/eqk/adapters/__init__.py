@@ -25,6 +25,8 @@ _ADAPTERS = {
     "nequix.torch_impl.model": "nequix",
     "sevenn.nn.convolution": "sevennet",
 }
+# Of code that is no package, or is in one of any name: the folder of its modules -> the file here.
+_FOLDERS = {"equiformer_v3": "equiformer_v3"}
 
 # Of each file here, but those whose names begin with _: the distribution whose layers it knows and the version that
 # `make test-models` tests.
@@ -34,6 +36,7 @@ TESTED = {
     "allegro": ("nequip-allegro", "0.8.3"),
     "uma": ("fairchem-core", "2.24.0"),
     "equiformer_v2": ("fairchem-core", "1.10.0"),
+    "equiformer_v3": ("equiformer-v3", "0.0.3"),
     "mace": ("mace-torch", "0.3.16"),
     "nequix": ("nequix", "0.4.5"),
     "e3tools": ("e3tools", "0.1.3"),
@@ -42,17 +45,19 @@ TESTED = {
 
 def fuse(module: nn.Module) -> str | None:
     """What ``module`` became, None if it is no layer that anything here knows. Raises ValueError with a reason."""
-    for framework, adapter in _ADAPTERS.items():
-        package = framework.partition(".")[0]
-        if framework not in sys.modules or type(module).__module__.partition(".")[0] != package:
-            continue
-        try:
-            after = importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"a version of {package} that eqk does not know: {error}") from error
-        if after is not None:
-            return after
-    return None
+    path = type(module).__module__.split(".")
+    adapters = [a for name, a in _ADAPTERS.items() if name in sys.modules and name.partition(".")[0] == path[0]]
+    adapters += [a for folder, a in _FOLDERS.items() if folder in path[-2:-1]]
+    found = (_fuse(adapter, module) for adapter in adapters)
+    return next((after for after in found if after is not None), None)
+
+
+def _fuse(adapter: str, module: nn.Module) -> str | None:
+    try:
+        return importlib.import_module(f"eqk.adapters.{adapter}").fuse(module)
+    except (ImportError, AttributeError) as error:
+        package = type(module).__module__.partition(".")[0]
+        raise ValueError(f"a version of {package} that eqk does not know: {error}") from error
 
 
 def require_fusable(layer: nn.Module, product: nn.Module, *between: nn.Module) -> None:
@@ -75,6 +80,14 @@ def require_plain(layer: nn.Module, *inside: nn.Module) -> None:
     hooked = [type(module).__name__ for module in inside if any(getattr(module, kind) for kind in hooks)]
     if hooked:
         raise ValueError(f"{hooked[0]} in it, which would not be called, has hooks")
+
+
+def require_classes(layer: nn.Module, classes: dict[str, type[nn.Module]]) -> None:
+    """Raises ValueError, with the reason, where a module in ``layer`` is not of the class that its name has here."""
+    for name, cls in classes.items():
+        child = layer.get_submodule(name)
+        if type(child) is not cls:
+            raise ValueError(f"{name} is a {type(child).__name__} instead of {cls.__name__}")
 
 
 def become(module: nn.Module, cls: type[nn.Module]) -> str:

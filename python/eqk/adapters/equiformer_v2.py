@@ -18,7 +18,7 @@ from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
 from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantGraphAttention
 from torch import Tensor, nn
 
-from eqk.adapters import become, require_plain
+from eqk.adapters import become, require_classes, require_plain
 from eqk.adapters._grid import message_options, normalization_of
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import matrix_to_quaternion
@@ -155,18 +155,11 @@ def _parameters(conv: SO2_Convolution) -> list[Tensor]:
     return [conv.fc_m0.weight, conv.fc_m0.bias, *(m.fc.weight for m in conv.so2_m_conv)]
 
 
-def _require(layer: nn.Module, classes: dict[str, type[nn.Module]]) -> None:
-    for name, cls in classes.items():
-        child = layer.get_submodule(name)
-        if type(child) is not cls:
-            raise ValueError(f"{name} is a {type(child).__name__} instead of {cls.__name__}")
-
-
 def _fuse_rotation(layer: nn.Module) -> None:
     if len(layer.lmax_list) != 1:
         raise ValueError("several resolutions")
     if type(layer.SO3_rotation[0]) is not FusedRotation:
-        _require(layer, {"SO3_rotation.0": SO3_Rotation})
+        require_classes(layer, {"SO3_rotation.0": SO3_Rotation})
         become(layer.SO3_rotation[0], FusedRotation)
 
 
@@ -174,13 +167,14 @@ def _activation(layer: SO2EquivariantGraphAttention) -> dict:
     """The options of the message that are its activation's."""
     if layer.use_gate_act:
         parts = {"gate_act": GateActivation, "gate_act.scalar_act": nn.SiLU, "gate_act.gate_act": nn.Sigmoid}
-        _require(layer, parts)
+        require_classes(layer, parts)
         return {"activation": "gate"}
     if not layer.use_sep_s2_act:
         raise ValueError("an activation on the sphere that has no scalars of its own")
-    _require(layer, {"s2_act": SeparableS2Activation, "s2_act.scalar_act": nn.SiLU, "s2_act.s2_act.act": nn.SiLU})
+    parts = {"s2_act": SeparableS2Activation, "s2_act.scalar_act": nn.SiLU, "s2_act.s2_act.act": nn.SiLU}
+    require_classes(layer, parts)
     if type(layer.s2_act.s2_act) is not FusedS2Activation:
-        _require(layer, {"s2_act.s2_act": S2Activation})
+        require_classes(layer, {"s2_act.s2_act": S2Activation})
     return message_options(layer.SO3_grid[layer.lmax_list[0]][layer.mmax_list[0]])
 
 
@@ -190,7 +184,7 @@ def _fuse_attention(layer: SO2EquivariantGraphAttention) -> str:
         parts |= {conv: SO2_Convolution, f"{conv}.fc_m0": nn.Linear}
         for m in range(layer.mmax_list[0]):
             parts |= {f"{conv}.so2_m_conv.{m}": SO2_m_Convolution, f"{conv}.so2_m_conv.{m}.fc": nn.Linear}
-    _require(layer, parts)
+    require_classes(layer, parts)
     activation = _activation(layer)
     replaced = (layer.so2_conv_1, layer.so2_conv_2, layer.gate_act if layer.use_gate_act else layer.s2_act)
     require_plain(layer, *(module for part in (*replaced, _radial_function(layer)) for module in part.modules()))
