@@ -88,8 +88,8 @@ def convert(model: nn.Module, *, layout: str | tuple[str, str, str] = "mul_ir") 
     freezes the signs: load before scripting.
 
     Layers of :mod:`eqk.adapters` (the convolutions of SevenNet, NequIP, MACE, Nequix and e3tools, Allegro's contracter,
-    MACE's symmetric contraction, the messages of UMA and eSEN, EquiformerV2's attention and activation on the sphere)
-    then become fused ops, in place: the module stays, of another class.
+    MACE's symmetric contraction, the messages of UMA and eSEN, EquiformerV2's and V3's attention and activations on the
+    sphere, V3's feed-forward layers) then become fused ops, in place: the module stays, of another class.
 
     What is not the model's own structure stays with the old module: a reference from elsewhere (a list, a bound method)
     still calls it, and ``isinstance(new, e3nn.o3.TensorProduct)`` is False. A child that is ``torch.compile(tp)`` is
