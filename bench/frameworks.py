@@ -302,6 +302,38 @@ class EquiformerV2(Framework):
             return model["energy"](inputs, emb)["energy"].sum(), model["forces"](inputs, emb)["forces"]
 
 
+class Esen(EquiformerV2):
+    """Of the size of eSEN-30M, in fairchem-core 1.10; Uma has the later one."""
+
+    CUTOFF, NEIGHBORS = 6.0, 300
+    structure = staticmethod(copper)
+
+    def build(self, dtype, **options):
+        stand_in_for_torch_scatter()
+        from fairchem.core.models.esen.esen import MLP_EFS_Head, eSEN_Backbone
+
+        torch.manual_seed(0)
+        small = dict(
+            lmax=3, mmax=2, cutoff=self.CUTOFF, num_distance_basis=64, direct_forces=False, num_layers=10,
+            act_type="gate", mlp_type="spectral", use_envelope=True,
+        )  # fmt: skip
+        with default_dtype(dtype):
+            backbone = eSEN_Backbone(**{**small, **options})
+            return nn.ModuleDict({"backbone": backbone, "head": MLP_EFS_Head(backbone)}).to(dtype).eval()
+
+    def inputs(self, atoms, model):
+        data = super().inputs(atoms, model)
+        data.nedges, data.batch_full, data.atomic_numbers_full = data.neighbors, data.batch, data.atomic_numbers
+        return data
+
+    def evaluate(self, model, inputs):
+        torch.manual_seed(0)
+        inputs = inputs.clone()  # the model makes its positions a leaf
+        with default_dtype(inputs["pos"].dtype):
+            out = model["head"](inputs, model["backbone"](inputs))
+        return out["energy"].sum(), out["forces"]
+
+
 class EquiformerV3(EquiformerV2):
     """That of MPtrj, whose forces are derivatives, or of OMat24, of degree 6. Its dropouts are off in training too."""
 
@@ -383,6 +415,7 @@ class Uma(Framework):
 
 MODELS = {
     "equiformer-v2-31m": (EquiformerV2(), {}),
+    "esen-30m": (Esen(), {}),
     "equiformer-v3-l4": (EquiformerV3(), {}),
     "equiformer-v3-l6": (
         EquiformerV3(),

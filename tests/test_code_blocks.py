@@ -18,7 +18,7 @@ FENCE = re.compile(r'^```python(?: title="(?P<title>[^"]*)")?\n(?P<code>.*?)^```
 FRAMEWORKS = re.search(r"^FRAMEWORKS \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 
-if os.environ.get("EQK_TEST_MODEL") in ("equiformer_v2", "equiformer_v3"):
+if os.environ.get("EQK_TEST_MODEL") in ("equiformer_v2", "equiformer_v3", "esen"):
     sys.path.insert(0, str(ROOT / "bench"))
     from frameworks import stand_in_for_torch_scatter
 

@@ -18,6 +18,7 @@ from eqk import o3
 _ADAPTERS = {
     "e3tools.nn._conv": "e3tools",
     "fairchem.core.models.equiformer_v2.activation": "equiformer_v2",
+    "fairchem.core.models.esen.esen": "esen",
     "fairchem.core.models.uma.escn_md": "uma",
     "allegro.nn._strided._contract": "allegro",
     "mace.modules.blocks": "mace",
@@ -35,6 +36,7 @@ TESTED = {
     "nequip": ("nequip", "0.19.1"),
     "allegro": ("nequip-allegro", "0.8.3"),
     "uma": ("fairchem-core", "2.24.0"),
+    "esen": ("fairchem-core", "1.10.0"),
     "equiformer_v2": ("fairchem-core", "1.10.0"),
     "equiformer_v3": ("equiformer-v3", "0.0.3"),
     "mace": ("mace-torch", "0.3.16"),
