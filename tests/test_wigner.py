@@ -416,6 +416,7 @@ def test_bad_input_of_the_op(args, message):
         ((Q, G, 2, 1), r"g: expected shape \[3, 25\], got \[3, 35\]"),
         ((Q, G[0], 2, 2), r"g: expected shape \[3, 35\], got \[35\]"),
         ((Q, G.double(), 2, 2), "g: expected dtype .* as q has, got"),
+        ((Q, G.to_sparse(), 2, 2), "g: expected a dense tensor, got layout torch.sparse_coo"),
     ],
 )
 def test_bad_input_of_the_gradient(args, message):

@@ -105,6 +105,7 @@ def _check(op: str, q: Tensor, g: Tensor | None, lmax: int, mmax: int) -> None:
     require(q.dim() == 2 and q.shape[1] == 4, "q", "shape [rows, 4]", list(q.shape))
     if g is not None:
         shape = [q.shape[0], columns(lmax, mmax)]
+        require(g.layout == torch.strided, "g", "a dense tensor", f"layout {g.layout}")
         require(g.dim() == 2 and list(g.shape) == shape, "g", f"shape {shape}", list(g.shape))
         require(g.dtype == q.dtype, "g", f"dtype {q.dtype} as q has", g.dtype)
         require(g.device == q.device, "g", f"device {q.device} as q has", g.device)
