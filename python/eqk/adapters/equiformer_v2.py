@@ -6,8 +6,6 @@ Here that keeps quaternions of the same rotations and makes matrices only for la
 
 from __future__ import annotations
 
-import math
-
 import torch
 from fairchem.core.common import gp_utils
 from fairchem.core.models.equiformer_v2.activation import GateActivation, S2Activation, SeparableS2Activation
@@ -19,13 +17,13 @@ from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantG
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_classes, require_plain
+from eqk.adapters._equiformer import attention_features, edge_features, rescaled, so2_classes, so2_parameters
 from eqk.adapters._grid import message_options, normalization_of
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import matrix_to_quaternion
 from eqk.s2_activation import s2_activation
 from eqk.segment_softmax import segment_softmax
 from eqk.so2_edge_message import so2_edge_message
-from eqk.so2_edge_scalars import so2_edge_scalars
 
 
 class FusedS2Activation(S2Activation):
@@ -79,9 +77,8 @@ class FusedEdgeDegreeEmbedding(EdgeDegreeEmbedding):
         self, atomic_numbers: Tensor, edge_distance: Tensor, edge_index: Tensor, num_nodes: int, node_offset: int = 0
     ) -> SO3_Embedding:
         lmax, mmax = self.lmax_list[0], self.mmax_list[0]
-        radial = self.rad_func(_scalars(self, atomic_numbers, edge_distance, edge_index))
-        rescale = radial.new_tensor([math.sqrt(max(1, (2 * l + 1) / (2 * mmax + 1))) for l in range(lmax + 1)])
-        radial = radial.unflatten(1, (lmax + 1, self.sphere_channels)) * rescale[:, None]
+        radial = self.rad_func(edge_features(self, edge_distance, *atomic_numbers[edge_index]))
+        radial = rescaled(radial, lmax, mmax)
         vec = self.SO3_rotation[0]._eqk_matrix[:, 1].to(radial.dtype)  # what the rotation takes to the y axis
         targets = edge_index[1] - node_offset
         return _embedding(edge_degree_embedding(vec, radial, targets, num_nodes, self.rescale_factor), self.lmax_list)
@@ -102,14 +99,13 @@ class FusedGraphAttention(SO2EquivariantGraphAttention):
             return super().forward(x, atomic_numbers, edge_distance, edge_index, node_offset)
         nodes, lmax, mmax = x.embedding, self.lmax_list[0], self.mmax_list[0]
         q = self.SO3_rotation[0]._eqk_quaternion.to(nodes.dtype)
-        (zero, bias, *orders), conv2 = (_parameters(conv) for conv in (self.so2_conv_1, self.so2_conv_2))
+        convolutions = self.so2_conv_1, self.so2_conv_2
+        (zero, bias, *orders), conv2 = (so2_parameters(conv, "so2_m_conv") for conv in convolutions)
         *hidden, last = _radial_function(self).net
-        h = nn.Sequential(*hidden)(_scalars(self, atomic_numbers, edge_distance, edge_index))
+        h = nn.Sequential(*hidden)(edge_features(self, edge_distance, *atomic_numbers[edge_index]))
 
-        n, of_order_0 = self.num_heads * self.attn_alpha_channels, zero.shape[1]
-        radial = {"h": h, "a": last.weight[:of_order_0].mT, "bias": last.bias[:of_order_0]}
-        alpha = so2_edge_scalars(nodes, q, edge_index, zero[:n], lmax, **radial) + bias[:n]
-        alpha = self.alpha_act(self.alpha_norm(alpha.unflatten(1, (self.num_heads, self.attn_alpha_channels))))
+        n = self.num_heads * self.attn_alpha_channels
+        alpha = attention_features(self, nodes, q, edge_index, lmax, h, last, zero[:n], bias[:n])
         alpha = segment_softmax(torch.einsum("bik, ik -> bi", alpha, self.alpha_dot), edge_index[1], len(nodes))
         if self.alpha_dropout is not None:
             alpha = self.alpha_dropout(alpha)
@@ -139,20 +135,8 @@ def _embedding(t: Tensor, lmax_list: list[int]) -> SO3_Embedding:
     return embedding
 
 
-def _scalars(layer: nn.Module, atomic_numbers: Tensor, edge_distance: Tensor, edge_index: Tensor) -> Tensor:
-    """What the radial function is a function of."""
-    if not layer.use_atom_edge_embedding:
-        return edge_distance
-    embeddings = zip((layer.source_embedding, layer.target_embedding), edge_index, strict=True)
-    return torch.cat([edge_distance, *(embed(atomic_numbers[nodes]) for embed, nodes in embeddings)], 1)
-
-
 def _radial_function(layer: SO2EquivariantGraphAttention) -> RadialFunction:
     return layer.rad_func if layer.use_m_share_rad else layer.so2_conv_1.rad_func
-
-
-def _parameters(conv: SO2_Convolution) -> list[Tensor]:
-    return [conv.fc_m0.weight, conv.fc_m0.bias, *(m.fc.weight for m in conv.so2_m_conv)]
 
 
 def _fuse_rotation(layer: nn.Module) -> None:
@@ -181,9 +165,7 @@ def _activation(layer: SO2EquivariantGraphAttention) -> dict:
 def _fuse_attention(layer: SO2EquivariantGraphAttention) -> str:
     parts = {"rad_func" if layer.use_m_share_rad else "so2_conv_1.rad_func": RadialFunction}
     for conv in ("so2_conv_1", "so2_conv_2"):
-        parts |= {conv: SO2_Convolution, f"{conv}.fc_m0": nn.Linear}
-        for m in range(layer.mmax_list[0]):
-            parts |= {f"{conv}.so2_m_conv.{m}": SO2_m_Convolution, f"{conv}.so2_m_conv.{m}.fc": nn.Linear}
+        parts |= so2_classes(conv, SO2_Convolution, "so2_m_conv", SO2_m_Convolution, layer.mmax_list[0])
     require_classes(layer, parts)
     activation = _activation(layer)
     replaced = (layer.so2_conv_1, layer.so2_conv_2, layer.gate_act if layer.use_gate_act else layer.s2_act)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_classes, require_plain
+from eqk.adapters._equiformer import attention_features, edge_features, rescaled, so2_classes, so2_parameters
 from eqk.adapters._grid import known_normalization
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import matrix_to_quaternion
 from eqk.s2_activation import s2_activation
 from eqk.s2_quadrature import exact_degree_and_order
 from eqk.so2_edge_message import for_both, so2_edge_message
-from eqk.so2_edge_scalars import so2_edge_scalars
 
 
 def _folder() -> str:
@@ -76,12 +76,10 @@ class FusedEdgeDegreeEmbedding(_input.EdgeDegreeEmbedding):
         edge_index: Tensor,
         edge_envelope_weight: Tensor | None = None,
     ) -> Tensor:
-        radial = self.rad_func(_scalars(self, edge_distance, *atomic_numbers[edge_index]))
+        radial = self.rad_func(edge_features(self, edge_distance, *atomic_numbers[edge_index]))
         if edge_envelope_weight is not None:
             radial = radial * edge_envelope_weight
-        l = torch.arange(self.lmax + 1, device=radial.device)
-        rescale = ((2 * l + 1) / (2 * self.mmax + 1)).clamp(min=1).sqrt().to(radial.dtype)
-        radial = radial.unflatten(1, (self.lmax + 1, self.num_channels)) * rescale[:, None]
+        radial = rescaled(radial, self.lmax, self.mmax)
         vec = self.so3_rotation._eqk_matrix[:, 1].to(radial.dtype)  # what the rotation takes to the y axis
         return edge_degree_embedding(vec, radial, edge_index[1], len(atomic_numbers), self.rescale_factor)
 
@@ -99,17 +97,16 @@ class FusedGraphAttention(_block.EquivariantGraphAttention):
         edge_envelope_weight: Tensor | None = None,
     ) -> Tensor:
         *hidden, last = self.rad_func.net
-        h = nn.Sequential(*hidden)(_scalars(self, edge_distance, source_atomic_numbers, target_atomic_numbers))
+        h = nn.Sequential(*hidden)(edge_features(self, edge_distance, source_atomic_numbers, target_atomic_numbers))
         x, q = x.to(h.dtype), self.so3_rotation._eqk_quaternion.to(h.dtype)
-        (zero, bias, *orders), conv2 = (_parameters(linear) for linear in (self.so2_linear_1, self.so2_linear_2))
+        layers = self.so2_linear_1, self.so2_linear_2
+        (zero, bias, *orders), conv2 = (so2_parameters(layer, "so2_m_linear") for layer in layers)
         if self.use_add_merge:  # each node has radial weights of its own, and both the same layer
             zero, *orders = (for_both(t, self.num_in_channels) for t in (zero, *orders))
 
-        n, of_order_0 = self.num_heads * self.attn_alpha_channels, zero.shape[1]
-        radial = {"h": h, "a": last.weight[:of_order_0].mT, "bias": last.bias[:of_order_0]}
-        alpha = so2_edge_scalars(x, q, edge_index, zero[:n], self.lmax, **radial) + bias[:n]
-        alpha = self.alpha_norm(alpha.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
-        alpha = torch.einsum("bik, ik -> bi", self.alpha_dropout(self.alpha_act(alpha)), self.alpha_dot)
+        n = self.num_heads * self.attn_alpha_channels
+        alpha = attention_features(self, x, q, edge_index, self.lmax, h, last, zero[:n], bias[:n])
+        alpha = torch.einsum("bik, ik -> bi", self.alpha_dropout(alpha), self.alpha_dot)
         alpha = self.attn_softmax(alpha, edge_index[1], num_nodes=len(x), exp_rescale=edge_envelope_weight)
         if edge_envelope_weight is not None:
             alpha = alpha * edge_envelope_weight
@@ -168,17 +165,6 @@ class FusedSeparableS2Activation(_activation.SeparableS2Activation, FusedS2Activ
     """SeparableS2Activation, whose degrees above 0 are S2Activation's."""
 
 
-def _scalars(layer: nn.Module, edge_distance: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """What the radial function is a function of; ``source`` and ``target``: atomic numbers."""
-    if not layer.use_atom_edge_embedding:
-        return edge_distance
-    return torch.cat([edge_distance, layer.source_embedding(source), layer.target_embedding(target)], 1)
-
-
-def _parameters(linear: nn.Module) -> list[Tensor]:
-    return [linear.fc_m0.weight, linear.fc_m0.bias, *(m.fc.weight for m in linear.so2_m_linear)]
-
-
 def _grid(grid: nn.Module, product: bool) -> dict:
     """What :func:`eqk.s2_activation` is told of their grid, or of the smallest one if that has all of a product."""
     require_plain(grid)
@@ -189,7 +175,7 @@ def _grid(grid: nn.Module, product: bool) -> dict:
     res, quadrature = (grid.lat_resolution, grid.long_resolution), "soft"
     degree, angular = exact_degree_and_order(res, quadrature)
     if product and degree >= 3 * grid.lmax and angular >= 3 * grid.mmax:
-        res, quadrature = (3 * grid.lmax // 2 + 1, 3 * grid.mmax + 1), "gausslegendre"
+        res, quadrature = None, "gausslegendre"
     options = {"res": res, "quadrature": quadrature, "normalization": normalization, "rescale": True}
     return {**options, "mmax": grid.mmax, "order": order}
 
@@ -239,9 +225,7 @@ def _fuse_rotation(layer: nn.Module) -> None:
 def _fuse_attention(layer: nn.Module) -> str:
     parts = {"rad_func": _radial.RadialFunction}
     for linear in ("so2_linear_1", "so2_linear_2"):
-        parts |= {linear: _so2.SO2Linear, f"{linear}.fc_m0": nn.Linear}
-        for m in range(layer.mmax):
-            parts |= {f"{linear}.so2_m_linear.{m}": _so2.SO2MLinear, f"{linear}.so2_m_linear.{m}.fc": nn.Linear}
+        parts |= so2_classes(linear, _so2.SO2Linear, "so2_m_linear", _so2.SO2MLinear, layer.mmax)
     require_classes(layer, parts)
     replaced = (layer.rad_func, layer.so2_linear_1, layer.so2_linear_2)
     require_plain(layer, layer.act, *(module for part in replaced for module in part.modules()))

@@ -17,6 +17,7 @@ from fairchem.core.models.esen.nn.so2_layers import SO2_Convolution, SO2_m_Conv
 from torch import Tensor, nn
 
 from eqk.adapters import become, require_classes, require_plain
+from eqk.adapters._equiformer import so2_classes, so2_parameters
 from eqk.adapters._grid import message_options
 from eqk.edge_degree_embedding import edge_degree_embedding
 from eqk.edge_frame import matrix_to_quaternion
@@ -68,7 +69,7 @@ class FusedEdgewise(Edgewise):
             x,
             wigner,
             torch.cat([edge_index, edge_index[1:] - node_offset]),
-            *(_parameters(conv) for conv in (self.so2_conv_1, self.so2_conv_2)),
+            *(so2_parameters(conv, "so2_m_conv") for conv in (self.so2_conv_1, self.so2_conv_2)),
             self.lmax,
             self.mmax,
             h=nn.Sequential(*hidden)(x_edge),
@@ -77,10 +78,6 @@ class FusedEdgewise(Edgewise):
             w=self.envelope(edge_distance / self.cutoff) if self.use_envelope else None,
             **self._eqk_activation,
         )
-
-
-def _parameters(conv: SO2_Convolution) -> list[Tensor]:
-    return [conv.fc_m0.weight, conv.fc_m0.bias, *(m.fc.weight for m in conv.so2_m_conv)]
 
 
 def _activation(layer: Edgewise) -> dict:
@@ -97,9 +94,7 @@ def _activation(layer: Edgewise) -> dict:
 def _check(layer: Edgewise) -> None:
     parts = {"so2_conv_1.rad_func": RadialMLP}
     for conv in ("so2_conv_1", "so2_conv_2"):
-        parts |= {conv: SO2_Convolution, f"{conv}.fc_m0": nn.Linear}
-        for m in range(layer.mmax):
-            parts |= {f"{conv}.so2_m_conv.{m}": SO2_m_Conv, f"{conv}.so2_m_conv.{m}.fc": nn.Linear}
+        parts |= so2_classes(conv, SO2_Convolution, "so2_m_conv", SO2_m_Conv, layer.mmax)
     require_classes(layer, parts)
     inside = (layer.act, layer.so2_conv_1, layer.so2_conv_2)
     require_plain(layer, *(module for part in inside for module in part.modules()))
