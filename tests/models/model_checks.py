@@ -150,3 +150,33 @@ def check_left(framework, options, product: str):
     assert layer not in fused(report)
     assert_equal_forces(framework, model, twin, torch.float64)
     assert calls
+
+
+def check_an_atom_without_neighbours(framework, options, atoms):
+    """Beside others: of no edges at all fairchem's models of 1.10 make no rotation matrices."""
+    import ase
+
+    model, twin, _ = pair(framework, torch.float64, options)
+    atoms.cell = [60.0] * 3
+    atoms += ase.Atoms("Si", positions=[[30.0, 30.0, 30.0]])
+    assert_equal_forces(framework, model, twin, torch.float64, atoms)
+
+
+def check_edges_along_y(framework, options):
+    """eSEN and EquiformerV3 turn such edges to the axis itself, with no gradient of the rotation; so it stays."""
+    import ase
+
+    model, twin, _ = pair(framework, torch.float64, options)
+    positions = [[5.0, 5.0, 5.0], [5.0, 7.0, 5.0], [5.001, 3.0, 5.0], [6.5, 5.5, 6.0]]
+    atoms = ase.Atoms("SiOHC", positions=positions, cell=[30.0] * 3, pbc=True)
+    assert_equal_forces(framework, model, twin, torch.float64, atoms)
+
+
+def change(name, new):
+    """A function that puts ``new`` in the place of the module of that name in a layer."""
+
+    def do(layer):
+        parent, _, leaf = name.rpartition(".")
+        setattr(layer.get_submodule(parent), leaf, new)
+
+    return do

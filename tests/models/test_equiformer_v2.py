@@ -2,12 +2,12 @@
 
 import math
 
-import ase
 import model_checks
 import pytest
 import torch
 import torch_geometric.utils
 from frameworks import EquiformerV2, default_dtype, silicon, stand_in_for_torch_scatter
+from model_checks import change
 
 stand_in_for_torch_scatter()
 
@@ -62,12 +62,7 @@ def test_training(name):
 
 
 def test_an_atom_without_neighbours():
-    """Of no edges at all their model makes no rotation matrices."""
-    model, twin, _ = model_checks.pair(EquiformerV2(), torch.float64, SMALL)
-    atoms = silicon(1)
-    atoms.cell = [60.0] * 3
-    atoms += ase.Atoms("Si", positions=[[30.0, 30.0, 30.0]])
-    model_checks.assert_equal_forces(EquiformerV2(), model, twin, torch.float64, atoms)
+    model_checks.check_an_atom_without_neighbours(EquiformerV2(), SMALL, silicon(1))
 
 
 def attention(options):
@@ -94,14 +89,6 @@ def test_nodes_on_several_processes(monkeypatch):
         layer.SO3_rotation[0].set_wigner(layer.SO3_rotation[0]._eqk_matrix[edges])
         here = layer(own, atomic_numbers, edge_distance[edges], edge_index[:, edges], 5).embedding
     assert model_checks.relative_error(here, everywhere[5:]) < 1e-12
-
-
-def change(name, new):
-    def do(layer):
-        parent, _, leaf = name.rpartition(".")
-        setattr(layer.get_submodule(parent), leaf, new)
-
-    return do
 
 
 @pytest.mark.parametrize("options, change, reason", [

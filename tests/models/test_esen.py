@@ -1,10 +1,10 @@
 """eSEN of fairchem-core 1.10.0: whole models converted."""
 
-import ase
 import model_checks
 import pytest
 import torch
 from frameworks import Esen, copper, stand_in_for_torch_scatter
+from model_checks import change
 
 import eqk
 
@@ -39,11 +39,7 @@ def test_energy_and_forces(dtype, options):
 
 
 def test_edges_along_y():
-    """They turn such edges to the axis itself and have no gradient of the rotation; so it stays."""
-    model, twin, _ = model_checks.pair(Esen(), torch.float64, SMALL)
-    positions = [[5.0, 5.0, 5.0], [5.0, 7.0, 5.0], [5.001, 3.0, 5.0], [6.5, 5.5, 6.0]]
-    atoms = ase.Atoms("SiOHC", positions=positions, cell=[30.0] * 3, pbc=True)
-    model_checks.assert_equal_forces(Esen(), model, twin, torch.float64, atoms)
+    model_checks.check_edges_along_y(Esen(), SMALL)
 
 
 @pytest.mark.parametrize("name", ["small", "coarse grid", "checkpoints", "no envelope"])
@@ -52,12 +48,7 @@ def test_training(name):
 
 
 def test_an_atom_without_neighbours():
-    """Of no edges at all their model makes no rotation matrices."""
-    model, twin, _ = model_checks.pair(Esen(), torch.float64, SMALL)
-    atoms = copper(1)
-    atoms.cell = [60.0] * 3
-    atoms += ase.Atoms("Si", positions=[[30.0, 30.0, 30.0]])
-    model_checks.assert_equal_forces(Esen(), model, twin, torch.float64, atoms)
+    model_checks.check_an_atom_without_neighbours(Esen(), SMALL, copper(1))
 
 
 def test_state():
@@ -66,14 +57,6 @@ def test_state():
 
 def test_copies():
     model_checks.check_copies(Esen(), SMALL)
-
-
-def change(name, new):
-    def do(layer):
-        parent, _, leaf = name.rpartition(".")
-        setattr(layer.get_submodule(parent), leaf, new)
-
-    return do
 
 
 @pytest.mark.parametrize("options, change, reason", [
