@@ -1,8 +1,19 @@
 #include "core/aligned.h"
 #include "core/cpu_dispatch.h"
 #include "core/matrix_tiles.h"
+#define EQK_ISA host
+#include "core/prefetch.h"
 #include "core/tensor.h"
 #include "core/wigner_3j.h"
+
+#if defined(EQK_X86)
+const bool eqk::kPrefetchToFirstLevel = [] {
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd") != 0;
+}();
+#else
+const bool eqk::kPrefetchToFirstLevel = false;
+#endif
 
 void* eqk::aligned_bytes(std::size_t bytes) {
   if (void* const p = ::operator new(bytes, AlignedDelete::kAlign, std::nothrow)) return p;

@@ -9,6 +9,7 @@
 #include "core/interleave.h"
 #include "core/lanes.h"
 #include "core/plan.h"
+#include "core/prefetch.h"
 
 namespace eqk {
 inline namespace EQK_ISA {
@@ -212,10 +213,10 @@ class Tile {
 
   template <class Storage>
   EQK_HD static void fetch_run(const Storage* base, std::int64_t first, std::int64_t numbers) {
-    constexpr int kLine = 64, kIntoL2 = 2, kBytes = sizeof(Storage);
+    constexpr int kLine = 64, kBytes = sizeof(Storage);
     const auto start = reinterpret_cast<std::intptr_t>(base);
     for (std::int64_t at = first * kBytes; at < (first + numbers) * kBytes; at += kLine)
-      __builtin_prefetch(reinterpret_cast<const void*>(start + at), 0, kIntoL2);
+      prefetch(reinterpret_cast<const void*>(start + at));
     asm volatile("");  // GCC takes a prefetch for no effect at all, and drops calls of functions that do nothing else
   }
 

@@ -8,6 +8,7 @@
 #include "core/interleave.h"
 #include "core/lanes.h"
 #include "core/plan.h"
+#include "core/prefetch.h"
 #include "rotate/problem.h"
 
 namespace eqk::rotate {
@@ -137,7 +138,7 @@ class EdgeFrames {
   }
   template <class U>
   static EQK_HD const U* with_next(const U* p, std::int64_t ahead) {
-    __builtin_prefetch(p + ahead, 0, 1);
+    prefetch(p + ahead);
     return p;
   }
 

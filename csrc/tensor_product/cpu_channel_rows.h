@@ -62,6 +62,7 @@ class ChannelLanes {
     row_.c = c_;
     row_.c_tangent = c_ + plan_.c_size;
     row_.g = g_;
+    row_.ahead = kAhead<T>;
     row_.add_gw = weight_partial != nullptr;
     bool aligned_out = true, aligned_gw = true;
     for (const auto& p : plan_.paths) {

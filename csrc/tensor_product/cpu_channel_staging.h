@@ -28,7 +28,7 @@ void stage(const std::vector<PaddedSegment>& segments, const T* from, bool mul_i
       for (std::int64_t u = 0; u < s.pitch; u += W) {
         Vector<T, W> v[d];
         const std::int64_t n = s.mul - u;
-        prefetch<d>(from + s.memory.offset + u * d);
+        for (int k = 0; k < d; ++k) prefetch(from + s.memory.offset + u * d + k * W + kAhead<T>);
         if (n > 0)
           load_channels<d, T, W>(from + s.memory.offset + u * s.memory.channel, mul_ir, s.mul, n < W ? n : W, v);
         else

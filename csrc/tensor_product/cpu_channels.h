@@ -5,6 +5,7 @@
 // constant offset.
 #include "core/contract.h"
 #include "core/interleave.h"
+#include "core/prefetch.h"
 #include "tensor_product/lowered.h"
 
 namespace eqk::tensor_product {
@@ -20,6 +21,7 @@ struct ChannelRow {
   bool add_gw;                 // rows share one gradient of w
   const T *c, *c_tangent, *g;  // scratch rows of padded segments
   const T *w, *w_tangent;
+  std::int64_t ahead;  // to weights that are prefetched
   T *out, *out_scratch, *gw;
   T* gc;                  // scratch row
   V* gs;                  // [component of the shared operand], to be summed over lanes
@@ -73,14 +75,10 @@ EQK_HD void write_out(const ChannelPath& p, const ChannelRow<T>& r, std::int64_t
   unroll<D>([&](auto k) EQK_LAMBDA { store<T, W>(o + k * W, p.first ? acc[k] : load<T, W>(o + k * W) + acc[k]); });
 }
 
-// A row is read from its first to its last byte over all paths, and the next row follows it in memory: asks for what
-// lies a fixed distance ahead, past the end of the row or not. Into L2, not L1: L1 has too few misses under way to hide
-// memory behind arithmetic (half the time of a backward), and L2's own latency is short enough.
-template <int kVectors, class T>
-EQK_HD void prefetch(const T* p) {
-  constexpr int kAhead = 8192 / sizeof(T), kIntoL2 = 2;
-  for (int k = 0; k < kVectors; ++k) __builtin_prefetch(p + kAhead + k * kWidth<T>, 0, kIntoL2);
-}
+// A row that is read from its first to its last byte over all paths, while the next row follows it in memory: what to
+// prefetch lies this far ahead, past the end of the row or not.
+template <class T>
+inline constexpr std::int64_t kAhead = 8192 / sizeof(T);
 
 template <class C, class T>
 void couple_path(const ChannelPath& p, const Vector<T, kRows>* shared, Vector<T, kRows>* m) {
@@ -95,7 +93,7 @@ void forward_path(const ChannelPath& p, const ChannelRow<T>& r, const T* m, cons
   const T* const c = r.c + p.c_scratch;
   const auto m_of_row = [&](auto q) EQK_LAMBDA { return m[q * kRows]; };
   for (std::int64_t u = 0; u < p.channels; u += W) {
-    prefetch<1>(w + u);
+    prefetch(w + u + r.ahead);
     const std::int64_t n = p.channels - u < W ? p.channels - u : W;
     const V weight = load_n<T, W>(w + u, n);
     V x[d1], acc[d3] = {};
@@ -142,10 +140,12 @@ template <class T, bool kDual>
 struct PathWeights {
   static constexpr int W = kWidth<T>;
   const T *w, *w_tangent;
+  std::int64_t next;
 
   EQK_HD PathWeights(const ChannelPath& p, const ChannelRow<T>& r)
       : w(p.weighted ? r.w + p.weight_offset : r.ones),
-        w_tangent(p.weighted && r.w_tangent ? r.w_tangent + p.weight_offset : r.zeros) {}
+        w_tangent(p.weighted && r.w_tangent ? r.w_tangent + p.weight_offset : r.zeros),
+        next(r.ahead) {}
 
   template <int kTiles>
   EQK_HD auto load(constant<kTiles>, std::int64_t u, std::int64_t n, int t) const {
@@ -158,8 +158,8 @@ struct PathWeights {
   }
 
   EQK_HD void ahead(std::int64_t u) const {
-    prefetch<1>(w + u);
-    if constexpr (kDual) prefetch<1>(w_tangent + u);
+    prefetch(w + u + next);
+    if constexpr (kDual) prefetch(w_tangent + u + next);
   }
 };
 
@@ -167,7 +167,7 @@ struct PathWeights {
 // is read once for all tiles, and one component of x at a time lives in a register of each.
 template <class C, class T, int kTiles>
 EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, std::int64_t u, std::int64_t n) {
-  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kIntoL2 = 2;
+  constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1;
   using V = Vector<T, W>;
   T* const out = r.out_scratch + p.out_scratch + u * d3;
   V acc[kTiles][d3];
@@ -180,7 +180,7 @@ EQK_HD void sum_tiles(const ChannelPath& p, const SummedRows<T>& r, const T* m, 
     const T* const m_of_row = m + e;
     V weight[kTiles], product[kTiles][d3] = {};
     EQK_UNROLL for (int t = 0; t < kTiles; ++t) {
-      if (p.weighted) __builtin_prefetch(r.w_ahead[e] + p.weight_offset + u + t * W, 0, kIntoL2);
+      if (p.weighted) prefetch(r.w_ahead[e] + p.weight_offset + u + t * W);
       weight[t] = kTiles > 1 ? load<T, W>(w + t * W) : load_n<T, W>(w, n);
     }
     unroll<d1>([&](auto i) EQK_LAMBDA {
@@ -228,15 +228,22 @@ constexpr int summed_components() {
   return i;
 }
 
+// Tiles at a time where all sums for the shared operand are beside them.
+template <class C, bool kDual>
+constexpr int summed_tiles() {
+  constexpr int kOfTile = 2 * C::l3 + 6;
+  return !kDual && C::pairs + 2 * kOfTile <= kRegisters ? 2 : 1;
+}
+
 // With h[i] = sum_k M[k, i] g[k]: the gradients of w, sum_i x_i h_i, and of the operand with channels, w h. Each number
 // of M is read once for all tiles; of i and k that one is the outer loop which takes fewer registers. kAll: in the same
-// loop what shared_gradient() sums, for as many i as registers hold, and tangent_output(); it takes one tile at a time.
+// loop what shared_gradient() sums, for as many i as registers hold, and tangent_output().
 template <class C, class T, bool kDual, bool kAll>
 EQK_HD void gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, const T* m_tangent) {
   constexpr int W = kWidth<T>, d1 = 2 * C::l1 + 1, d3 = 2 * C::l3 + 1, kDuals = kDual ? 2 : 1;
   constexpr int kIfByK = kDuals * d1 + 2, kIfByI = d3 + 2 * kDuals + 1;  // registers of a tile
   constexpr bool kByK = !kAll && kIfByK <= kIfByI;
-  constexpr int kTiles = kAll ? 1 : tiles_at_once(kByK ? kIfByK : kIfByI);
+  constexpr int kTiles = kAll ? summed_tiles<C, kDual>() : tiles_at_once(kByK ? kIfByK : kIfByI);
   constexpr int kSummed = kAll ? summed_components<C, kDual>() : 0;
   using V = Vector<T, W>;
   using S = std::conditional_t<kDual, Dual<V>, V>;
@@ -295,14 +302,15 @@ EQK_HD void gradients(const ChannelPath& p, const ChannelRow<T>& r, const T* m, 
         EQK_UNROLL for (int t = 0; t < kCount; ++t) g_k[k][t] = load<T, W>(g + t * W * d3 + k * W);
       });
       unroll<d1>([&](auto i) EQK_LAMBDA {
-        S h[kCount] = {}, weighted{};
-        if constexpr (kAll) weighted = mul(weight[0], channel(0, i));
+        S h[kCount] = {}, weighted[kCount];
+        if constexpr (kAll) EQK_UNROLL for (int t = 0; t < kCount; ++t) weighted[t] = mul(weight[t], channel(t, i));
         EQK_UNROLL for (int pair = pairs.begin[i]; pair < pairs.begin[i + 1]; ++pair) {
           const int k = C::pair_k[pair];
           const auto number = m_of_row(pair);
           EQK_UNROLL for (int t = 0; t < kCount; ++t) fma(h[t], number, g_k[k][t]);
-          if constexpr (i < kSummed) s[pair] += part(weighted) * g_k[k][0];
-          if constexpr (kAll && kDual) fma_part(out[k], number, weighted);
+          if constexpr (i < kSummed)
+            EQK_UNROLL for (int t = 0; t < kCount; ++t) s[pair] += part(weighted[t]) * g_k[k][t];
+          if constexpr (kAll && kDual) fma_part(out[k], number, weighted[0]);
         }
         put(i, h);
       });

@@ -135,7 +135,7 @@ class EdgeLanes {
         if (summed_)
           sum(place, e, last);
         else
-          for (int n = e; n < last; ++n) edge(place + n, n);
+          differentiate(place, e, last);
         if (row_.out) out_.added(last - e);
         e = last;
       }
@@ -175,7 +175,7 @@ class EdgeLanes {
   V* gy_lanes_;
   T *gy_, *g_;
   Sum<T> out_;
-  ChannelRow<T> row_{};
+  ChannelRow<T> row_{}, rows_[kRows];  // what all edges have in common, and edges of a block
   SummedRows<T> block_{};
   std::optional<WeightSum<T>> gw_;
   EdgeTiles<T> tiles_;
@@ -226,44 +226,59 @@ class EdgeLanes {
     return row_of(w.value, w.stride, edges_.edge_at(place));
   }
 
+  // Those of the edge that comes a block later.
+  const T* weights_ahead(std::int64_t place) const {
+    const std::int64_t end = tiles_ ? tiles_.end() : edges_.count;
+    return weights(std::min(place + kRows, end - 1));
+  }
+
   // Edges first to last of the block at `place`, which lead to one node.
   void sum(std::int64_t place, int first, int last) {
     block_.first = first;
     block_.last = last;
-    const std::int64_t end = tiles_ ? tiles_.end() : edges_.count;
     for (int e = first; e < last; ++e) {
       block_.c[e] = x_ + edges_.src[place + e] * plan_.c_size;
       block_.w[e] = weights(place + e);
-      block_.w_ahead[e] = weights(std::min(place + e + kRows, end - 1));
+      block_.w_ahead[e] = weights_ahead(place + e);
     }
     const T* const m = reinterpret_cast<const T*>(m_);
     for (const Step& s : steps_) s.sum(*s.path, block_, m + s.m * kRows);
   }
 
-  void edge(std::int64_t place, int e) {
-    const std::int64_t edge = edges_.edge_at(place), src = edges_.src[place];
-    row_.c = x_ + src * plan_.c_size;
-    row_.c_tangent = x_tangent_ ? x_tangent_ + src * plan_.c_size : no_tangent_;
-    row_.w = weights(place);
-    if (tiles_) {
-      row_.w_tangent = tiles_.w_tangent(place);
-      row_.gw = tiles_.gw(place);
-    } else {
-      row_.w_tangent = row_of(problem_.in[kW].tangent, problem_.in[kW].tangent_stride, edge);
-      if (!row_.add_gw && problem_.out[kW].data)
-        row_.gw = static_cast<T*>(problem_.out[kW].data) + edge * problem_.out[kW].stride;
+  // Of edges first to last of the block at `place`, which lead to one node: path by path for all of them, so that a
+  // path's code, its numbers of M and its part of the cotangent come from the nearest caches.
+  void differentiate(std::int64_t place, int first, int last) {
+    for (int e = first; e < last; ++e) {
+      const std::int64_t edge = edges_.edge_at(place + e), src = edges_.src[place + e];
+      ChannelRow<T>& row = rows_[e];
+      row = row_;
+      row.c = x_ + src * plan_.c_size;
+      row.c_tangent = x_tangent_ ? x_tangent_ + src * plan_.c_size : no_tangent_;
+      row.w = weights(place + e);
+      row.ahead = weights_ahead(place + e) - row.w;
+      if (tiles_) {
+        row.w_tangent = tiles_.w_tangent(place + e);
+        row.gw = tiles_.gw(place + e);
+      } else {
+        row.w_tangent = row_of(problem_.in[kW].tangent, problem_.in[kW].tangent_stride, edge);
+        if (!row_.add_gw && problem_.out[kW].data)
+          row.gw = static_cast<T*>(problem_.out[kW].data) + edge * problem_.out[kW].stride;
+      }
+      row.gs = gy_lanes_ ? gy_lanes_ + e * y_dim_ : nullptr;
+      row.gc = gx_.row(src);
     }
-    row_.gs = gy_lanes_ ? gy_lanes_ + e * y_dim_ : nullptr;
-    row_.gc = gx_.row(src);
-    const T *const m = reinterpret_cast<const T*>(m_) + e, *const mt = reinterpret_cast<const T*>(m_tangent_) + e;
-    for (const Step& s : steps_) s.kernel(*s.path, row_, m + s.m * kRows, mt + s.m * kRows);
+    const T *const m = reinterpret_cast<const T*>(m_), *const mt = reinterpret_cast<const T*>(m_tangent_);
+    for (const Step& s : steps_)
+      for (int e = first; e < last; ++e) s.kernel(*s.path, rows_[e], m + s.m * kRows + e, mt + s.m * kRows + e);
     if (tiles_ && tiles_.gw_value(place)) {
-      ChannelRow<T> row = row_;
-      row.gw = tiles_.gw_value(place);
-      row.gc = nullptr, row.gs = nullptr;
-      for (const Step& s : steps_) s.value(*s.path, row, m + s.m * kRows, nullptr);
+      for (int e = first; e < last; ++e) {
+        rows_[e].gw = tiles_.gw_value(place + e);
+        rows_[e].gc = nullptr, rows_[e].gs = nullptr;
+      }
+      for (const Step& s : steps_)
+        for (int e = first; e < last; ++e) s.value(*s.path, rows_[e], m + s.m * kRows + e, nullptr);
     }
-    gx_.added(src);
+    for (int e = first; e < last; ++e) gx_.added(edges_.src[place + e]);
   }
 
   void put_gy(std::int64_t place, int count) {
