@@ -1,6 +1,6 @@
 #pragma once
 // The kernel: lanes are channels, or rows where there is one channel. For a tile of lanes and some rings at a time, as
-// many as the first-level cache has room for, the coefficients of all signals are formed, multiplied as trigonometric
+// many as the second-level cache has room for, the coefficients of all signals are formed, multiplied as trigonometric
 // polynomials, and summed over the rings.
 #include <algorithm>
 #include <array>
@@ -63,7 +63,7 @@ struct Field {
 template <class T>
 class Rings {
   static constexpr int W = Tile<T>::W;
-  static constexpr std::int64_t kCacheBytes = 16 << 10;  // for the polynomials; as much is left for the rest
+  static constexpr std::int64_t kCacheBytes = 128 << 10;  // of polynomials: half of the smallest second-level cache
   using V = Vector<T, W>;
 
  public:
