@@ -828,9 +828,8 @@ def roofline(problems: Sequence[Mapping], path: Path) -> None:
 
 def to_peer(row: Mapping, of: Mapping) -> float | str:
     """Machine instructions over those of the peer; nothing where it has no such kernel."""
-    peer = of["sass"].get(row["problem"], {}).get(row["phase"])
-    if isinstance(peer, dict):  # of a convolution
-        peer = peer[row["degrees"]]
+    of_problems = of["sass"][row["degrees"]] if "degrees" in row else of["sass"]
+    peer = of_problems.get(row["problem"], {}).get(row["phase"])
     return row[f"sass_{PEER['architecture']}"] / peer if peer else ""
 
 
