@@ -197,6 +197,8 @@ def main() -> None:
         if args.threads is None or len(args.threads) != 1:
             parser.error("--threads: expected one number, since JAX cannot change its own")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.threads[0] :])
+        if args.threads == [1]:  # else JAX's wait for work on the one core, and cut into calls of others
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
     keep_memory(args.malloc)
     print_table(args, bench, lambda name: name)
 

@@ -837,25 +837,19 @@ def test_degrees_and_empty(emulator):
     check(emulator, plan, "float32", False, rows=2, seed=seed())
 
 
-def test_division(emulator):
-    """Of the kernels' indices, at the ends of its range and at random."""
-    generator = np.random.default_rng(seed())
-    divisors = {2**62, *(2**b + d for b in range(62) for d in (-1, 0, 1) if 2**b + d > 0)}
-    divisors |= {int(2**b) for b in generator.uniform(0, 62, 200)}
+@pytest.mark.parametrize("bits", [63, 31])
+def test_division(emulator, bits):
+    """Of the kernels' indices, at the ends of their range and at random."""
+    generator, divided = np.random.default_rng(seed()), emulator.bindings.divided
+    below = 2**bits
+    divisors = {below // 2, *(2**b + d for b in range(bits - 1) for d in (-1, 0, 1) if 2**b + d > 0)}
+    divisors |= {int(2**b) for b in generator.uniform(0, bits - 1, 200)}
     for d in divisors:
-        last = (2**63 - 1) // d * d
-        numbers = {
-            0,
-            d - 1,
-            d,
-            2 * d - 1,
-            last - 1,
-            last,
-            2**63 - 1,
-            *(int(2**b) for b in generator.uniform(0, 63, 50)),
-        }
-        for n in (n for n in numbers if 0 <= n < 2**63):
-            assert emulator.bindings.divided(n, d) == divmod(n, d), (n, d)
+        last = (below - 1) // d * d
+        ends = {0, d - 1, d, 2 * d - 1, last - 1, last, below - 1}
+        for n in {*ends, *(int(2**b) for b in generator.uniform(0, bits, 50))}:
+            if 0 <= n < below:
+                assert divided(n, d, bits == 31) == divmod(n, d), (n, d)
 
 
 def test_every_kernel_was_executed(emulator):

@@ -144,9 +144,12 @@ py::dict described(const L& l) {
 }  // namespace
 
 PYBIND11_MODULE(eqk_cuda_launches, m) {
-  m.def("divided", [](std::int64_t n, std::int64_t d) {
-    const eqk::Divisor divisor(d);
-    return std::make_pair(divisor.quotient(n), divisor.remainder(n));
+  m.def("divided", [](std::int64_t n, std::int64_t d, bool in_32_bits) {
+    const auto by = [n](const auto& divisor) {
+      const auto of = static_cast<decltype(divisor.value())>(n);
+      return std::pair<std::int64_t, std::int64_t>(divisor.quotient(of), divisor.remainder(of));
+    };
+    return in_32_bits ? by(eqk::Divisor32(static_cast<std::int32_t>(d))) : by(eqk::Divisor(d));
   });
   // Local, because one process may load the bindings of two builds.
   py::class_<Problem>(m, "Problem", py::module_local())

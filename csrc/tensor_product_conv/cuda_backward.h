@@ -42,7 +42,7 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
         load_g(destination);
         add_edges(begin, end - begin);
       }
-      destination += static_cast<int>(a_.destinations.value());
+      destination += a_.destinations.value();
     }
   }
 
@@ -307,9 +307,11 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
       eqk::unroll<kYColumns / kPart>([&](auto part) EQK_LAMBDA {
         constexpr int first = decltype(part)::value * kPart;
         sum_over_lanes<kPart>(y + first, this->lane_);
-#pragma unroll 1
-        for (int offset = kPart; offset >> log_lanes == 0; offset *= 2)
+#pragma unroll
+        for (int offset = kPart; offset < 32; offset *= 2) {
+          if (offset >> log_lanes) break;
           y[first] += __shfl_xor_sync(~0u, y[first], offset);
+        }
         if (present && lane < min(kPart, U::y_size - first)) {
           Pack<T, 1> pack;
           pack.set(0, y[first]);
@@ -331,11 +333,12 @@ class BackwardWarp : UnitWarp<T, kChannels, kDual, U> {
     const int packs_of_slice = (this->slice() + N - 1) / N * D1;
     const std::int32_t* const edges = this->edge_ + first_place;
     const T* gradients = x_gradients();
+    const int packs = min(kStepsOfTile * kPacks, (count - t) * (D1 << log_lanes));
 #pragma unroll 1
-    for (int n = threadIdx.x; n < kStepsOfTile * kPacks; n += 32 * warps) {
-      const int of_tile = n / D1 >> log_lanes, e = t + of_tile, pack = n - of_tile * (D1 << log_lanes);
-      if (e >= count || pack >= packs_of_slice) continue;
-      T* const row = row_of(static_cast<T*>(a_.x_rows), edges[e], a_.x_rows_stride);
+    for (int n = threadIdx.x; n < packs; n += 32 * warps) {
+      const int of_tile = n / D1 >> log_lanes, pack = n - of_tile * (D1 << log_lanes);
+      if (pack >= packs_of_slice) continue;
+      T* const row = row_of(static_cast<T*>(a_.x_rows), edges[t + of_tile], a_.x_rows_stride);
       Pack<T, N> sum;
       sum.load_shared(gradients + n * N);
 #pragma unroll

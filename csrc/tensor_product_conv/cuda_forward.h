@@ -16,8 +16,9 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
       : Base(a, at, x_stage, own), a_(a) {}
 
   __device__ __forceinline__ void run() {
-    this->clear_x();
     int first = a_.row[this->at_.destination];
+    if (first == a_.row[this->at_.destination + 1]) return this->store_zeros(a_, this->at_.destination);
+    this->clear_x();
 #pragma unroll 1
     while (true) {
       const std::int32_t* const row = a_.row + this->at_.destination;
@@ -45,7 +46,6 @@ class ForwardWarp : UnitWarp<T, kChannels, kDual, U> {
 #pragma unroll
         for (int c = 0; c < N; ++c) pack.set(c, T{0});
     });
-    if (count <= 0) return;
     __syncthreads();  // nobody reads x of the edges before
     this->copy_x(first, count, 0, 0);
     {

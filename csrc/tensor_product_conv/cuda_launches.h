@@ -219,7 +219,7 @@ class Launches {
       if (std::max(in.stride, in.tangent_stride) > kMost / 4) return false;
     const auto units = cached_units(plan);
     if (!units->covered || std::max(edges.count, edges.num_src) >= kMost - kEdgesOfSum ||
-        units->most_tiles * edges.num_dst >= kMost)
+        units->most_tiles * edges.num_dst > kMost / 2)
       return false;
     if (!problem.in[kG].value) return true;
     // Gradients of shared weights would be one more sum over all edges.
@@ -438,7 +438,7 @@ class Launches {
       a.out = out.data;
       a.out_stride = out.stride;
       a.row = row_, a.edge = edge_, a.src = src_;
-      a.destinations = Divisor(destinations);
+      a.destinations = Divisor32(static_cast<std::int32_t>(destinations));
       a.x_mul_ir = problem.plan->layout[0] == Layout::mul_ir;
       a.out_mul_ir = problem.plan->layout[2] == Layout::mul_ir;
       const Operand& w = problem.in[kW];

@@ -175,24 +175,28 @@ class UnitWarp {
     const int lane = opaque(lane_);  // else the places of all numbers would be held in registers
     T* const y = m_ + kParts * kEdgesOfM * U::m_stride;
     const int mine = lane < count ? edge_[first_place + lane] : 0;
+    // So many lanes have an edge, each a component of y.
+    constexpr int kLanes = U::y_size <= 4 ? 4 : U::y_size <= 8 ? 8 : 16, kAtOnce = 32 / kLanes;
+    const int component = lane % kLanes, of_lanes = lane / kLanes;
+    int column = -1;
+    eqk::unroll<U::last_l2 - U::first_l2 + 1>([&](auto segment) EQK_LAMBDA {
+      constexpr int before = U::y_columns(U::first_l2 + decltype(segment)::value);
+      if (component >= before) column = unit_.y[segment] < 0 ? -1 : unit_.y[segment] + component - before;
+    });
     __syncwarp();  // nobody reads the M before
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const T* const base = static_cast<const T*>(part ? y_.tangent : y_.value);
       const std::int32_t stride = part ? y_.tangent_stride : y_.stride;
-      eqk::unroll<U::last_l2 - U::first_l2 + 1>([&](auto segment) EQK_LAMBDA {
-        constexpr int l2 = U::first_l2 + decltype(segment)::value, D2 = 2 * l2 + 1;
-        const int column = unit_.y[decltype(segment)::value];
-        const bool present = base && column >= 0;
+      const bool present = base && column >= 0;
+      T* const to = y + (part * kEdgesOfM + of_lanes) * U::y_stride + component;
 #pragma unroll
-        for (int n = 0; n < kEdgesOfM * D2; n += 32) {
-          const int e = min((n + lane) / D2, kEdgesOfM - 1), j = (n + lane) % D2;
-          const std::int32_t row = __shfl_sync(~0u, mine, e);
-          if (e < count && (kEdgesOfM * D2 % 32 == 0 || n + lane < kEdgesOfM * D2))
-            y[(part * kEdgesOfM + e) * U::y_stride + U::y_columns(l2) + j] =
-                present ? *row_of(base + column + j, row, stride) : T{0};
-        }
-      });
+      for (int n = 0; n < kEdgesOfM; n += kAtOnce) {
+        if (n >= count) break;
+        const std::int32_t row = __shfl_sync(~0u, mine, n + of_lanes);
+        if (n + of_lanes < count && component < U::y_size)
+          to[n * U::y_stride] = present ? *row_of(base + column, row, stride) : T{0};
+      }
     }
     __syncwarp();
     const int part = lane / kEdgesOfM, e = lane % kEdgesOfM;
@@ -306,72 +310,115 @@ class UnitWarp {
   template <bool kCoefficients>
   __device__ __forceinline__ void store(const UnitArguments& a, int destination,
                                         const T (&sums)[U::components(U::count)][N], bool add) const {
-    const int slice = this->slice();
-    T* const row = static_cast<T*>(a.out) + destination * a.out_stride;
-    // A loop over slots, for the size of the code.
-#pragma unroll 1
-    for (int slot = 0; slot < U::count; ++slot) {
-      if (!has(slot)) continue;
-      int D3 = 0;
-      T* to = row;
+    const auto write_staged = [&](std::uint32_t column, int D) EQK_LAMBDA {
       __syncwarp();
-      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
-        constexpr int q = decltype(known)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
-        if (q != slot) return;
-        D3 = D;
-        to += unit_.out[q];
+      // Edges that shared the warp have sums of their own.
+      const std::uint32_t apart = N * D << opaque(log_lanes_);
+      write(
+          a, destination, column, D, add,
+          [&](int n) EQK_LAMBDA {
+            Pack<T, N> sum;
+            const T* of_turn = m_ + n;
+            sum.load_shared(of_turn);
+#pragma unroll 1
+            for (int turn = 1; turn < edges_at_once_; ++turn) {
+              Pack<T, N> other;
+              other.load_shared(of_turn += apart);
+              sum.template add<T>(other);
+            }
+            return sum;
+          },
+          [&](int n) EQK_LAMBDA {
+            T sum = m_[n];
+#pragma unroll 1
+            for (int turn = 1; turn < edges_at_once_; ++turn) sum += m_[turn * apart + n];
+            return sum;
+          });
+    };
+    // On duals a loop over slots, since registers lack for what the compiler would hold of all of them.
+#pragma unroll 1
+    for (int n = 0; n < (kDual ? U::count : 1); ++n) {
+      int of_loop = 0;
+      eqk::unroll<U::count>([&](auto slot) EQK_LAMBDA {
+        constexpr int q = decltype(slot)::value, D = 2 * U::kOf.l3[q] + 1, first = U::components(q);
+        if (!has(q) || (kDual && q != n)) return;
+        T* const own = m_ + opaque(lane_) * (N * D);
+        __syncwarp();
 #pragma unroll
-        for (int n = 0; n < D; ++n) {
+        for (int k = 0; k < D; ++k) {
           Pack<T, N> pack;
 #pragma unroll
           for (int c = 0; c < N; ++c) {
-            const T sum = sums[first + (n * N + c) % D][(n * N + c) / D];
+            const T sum = sums[first + (k * N + c) % D][(k * N + c) / D];
             pack.set(c, kCoefficients ? unit_.coefficient[q] * sum : sum);
           }
-          pack.store_shared(m_ + lane_ * (N * D) + n * N);
+          pack.store_shared(own + k * N);
         }
+        if constexpr (kDual)
+          of_loop = D;
+        else
+          write_staged(unit_.out[q], D);
       });
-      __syncwarp();
-      // Edges that shared the warp have sums of their own.
-      const int apart = N * D3 << log_lanes_;
-      if (a.out_vectors) {
-        to += first_channel_ * D3;
-#pragma unroll 1
-        for (int n = lane_ * N; n < slice * D3; n += 32 * N) {
-          Pack<T, N> pack;
-          pack.load_shared(m_ + n);
-#pragma unroll 1
-          for (int turn = 1; turn < edges_at_once_; ++turn) {
-            Pack<T, N> other;
-            other.load_shared(m_ + turn * apart + n);
-            pack.template add<T>(other);
-          }
-          if (add) {
-            Pack<T, N> before;
-            before.load(to + n);
-            pack.template add<T>(before);
-          }
-          pack.store(to + n);
-        }
-      } else {
-        const int of_channel = a.out_mul_ir ? D3 : 1, of_component = a.out_mul_ir ? 1 : opaque(mul_);
-        to += first_channel_ * of_channel;
-#pragma unroll 1
-        for (int k = 0; k < D3; ++k, to += of_component)
-#pragma unroll 1
-          for (int c = lane_; c < slice; c += 32) {
-            T sum = m_[c * D3 + k];
-#pragma unroll 1
-            for (int turn = 1; turn < edges_at_once_; ++turn) sum += m_[turn * apart + c * D3 + k];
-            T& element = to[c * of_channel];
-            element = sum + (add ? element : T{0});
-          }
-      }
+      if (of_loop > 0) write_staged(unit_.out[n], of_loop);
     }
     __syncwarp();
   }
 
+  // To the outputs of a destination without edges.
+  __device__ __forceinline__ void store_zeros(const UnitArguments& a, int destination) const {
+    // A loop over slots, for the size of the code.
+#pragma unroll 1
+    for (int slot = 0; slot < U::count; ++slot) {
+      if (!has(slot)) continue;
+      int D = 0;
+      eqk::unroll<U::count>([&](auto known) EQK_LAMBDA {
+        if (known == slot) D = 2 * U::kOf.l3[known] + 1;
+      });
+      write(
+          a, destination, unit_.out[slot], D, false,
+          [](int) EQK_LAMBDA {
+            Pack<T, N> zeros;
+#pragma unroll
+            for (int c = 0; c < N; ++c) zeros.set(c, T{0});
+            return zeros;
+          },
+          [](int) EQK_LAMBDA { return T{0}; });
+    }
+  }
+
  private:
+  // The outputs of a slot, of D components: a pack from number n on of those of the warp's channels,
+  // [channel][component], or one.
+  template <class PackAt, class ElementAt>
+  __device__ __forceinline__ void write(const UnitArguments& a, int destination, std::uint32_t column, int D, bool add,
+                                        PackAt&& pack_at, ElementAt&& element_at) const {
+    const int lane = opaque(lane_), slice = this->slice();
+    T* to = static_cast<T*>(a.out) + destination * a.out_stride + column;
+    if (a.out_vectors) {
+      to += opaque(first_channel_) * D;
+#pragma unroll 1
+      for (int n = lane * N; n < slice * D; n += 32 * N) {
+        Pack<T, N> pack = pack_at(n);
+        if (add) {
+          Pack<T, N> before;
+          before.load(to + n);
+          pack.template add<T>(before);
+        }
+        pack.store(to + n);
+      }
+    } else {
+      const int of_channel = a.out_mul_ir ? D : 1, of_component = a.out_mul_ir ? 1 : opaque(mul_);
+      to += first_channel_ * of_channel;
+#pragma unroll 1
+      for (int k = 0; k < D; ++k, to += of_component)
+#pragma unroll 1
+        for (int c = lane; c < slice; c += 32) {
+          T& element = to[c * of_channel];
+          element = element_at(c * D + k) + (add ? element : T{0});
+        }
+    }
+  }
+
   // The lanes that share an edge copy its row.
   __device__ __forceinline__ void copy_row(bool present, T* to, const T* from) const {
     const int lanes = 1 << opaque(log_lanes_), lane = opaque(lane_) & (lanes - 1), slice = this->slice();
@@ -398,8 +445,8 @@ class UnitWarp {
 template <class T, int kChannels, bool kDual, template <class, int, bool, class> class Warp, class Arguments>
 __device__ __forceinline__ void run_units(const Arguments& a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int tile = static_cast<int>(a.destinations.quotient(blockIdx.x)),
-            destination = static_cast<int>(a.destinations.remainder(blockIdx.x));
+  const auto block = static_cast<std::int32_t>(blockIdx.x);
+  const int tile = a.destinations.quotient(block), destination = a.destinations.remainder(block);
   int segment = a.segments - 1;
   while (a.x[segment].first_tile > tile) --segment;
   const XRecord& x = a.x[segment];

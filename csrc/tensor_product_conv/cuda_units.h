@@ -132,7 +132,7 @@ struct UnitArguments {
   std::int64_t out_stride;
   // By the place of an edge in the order of destinations; row[d] to row[d + 1] are the places of destination d.
   const std::int32_t *row, *edge, *src;
-  Divisor destinations;
+  Divisor32 destinations;
   std::int32_t x_mul_ir, out_mul_ir;
   // Whether memory and registers exchange vectors: of the rows of x; of weights, which every path has; of results.
   std::int32_t x_vectors, w_vectors, out_vectors;
