@@ -120,11 +120,11 @@ FAULTS = {
         ";", UNINITIALISED, UNITS,
     ),
     "sums_of_edges_that_share_a_warp": Fault(
-        CONV_FORWARD, CONV + "cuda_unit_warp.h", "pack.template add<T>(other);", ";", WRONG, UNITS,
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "sum.template add<T>(other);", ";", WRONG, UNITS,
     ),
     "output_beyond_the_last_channel": Fault(
-        CONV_FORWARD, CONV + "cuda_unit_warp.h", "for (int c = lane_; c < slice; c += 32) {",
-        "for (int c = lane_; c < 32; c += 32) {", UNINITIALISED, channels_plan(MUL_IR, 1, own_outputs=True),
+        CONV_FORWARD, CONV + "cuda_unit_warp.h", "for (int c = lane; c < slice; c += 32) {",
+        "for (int c = lane; c < 32; c += 32) {", OUT_OF_BOUNDS, channels_plan(MUL_IR, 1, own_outputs=True),
     ),
     "tangent_of_the_weights_dropped": Fault(
         CONV_JVP, CONV + "cuda_unit_warp.h", "return {weights[0].template get<T>(c), weights[1].template get<T>(c)};",
