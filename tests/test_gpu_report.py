@@ -298,7 +298,7 @@ TO_FLOOR = {
 }
 OF_PEER = {"forward": 0.66, "backward": 0.8}
 # Short rows pay what a row costs each warp (docs/design.md, section 2).
-OF_PEER_UNEVEN = {("forward", "sevennet-l3i5"): 0.82}
+OF_PEER_AT = {("forward", "sevennet-l3i5", "uneven"): 0.82}
 
 
 @pytest.mark.parametrize("phase", TO_FLOOR)
@@ -309,10 +309,8 @@ def test_the_committed_limits_of_the_convolution(phase):
     for row in rows:
         counts, problem = numbers(row, report.KEYS["convolutions"]), row["problem"]
         if phase in OF_PEER:
-            limits = [OF_PEER[phase]]
-            if row["degrees"] == "uneven":
-                limits.append(OF_PEER_UNEVEN.get((phase, problem), 0))
-            assert report.to_peer(counts, report.PEER["convolution"]) < max(limits)
+            limit = OF_PEER_AT.get((phase, problem, row["degrees"]), OF_PEER[phase])
+            assert report.to_peer(counts, report.PEER["convolution"]) < limit
         assert counts["warps_sm_90"] >= 9
         terms = report.model(counts, report.CHIPS["H100 SXM"])
         assert max(terms.values()) < TO_FLOOR[phase][problem] * terms["dram"]
