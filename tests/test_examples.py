@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 def trained(folder):
     """What the training example prints; its weights are in ``folder``."""
     seed = eqk.testing.seed() % 1000
-    size = ("--structures", 40, "--epochs", 32, "--batch-size", 4, "--channels", 16, "--layers", 2)
+    size = ("--structures", 40, "--epochs", 48, "--batch-size", 4, "--channels", 16, "--layers", 2)
     return run(folder, EXAMPLES / "train_nequip_style.py", *size, "--threads", 1, "--seed", seed)
 
 
@@ -106,7 +106,7 @@ def test_training_learns(folder, trained):
     assert last < first / 4
     energy, forces = numbers(trained, "errors on unseen structures: energy # meV/atom, forces # meV/A")
     guess_energy, guess_forces = numbers(trained, "errors of a guess:           energy # meV/atom, forces # meV/A")
-    assert energy < guess_energy  # of few molecules, for which a guess may be lucky
+    assert energy < 0.8 * guess_energy
     assert forces < 0.4 * guess_forces
     assert is_picture(folder / "train_nequip_style.png")
 
